@@ -1,0 +1,58 @@
+/* base/mem.h - the kinds of memory that the house knows.
+ *
+ * start-up   mem_alloc() and friends: die with a message when memory is out, which is
+ *            right while a program starts and wrong afterwards
+ * arena      bump allocation, one per step or per request; freed whole
+ * mapping    weights, read-only (model/safetensors.c)
+ * blobs      reference-counted payloads (base/blob.h)
+ *
+ * The allocation guard proves that a step allocates nothing: between guard_begin() and
+ * guard_end() any mem_*() call of that thread is fatal and names the phase. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { MEM_ALIGN = 64 }; /* cache line and widest vector */
+
+/* Zeroed; never NULL; free with mem_free(). */
+void *mem_alloc(size_t bytes);
+/* Zeroed array; dies if count * size overflows, so both must be our own numbers or checked. */
+void *mem_array(size_t count, size_t size);
+/* Aligned to MEM_ALIGN, size rounded up to it, zeroed; huge pages are asked for from 2 MiB on. */
+void *mem_aligned(size_t bytes);
+/* Like mem_aligned(), but NULL when memory is out: for sizes that come from outside. */
+void *mem_try_aligned(size_t bytes);
+/* Grows or shrinks like realloc(3); new bytes are not zeroed. */
+void *mem_resize(void *p, size_t bytes);
+char *mem_string(const char *s);
+char *mem_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Frees what any function above returned; NULL is fine. */
+void mem_free(void *p);
+
+/* false if the exact result does not fit; `*out` is then untouched. */
+bool mem_mul(size_t a, size_t b, size_t *out);
+bool mem_add(size_t a, size_t b, size_t *out);
+/* Smallest multiple of `unit` (a power of two) that is at least `bytes`. */
+size_t mem_round_up(size_t bytes, size_t unit);
+
+/* Owner: one thread. */
+struct arena {
+    char *base;
+    size_t used_bytes, size_bytes, high_water_bytes;
+};
+/* Allocates `bytes` at once; arena_alloc() never grows it. */
+void arena_init(struct arena *a, size_t bytes);
+void arena_fini(struct arena *a);
+/* Aligned to MEM_ALIGN, not zeroed; NULL when the arena is full. */
+void *arena_alloc(struct arena *a, size_t bytes);
+size_t arena_mark(const struct arena *a);
+void arena_reset(struct arena *a, size_t mark);
+
+/* Allocation guard of the calling thread; nests not.  `phase` must outlive the phase. */
+void mem_guard_begin(const char *phase);
+void mem_guard_end(void);
+
+/* Bytes that this process may still use: the smaller of MemAvailable and its cgroup's room. */
+size_t mem_available_bytes(void);
