@@ -1,0 +1,47 @@
+/* model/weights.h - tensors bound to fields by meaning, with strict shapes.
+ *
+ * After this nobody looks a tensor up by name.  Views borrow from the checkpoint.
+ * Names and shapes: the released checkpoint (MiniMaxM2ForCausalLM). */
+#pragma once
+
+#include <stdint.h>
+
+#include "base/err.h"
+#include "model/checkpoint.h"
+#include "model/tensor.h"
+
+/* y = W x.  weight [rows, cols]; F32, F16, BF16, or F8_E4M3 with a scale. */
+struct linear_view {
+    const char *label; /* "w2": for messages */
+    int64_t rows, cols;
+    struct tensor weight;
+    struct tensor scale; /* F32 [ceil(rows/block_rows), ceil(cols/block_cols)]; data NULL if none */
+    int block_rows, block_cols;
+};
+
+struct layer_view {
+    struct tensor input_norm; /* [hidden] */
+    struct linear_view wq, wk, wv,
+        wo; /* [heads*dim, hidden] x1, [kv*dim, hidden] x2, [hidden, heads*dim] */
+    struct tensor q_norm, k_norm; /* [heads*dim], [kv*dim] */
+    struct tensor post_norm;      /* [hidden] */
+    struct tensor router_gate;    /* F32 or BF16 [experts, hidden] */
+    struct tensor router_bias;    /* F32 or BF16 [experts] */
+};
+
+struct expert_view {
+    struct linear_view gate, up, down; /* w1, w3 [expert_size, hidden]; w2 [hidden, expert_size] */
+};
+
+struct model_view {
+    struct tensor embedding;    /* [vocab, hidden] */
+    struct tensor final_norm;   /* [hidden] */
+    struct linear_view lm_head; /* [vocab, hidden] */
+};
+
+/* Each binds and checks dtype, shape and that scales and norms are finite; errors name the
+ * tensor, what was expected and what was found.  Expert weights are not read here. */
+int weights_layer(struct checkpoint *c, int layer, struct layer_view *out, struct err *e);
+int weights_expert(struct checkpoint *c, int layer, int expert, struct expert_view *out,
+                   struct err *e);
+int weights_model(struct checkpoint *c, struct model_view *out, struct err *e);
