@@ -16,7 +16,7 @@ done <<RULES
 base:
 model: base
 engine: base model
-rpc: base proto
+rpc: base proto model
 coordinator: base model rpc attn_node
 attn_node: base model engine rpc
 expert_node: base model engine rpc

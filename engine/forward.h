@@ -1,0 +1,66 @@
+/* engine/forward.h - one step through all layers; the only layer loop in the project
+ * (steps 6, 7 and 12 of the token's path).
+ *
+ * It knows no network: it asks for the expert half of a layer through `moe_ops`.
+ * engine/moe_local.c answers in the process, attn_node/moe_remote.c over the wire. */
+#pragma once
+
+#include "engine/gemm.h"
+#include "engine/kv.h"
+#include "engine/router.h"
+#include "model/checkpoint.h"
+
+/* The rows of one lane on their way to the experts.  Borrowed until gather() returned. */
+struct moe_rows {
+    int layer, n_rows, hidden;
+    const float *rows;        /* [n_rows, hidden], after post_attention_layernorm */
+    const int16_t *exponents; /* [n_rows], combine_exponent() of the residual stream */
+    const struct routing *routing;
+};
+
+struct moe_ops {
+    /* Sends out the rows of one lane; never blocks.  0 or an error that fails the step. */
+    int (*scatter)(void *ud, int lane, const struct moe_rows *rows);
+    /* Waits for that lane's experts, up to the step's deadline; adds into x [n_rows, hidden]. */
+    int (*gather)(void *ud, int lane, float *x);
+};
+
+/* Consecutive positions of one sequence. */
+struct step_seq {
+    struct kv_seq *kv; /* reserved up to position + n_tokens */
+    int position;      /* == kv->length */
+    int n_tokens;
+    const int32_t *tokens;
+    bool all_logits; /* logits of every row, not only of the last (polymath logits) */
+    bool no_logits;  /* a chunk in the middle of a prompt */
+};
+
+struct step {
+    int n_seqs;
+    const struct step_seq *seqs;
+    /* Optional: sees the residual stream after the embedding (layer -1, routing NULL) and
+     * after every layer.  For tests. */
+    void (*probe)(void *ud, int layer, const float *x, int n_rows, const struct routing *r);
+    void *probe_ud;
+};
+
+struct forward;
+struct forward_options {
+    enum weight_format format;
+    int max_rows; /* rows of one step */
+};
+
+/* Loads everything but the experts: embedding (stays mapped), attention, routers, head. */
+int forward_open(struct checkpoint *c, const struct forward_options *o, struct compute compute,
+                 struct forward **out, struct err *e);
+void forward_close(struct forward **f);
+const struct model_config *forward_config(const struct forward *f);
+size_t forward_bytes(const struct forward *f); /* of packed weights and scratch */
+/* A KV cache for this model is opened by the caller and named in every step. */
+
+/* Runs one step.  On success every seq's kv->length has moved by n_tokens, and *logits
+ * points to [n, vocab] rows (stride vocab) in order of seqs and positions, valid until the
+ * next call.  On failure no length has moved.  E_INVALID: a token outside the vocabulary.
+ * Allocates nothing after the first call of its size. */
+int forward_step(struct forward *f, struct kv *kv, const struct step *s, const struct moe_ops *ops,
+                 void *ud, const float **logits, int *n_logits);

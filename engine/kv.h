@@ -1,0 +1,46 @@
+/* engine/kv.h - the paged KV cache (f32).
+ *
+ * A page holds KV_PAGE_TOKENS consecutive positions of one sequence for every layer.  In a
+ * page, per layer and KV head:  K [page/16][head_dim][16] (transposed by 16 keys, what
+ * kernels.attend reads), V [page][v_stride].  A page is exactly one attention block, so
+ * the fold order depends on positions only.
+ *
+ * Owner: engine thread. */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "engine/kernels.h"
+#include "model/config.h"
+
+enum { KV_PAGE_TOKENS = ATTEND_BLOCK };
+
+struct kv;
+/* A sequence's timeline.  All-zero is empty. */
+struct kv_seq {
+    int32_t *pages;
+    int n_pages, pages_size;
+    int length; /* committed positions */
+};
+
+/* As many pages as `bytes` holds, at least one (E_NOMEM, E_INVALID otherwise).  Memory is
+ * reserved at once and touched page by page. */
+int kv_open(const struct model_config *config, size_t bytes, struct kv **out, struct err *e);
+void kv_close(struct kv **kv);
+int kv_pages_total(const struct kv *kv);
+int kv_pages_free(const struct kv *kv);
+size_t kv_page_bytes(const struct model_config *config);
+/* Room for positions below n_tokens: takes pages as needed; E_BUSY takes none. */
+int kv_reserve(struct kv *kv, struct kv_seq *s, int n_tokens);
+/* Forgets positions from n_tokens on and gives their pages back; 0 releases everything. */
+void kv_truncate(struct kv *kv, struct kv_seq *s, int n_tokens);
+/* Writes k, v [n_kv_heads, head_dim] of one position. */
+void kv_write(struct kv *kv, const struct kv_seq *s, int layer, int position, const float *k,
+              const float *v);
+const float *kv_keys(const struct kv *kv, const struct kv_seq *s, int layer, int page_index,
+                     int kv_head);
+const float *kv_values(const struct kv *kv, const struct kv_seq *s, int layer, int page_index,
+                       int kv_head);
+int kv_value_stride(const struct kv *kv);

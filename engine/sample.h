@@ -1,0 +1,26 @@
+/* engine/sample.h - logits + parameters + seed -> token id (step 12).
+ *
+ * Order: logit bias, penalties (repetition as in transformers, frequency and presence as
+ * in OpenAI's reference), temperature, top-k, top-p on the renormalised rest, min-p.  The
+ * random number for position p is a function of (seed, p) alone, so a replayed sequence
+ * draws the same tokens.  Ties go to the lower id. */
+#pragma once
+
+#include "base/err.h"
+#include "model/sampling.h"
+
+struct sampler;
+struct sampler *sampler_new(int vocab_size);
+void sampler_free(struct sampler **s);
+
+/* What the sampler may look back at. */
+struct sample_history {
+    const int32_t *tokens; /* prompt, then output */
+    int n_tokens, n_prompt;
+};
+
+/* E_CORRUPT if a logit is not finite (out is then untouched).  Allocates nothing. */
+int sample_token(struct sampler *s, const float *logits, const struct sampling *p,
+                 const struct sample_history *history, uint64_t position, struct sampled *out);
+/* XXH3-64 of the bits of n floats. */
+uint64_t sample_logits_hash(const float *logits, int n);
