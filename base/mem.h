@@ -24,6 +24,8 @@ void *mem_array(size_t count, size_t size);
 void *mem_aligned(size_t bytes);
 /* Like mem_aligned(), but NULL when memory is out: for sizes that come from outside. */
 void *mem_try_aligned(size_t bytes);
+/* Like mem_aligned(), but contents undefined: for payloads that are written whole. */
+void *mem_aligned_raw(size_t bytes);
 /* Grows or shrinks like realloc(3); new bytes are not zeroed. */
 void *mem_resize(void *p, size_t bytes);
 char *mem_string(const char *s);
