@@ -68,7 +68,7 @@ $(B)/bin/%:
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) $(ISA) -MMD -MP -c -o $@ $<
-$(B)/engine/kernels_avx2%.o: ISA := -mavx2 -mfma -mf16c
+$(B)/engine/kernels_avx2.o $(B)/engine/kernels_avx2_attend.o: ISA := -mavx2 -mfma -mf16c
 $(B)/base/version.o: CPPFLAGS += -DBUILD_COMMIT='"$(COMMIT)"' -DBUILD_VARIANT='"$(V)"'
 $(B)/base/version.o: $(B)/.commit
 $(B)/.commit: FORCE
