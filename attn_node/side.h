@@ -1,0 +1,34 @@
+/* attn_node/side.h - the attention side as a whole: the door through which a program runs
+ * it.  attn_node's main() and the coordinator (embedded, over inproc://) start the same
+ * thing: a control thread (member, Attention service) and an engine thread (KV, layers,
+ * links to experts).  Everything else is messages. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "model/format.h"
+
+struct side_config {
+    const char *name; /* "attn-0" */
+    const char *model_dir;
+    const char *coordinator_endpoint; /* Cluster service to join */
+    const char *listen_endpoint;      /* of the Attention service */
+    enum weight_format format;
+    enum combine_mode combine;
+    const char *kernels;     /* NULL or "": the best */
+    int threads;             /* 0: all CPUs that the process may use */
+    int64_t kv_bytes;        /* 0: a quarter of the memory that is free at start */
+    int max_rows, max_seqs;  /* of one step; sequences with KV */
+    int64_t call_timeout_ns; /* one layer's experts must have answered by then */
+    int64_t spin_ns;         /* busy-wait before sleeping in gather */
+};
+
+struct side;
+/* Loads the weights (progress in the log), binds, and starts joining; blocks for that long. */
+int side_start(const struct side_config *c, struct side **out, struct err *e);
+/* Leaves the cluster and ends both threads. */
+void side_stop(struct side **s);
+/* true once the coordinator refused this side for good; `why` is then filled. */
+bool side_is_refused(const struct side *s, struct err *why);

@@ -1,0 +1,80 @@
+/* rpc/link.h - one ZeroMQ socket with one owner thread (protocol.md 4).
+ *
+ * A client link is a DEALER that dials one endpoint; a server link is a ROUTER bound to
+ * one.  Nothing here blocks but link_wait().  libzmq loses accepted messages silently
+ * when a connection breaks: only call ids, deadlines and retries (rpc/channel.h) make a
+ * call reliable.
+ *
+ * Endpoints: tcp://host:port (port 0 or * binds a free one), ipc://path, inproc://name.
+ * Until a cluster has keys a server link binds loopback, ipc and inproc only. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/blob.h"
+#include "base/err.h"
+
+enum { LINK_MAX_FRAMES = 12, LINK_ENDPOINT_BYTES = 256, LINK_PEER_BYTES = 64 };
+
+/* A received frame; valid until its message is freed; may be misaligned. */
+struct frame {
+    const void *data;
+    size_t size_bytes;
+};
+
+/* A message.  All-zero is empty.  For a server, `peer` says who sent it or shall get it. */
+struct message {
+    int n_frames;
+    struct frame frames[LINK_MAX_FRAMES];
+    uint8_t peer[LINK_PEER_BYTES];
+    size_t peer_bytes;
+    void *received; /* what a received message keeps alive */
+};
+void message_fini(struct message *m);
+
+enum link_role { LINK_CLIENT, LINK_SERVER };
+struct link_options {
+    enum link_role role;
+    const char *endpoint;
+    size_t max_frame_bytes; /* a peer that sends more is disconnected; 0 = 256 MiB */
+    int high_water;         /* messages per direction and peer; 0 = 64 */
+};
+
+struct link;
+/* E_INVALID: malformed endpoint, or a non-loopback bind; E_EXISTS: address in use. */
+int link_open(const struct link_options *o, struct link **out, struct err *e);
+void link_close(struct link **l);
+/* The endpoint as bound (real port) or as dialled. */
+const char *link_endpoint(const struct link *l);
+
+/* Queues a message of small frames (copied) followed by blobs (not copied: a reference is
+ * kept until ZeroMQ has sent them).  `peer` is for servers.  0; E_BUSY: high-water mark;
+ * E_UNAVAILABLE: no such peer, or a client link that is not connected. */
+struct link_send {
+    const uint8_t *peer;
+    size_t peer_bytes;
+    const struct frame *frames;
+    int n_frames;
+    struct blob *const *blobs;
+    int n_blobs;
+};
+int link_send(struct link *l, const struct link_send *s);
+/* One message, or E_AGAIN.  Messages with too many frames are dropped and counted. */
+int link_receive(struct link *l, struct message *out);
+
+/* What happened to the connection since the last call; drained first in every turn. */
+enum link_event { LINK_NOTHING, LINK_CONNECTED, LINK_DISCONNECTED };
+enum link_event link_next_event(struct link *l);
+bool link_is_connected(const struct link *l);
+
+/* Spins for spin_ns, then sleeps, until one of the links may have a message or an event,
+ * `extra_fd` (-1: none) is readable, or the deadline has passed.  Spurious returns happen. */
+void link_wait(struct link *const *links, int n_links, int extra_fd, int64_t deadline_ns,
+               int64_t spin_ns);
+
+struct link_counters {
+    int64_t sent_messages, sent_bytes, received_messages, received_bytes, refused_messages;
+};
+void link_count(const struct link *l, struct link_counters *out);

@@ -1,0 +1,43 @@
+/* rpc/member.h - a node's side of membership: join, heartbeat, epoch, leave.
+ *
+ * A node dials the coordinator, joins, and sends heartbeats.  A heartbeat's reply carries
+ * the newest epoch and holdings version; when one of them is newer than what the node
+ * has, the member pulls it (Cluster/Table for attention sides, Cluster/Holdings for
+ * expert nodes) and hands it over.  Pull, because then only nodes dial the coordinator
+ * (NAT, start order) and a lost message repeats by itself with the next heartbeat.
+ * When the coordinator is away or has forgotten the node, the member joins again for ever.
+ *
+ * Owner: the control thread, whose loop it lives on.  Log events: member.joined,
+ * member.refused, member.lost. */
+#pragma once
+
+#include "base/err.h"
+#include "rpc/loop.h"
+#include "rpc/wire.h"
+
+struct member;
+
+struct member_options {
+    const char *coordinator_endpoint;
+    struct wire_join join; /* incarnation is filled in by the member if 0 */
+    /* New state to take over; borrowed for the call.  Only the one of the role is set. */
+    void (*on_holdings)(void *ud, const struct wire_holdings *h);
+    void (*on_table)(void *ud, const struct wire_table *t);
+    /* The coordinator refuses this node for good (another model, a name in use): the
+     * program should end with `e`.  Runs once. */
+    void (*on_refused)(void *ud, const struct err *e);
+    void *ud;
+};
+
+int member_open(struct loop *l, const struct member_options *o, struct member **out, struct err *e);
+/* Says Leave (best effort, at most 200 ms) and closes. */
+void member_close(struct member **m, const char *reason);
+/* What the next heartbeats say; changes of state, epoch or holdings_version are sent at once. */
+struct member_report {
+    enum node_state state;
+    uint64_t epoch, holdings_version;
+    uint32_t experts_held, experts_wanted;
+    uint64_t held_bytes;
+};
+void member_report(struct member *m, const struct member_report *r);
+uint32_t member_node_id(const struct member *m); /* 0 while not joined */

@@ -1,0 +1,325 @@
+/* rpc/wire.h - every message as a plain C struct; sizes and limits.
+ *
+ * No protobuf type appears here: wire_*.c turns structs into frames and back, and all
+ * validation of outside data happens there.  Decoders believe nothing: counts, ids and
+ * the product of sizes are checked in 64 bits before anything is read.  A decoder returns
+ * 0 or E_INVALID with the reason in `e` (which may be NULL).
+ *
+ * Encoders write the protobuf message into `message` and bulk data into blobs that the
+ * caller sends as payload frames; decoders get the same back as `str` and frames. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/blob.h"
+#include "base/buf.h"
+#include "base/err.h"
+#include "model/format.h"
+#include "model/sampling.h"
+#include "rpc/link.h"
+
+enum wire_service {
+    WIRE_CLUSTER,
+    WIRE_EXPERT,
+    WIRE_ATTENTION,
+    WIRE_HEALTH,
+    WIRE_REFLECTION,
+    WIRE_SERVICES
+};
+
+/* Methods in the order of the .proto files. */
+enum {
+    CLUSTER_JOIN,
+    CLUSTER_HEARTBEAT,
+    CLUSTER_HOLDINGS,
+    CLUSTER_TABLE,
+    CLUSTER_LEAVE,
+    CLUSTER_METHODS
+};
+enum { EXPERT_FORWARD, EXPERT_DESCRIBE, EXPERT_METHODS };
+enum { ATTENTION_STEP, ATTENTION_RELEASE, ATTENTION_DESCRIBE, ATTENTION_METHODS };
+
+/* "polymath.v1.Expert/Forward"; static storage. */
+const char *wire_method(enum wire_service service, int method);
+
+enum {
+    WIRE_NAME_BYTES = 64,
+    WIRE_TEXT_BYTES = 128,
+    WIRE_MAX_NODES = 4096,
+    WIRE_MAX_ROWS = 65536,
+    WIRE_MAX_SEQS = 4096
+};
+
+/* ---- Cluster: every node <-> coordinator (rpc/wire_cluster.c) ---------------------- */
+
+enum node_role { NODE_EXPERT, NODE_ATTENTION };
+enum node_state { NODE_JOINING, NODE_LOADING, NODE_READY, NODE_DRAINING, NODE_GONE };
+const char *node_role_name(enum node_role r);
+const char *node_state_name(enum node_state s);
+
+struct wire_join {
+    enum node_role role;
+    char name[WIRE_NAME_BYTES];         /* unique in the cluster */
+    char endpoint[LINK_ENDPOINT_BYTES]; /* of its data service, as others dial it */
+    char host[WIRE_NAME_BYTES];
+    uint32_t pid, threads;
+    uint64_t incarnation; /* random per process start */
+    uint32_t protocol_version;
+    uint64_t fingerprint; /* checkpoint_fingerprint() */
+    enum weight_format format;
+    enum combine_mode combine;
+    char kernels[WIRE_NAME_BYTES], build[WIRE_TEXT_BYTES];
+    uint64_t memory_bytes; /* room for experts */
+    uint64_t expert_bytes; /* of one packed expert */
+    uint32_t max_rows;     /* of one Forward or Step */
+};
+struct wire_join_reply {
+    uint32_t node_id; /* never 0 */
+    uint64_t epoch;
+    uint32_t heartbeat_ms, lease_ms;
+};
+
+struct wire_heartbeat {
+    uint32_t node_id;
+    uint64_t incarnation;
+    enum node_state state;
+    uint64_t epoch;            /* table installed (attention) */
+    uint64_t holdings_version; /* wholly loaded and self-tested (expert) */
+    uint32_t experts_held, experts_wanted;
+    uint64_t held_bytes;
+};
+struct wire_heartbeat_reply {
+    uint64_t epoch;            /* newest table */
+    uint64_t holdings_version; /* newest for this node */
+};
+
+/* What one expert node shall hold. */
+struct wire_holdings_request {
+    uint32_t node_id;
+};
+struct wire_holdings {
+    uint64_t version;
+    uint32_t n_layers, n_experts;
+    const uint8_t *bitmap; /* [n_layers][(n_experts + 7) / 8], bit e%8 of byte e/8 */
+};
+/* Who holds what and may be asked: the immutable table of one epoch. */
+struct wire_table_node {
+    uint32_t node_id;
+    char name[WIRE_NAME_BYTES], endpoint[LINK_ENDPOINT_BYTES];
+    uint64_t incarnation;
+    uint32_t max_rows;
+};
+enum { WIRE_NO_HOLDER = 0xffff };
+struct wire_table {
+    uint64_t epoch;
+    uint32_t n_layers, n_experts, n_nodes;
+    const struct wire_table_node *nodes;
+    const uint16_t *holder; /* [n_layers][n_experts]: index into nodes, or WIRE_NO_HOLDER */
+};
+struct wire_leave {
+    uint32_t node_id;
+    uint64_t incarnation;
+    char reason[WIRE_TEXT_BYTES];
+};
+
+void wire_join_encode(const struct wire_join *m, struct buf *message);
+int wire_join_decode(struct str message, struct wire_join *out, struct err *e);
+void wire_join_reply_encode(const struct wire_join_reply *m, struct buf *message);
+int wire_join_reply_decode(struct str message, struct wire_join_reply *out, struct err *e);
+void wire_heartbeat_encode(const struct wire_heartbeat *m, struct buf *message);
+int wire_heartbeat_decode(struct str message, struct wire_heartbeat *out, struct err *e);
+void wire_heartbeat_reply_encode(const struct wire_heartbeat_reply *m, struct buf *message);
+int wire_heartbeat_reply_decode(struct str message, struct wire_heartbeat_reply *out,
+                                struct err *e);
+void wire_holdings_request_encode(const struct wire_holdings_request *m, struct buf *message);
+int wire_holdings_request_decode(struct str message, struct wire_holdings_request *out,
+                                 struct err *e);
+/* The bitmap and the table travel as one payload frame each. */
+void wire_holdings_encode(const struct wire_holdings *m, struct buf *message,
+                          struct blob **payload);
+/* `bitmap` of out points into an allocation that the caller frees with mem_free(). */
+int wire_holdings_decode(struct str message, const struct frame *payloads, int n_payloads,
+                         struct wire_holdings *out, uint8_t **bitmap, struct err *e);
+void wire_table_encode(const struct wire_table *m, struct buf *message, struct blob **payload);
+/* Everything in one allocation, freed with mem_free(); every holder is below n_nodes. */
+int wire_table_decode(struct str message, const struct frame *payloads, int n_payloads,
+                      struct wire_table **out, struct err *e);
+void wire_leave_encode(const struct wire_leave *m, struct buf *message);
+int wire_leave_decode(struct str message, struct wire_leave *out, struct err *e);
+
+/* ---- Expert: attention side -> expert_node (rpc/wire_expert.c) --------------------- */
+
+/* One Forward: each row once per node, however many of its experts live there.
+ * Payloads: [0] routes: uint16 n_routes_of_row[n_rows], int16 exponents[n_rows],
+ * uint16 experts[n_routes], float weights[n_routes]; [1] rows: float [n_rows, hidden]. */
+struct wire_forward {
+    uint64_t fingerprint, epoch, step;
+    uint32_t layer, lane, n_rows, hidden, n_routes;
+    enum combine_mode mode;
+};
+/* `routes` is packed by wire_forward_pack_routes(); rows are the caller's blob. */
+void wire_forward_encode(const struct wire_forward *m, struct buf *message);
+size_t wire_forward_routes_bytes(uint32_t n_rows, uint32_t n_routes);
+void wire_forward_pack_routes(const struct wire_forward *m, const int32_t *first_route,
+                              const int16_t *exponents, const uint16_t *experts,
+                              const float *weights, void *out);
+/* What the worker may accept; everything else is refused. */
+struct wire_forward_limits {
+    uint64_t fingerprint;
+    uint32_t n_layers, n_experts, hidden, max_rows, max_top_k;
+};
+int wire_forward_decode(struct str message, const struct frame *payloads, int n_payloads,
+                        const struct wire_forward_limits *limits, struct wire_forward *out,
+                        struct err *e);
+/* After a successful decode: copies the routes into the caller's aligned arrays
+ * (first_route [n_rows + 1], exponents [n_rows], experts and weights [n_routes]).
+ * E_INVALID: a row without routes or with more than max_top_k, an expert out of range or
+ * twice in a row, a weight that is not finite. */
+int wire_forward_unpack_routes(const struct wire_forward *m, const struct frame *routes,
+                               const struct wire_forward_limits *limits, int32_t *first_route,
+                               int16_t *exponents, uint16_t *experts, float *weights,
+                               struct err *e);
+
+/* Reply payload: int32 [n_rows, hidden], float [n_routes, hidden] or uint16 [n_rows, hidden]. */
+enum { WIRE_MAX_OVERFLOW = 4096 };
+struct wire_forward_reply {
+    uint64_t step;
+    uint32_t layer, lane, n_rows;
+    enum combine_mode mode;
+    uint32_t n_overflow; /* mode fixed: rows (of this parcel) to be asked again */
+    uint32_t overflow_rows[WIRE_MAX_OVERFLOW];
+};
+void wire_forward_reply_encode(const struct wire_forward_reply *m, struct buf *message);
+/* `expect` is the request that it answers; the payload's size is checked against it. */
+int wire_forward_reply_decode(struct str message, const struct frame *payloads, int n_payloads,
+                              const struct wire_forward *expect, struct wire_forward_reply *out,
+                              struct err *e);
+
+/* Describe: what an expert node is and holds (request is empty). */
+struct wire_expert_description {
+    char name[WIRE_NAME_BYTES];
+    uint64_t fingerprint, holdings_version, held_bytes;
+    uint32_t experts_held, n_layers, n_experts, protocol_version;
+    enum weight_format format;
+    enum combine_mode combine;
+    char kernels[WIRE_NAME_BYTES], build[WIRE_TEXT_BYTES];
+};
+void wire_expert_description_encode(const struct wire_expert_description *m, struct buf *message);
+int wire_expert_description_decode(struct str message, struct wire_expert_description *out,
+                                   struct err *e);
+
+/* ---- Attention: coordinator -> attention side (rpc/wire_attention.c) --------------- */
+
+struct wire_step_seq {
+    uint64_t seq;
+    uint32_t position, n_tokens;
+    bool sample;                     /* the last row's token is wanted */
+    uint32_t n_prompt;               /* with `sampling`: length of the whole prompt */
+    const struct sampling *sampling; /* with the first chunk (position 0) only, else NULL */
+};
+/* Payload [0]: int32 tokens, seq after seq. */
+struct wire_step {
+    uint64_t step;
+    uint32_t n_seqs, n_tokens;
+    const struct wire_step_seq *seqs;
+    const int32_t *tokens;
+};
+void wire_step_encode(const struct wire_step *m, struct buf *message, struct blob **payload);
+struct wire_step_limits {
+    uint32_t max_rows, max_seqs, vocab_size, max_positions;
+};
+/* Everything in one allocation, freed with mem_free(). */
+int wire_step_decode(struct str message, const struct frame *payloads, int n_payloads,
+                     const struct wire_step_limits *limits, struct wire_step **out, struct err *e);
+
+struct wire_step_sample {
+    uint64_t seq;
+    int code; /* 0, or E_* if this sequence alone failed (non-finite logits) */
+    struct sampled sampled;
+};
+struct wire_step_reply {
+    uint64_t step, epoch;
+    uint32_t n_samples;
+    const struct wire_step_sample *samples;     /* in order of the step's seqs with `sample` */
+    uint64_t attention_us, experts_us, head_us; /* where the step's time went */
+    uint32_t kv_pages_free;
+};
+void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message);
+/* One allocation, freed with mem_free(). */
+int wire_step_reply_decode(struct str message, struct wire_step_reply **out, struct err *e);
+
+/* Release: forget these sequences; unknown ones are fine.  Empty reply. */
+struct wire_release {
+    uint32_t n_seqs;
+    const uint64_t *seqs;
+};
+void wire_release_encode(const struct wire_release *m, struct buf *message);
+int wire_release_decode(struct str message, struct wire_release **out, struct err *e);
+
+/* Describe (request is empty). */
+struct wire_attention_description {
+    char name[WIRE_NAME_BYTES];
+    uint64_t fingerprint, epoch;
+    uint32_t kv_pages_total, kv_pages_free, page_tokens, max_rows, max_seqs, max_positions;
+    uint32_t protocol_version;
+    enum weight_format format;
+    enum combine_mode combine;
+    char kernels[WIRE_NAME_BYTES], build[WIRE_TEXT_BYTES];
+};
+void wire_attention_description_encode(const struct wire_attention_description *m,
+                                       struct buf *message);
+int wire_attention_description_decode(struct str message, struct wire_attention_description *out,
+                                      struct err *e);
+
+/* ---- Call headers, health and reflection (rpc/wire_call.c) -------------------------- */
+
+enum { WIRE_METHOD_BYTES = 96, WIRE_STATUS_TEXT_BYTES = 512, WIRE_MAX_METADATA = 16 };
+enum { WIRE_FLAG_CANCEL = 1, WIRE_FLAG_STREAM = 2, WIRE_FLAG_LAST = 4 };
+struct wire_metadata {
+    char key[WIRE_NAME_BYTES], value[WIRE_TEXT_BYTES];
+};
+struct wire_call_header {
+    uint32_t version, flags;
+    uint64_t call_id, trace_id;
+    char method[WIRE_METHOD_BYTES];
+    uint64_t deadline_us; /* remaining; 0 = none */
+    uint32_t n_metadata;
+    struct wire_metadata metadata[WIRE_MAX_METADATA];
+};
+struct wire_reply_header {
+    uint32_t version, flags;
+    uint64_t call_id;
+    int code; /* E_*; gRPC's number on the wire */
+    char text[WIRE_STATUS_TEXT_BYTES];
+    uint64_t queue_us, compute_us;
+    uint32_t n_metadata;
+    struct wire_metadata metadata[WIRE_MAX_METADATA];
+};
+void wire_call_header_encode(const struct wire_call_header *m, struct buf *out);
+int wire_call_header_decode(struct str frame, struct wire_call_header *out, struct err *e);
+void wire_reply_header_encode(const struct wire_reply_header *m, struct buf *out);
+int wire_reply_header_decode(struct str frame, struct wire_reply_header *out, struct err *e);
+
+struct wire_health {
+    bool serving;
+};
+void wire_health_encode(const struct wire_health *m, struct buf *message);
+int wire_health_decode(struct str message, struct wire_health *out, struct err *e);
+enum { HEALTH_CHECK, HEALTH_WATCH };
+/* Reflection/List: names of methods, "polymath.v1.Expert/Forward", one after another. */
+enum { WIRE_MAX_LISTED = 64 };
+struct wire_listing {
+    uint32_t n_methods;
+    char methods[WIRE_MAX_LISTED][WIRE_METHOD_BYTES];
+};
+void wire_listing_encode(const struct wire_listing *m, struct buf *message);
+int wire_listing_decode(struct str message, struct wire_listing *out, struct err *e);
+enum { REFLECTION_LIST };
+
+/* The generated descriptor's view of a service, for dispatch. */
+int wire_service_methods(enum wire_service service);
+/* E_NOT_FOUND if the name is none of ours. */
+int wire_method_find(const char *name, enum wire_service *service, int *method);
+bool wire_method_is_stream(enum wire_service service, int method);
