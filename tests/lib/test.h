@@ -59,6 +59,14 @@ const char *test_source_dir(void);
 /* true in builds whose code runs many times slower (asan, tsan, valgrind, debug). */
 bool test_is_slow_build(void);
 
+/* Runs body(ud) in a process of its own that is expected to die, and says how it ended:
+ * `signal` (0 if none), `exit_status` (-1 if a signal, 0 if the body returned), output. */
+struct test_end {
+    int signal, exit_status;
+    char output[8192];
+};
+struct test_end test_run_apart(void (*body)(void *ud), void *ud);
+
 #define CHECK(condition) \
     ((condition) ? (void)0 : test_fail(__FILE__, __LINE__, "%s is false", #condition))
 #define CHECK_INT(got, want) \
