@@ -25,5 +25,7 @@ int checkpoint_find(struct checkpoint *c, const char *name, struct tensor *out, 
  * small tensors that every release changes (the final norm and each layer's router bias),
  * so that M2 and M2.5, equal in every shape, differ.  Reads a few KB per layer. */
 int checkpoint_fingerprint(struct checkpoint *c, uint64_t *out, struct err *e);
+/* How many shards have been opened so far: tests hold "touches only what it needs" with it. */
+int checkpoint_open_shards(const struct checkpoint *c);
 /* Bytes of one expert (three matrices and their scales) as stored. */
 int checkpoint_expert_bytes(struct checkpoint *c, size_t *out, struct err *e);

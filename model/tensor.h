@@ -26,6 +26,6 @@ enum dtype dtype_parse(struct str s);
 /* "BF16 [1536, 3072]" into `out`, for messages. */
 enum { TENSOR_TEXT_BYTES = 96 };
 const char *tensor_text(const struct tensor *t, char out[TENSOR_TEXT_BYTES]);
-/* Elements to f32, exactly (every dtype here fits into f32).  F8_E4M3 NaN gives NaN.
+/* Elements to f32, exactly (I32 beyond 2^24 rounds); not for DTYPE_OTHER.  F8_E4M3 NaN gives NaN.
  * `first` and `count` are in elements; must lie inside the tensor. */
 void tensor_read_f32(const struct tensor *t, int64_t first, int64_t count, float *out);

@@ -25,8 +25,8 @@ struct layer_view {
         wo; /* [heads*dim, hidden] x1, [kv*dim, hidden] x2, [hidden, heads*dim] */
     struct tensor q_norm, k_norm; /* [heads*dim], [kv*dim] */
     struct tensor post_norm;      /* [hidden] */
-    struct tensor router_gate;    /* F32 or BF16 [experts, hidden] */
-    struct tensor router_bias;    /* F32 or BF16 [experts] */
+    struct tensor router_gate;    /* F32, BF16 or F16 [experts, hidden] */
+    struct tensor router_bias;    /* F32, BF16 or F16 [experts] */
 };
 
 struct expert_view {

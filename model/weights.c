@@ -1,0 +1,214 @@
+/* model/weights.c - see weights.h. */
+#include "model/weights.h"
+
+#include <math.h>
+#include <stdio.h>
+
+#include "base/must.h"
+#include "model/fp8.h"
+
+enum {
+    DTYPES_FLOAT = 1 << DTYPE_F32 | 1 << DTYPE_F16 | 1 << DTYPE_BF16,
+    DTYPES_FP8 = 1 << DTYPE_F8_E4M3
+};
+
+/* What a tensor must look like; cols = 0 for a vector. */
+struct wanted {
+    int dtypes; /* bit per enum dtype */
+    int64_t rows, cols;
+};
+
+/* A tensor's full name: the prefix of its layer or expert, then its own. */
+struct full_name {
+    char text[TENSOR_NAME_BYTES];
+};
+
+static struct full_name join(const char *prefix, const char *name)
+{
+    struct full_name full;
+    int len = snprintf(full.text, sizeof full.text, "%s%s", prefix, name);
+    must(len > 0 && (size_t)len < sizeof full.text);
+    return full;
+}
+
+static void dtypes_text(int dtypes, char *out, size_t size)
+{
+    size_t len = 0;
+    for (int d = 0; d < DTYPE_OTHER; d++)
+        if (dtypes & 1 << d && len < size)
+            len += (size_t)snprintf(out + len, size - len, "%s%s", len ? " or " : "",
+                                    dtype_name((enum dtype)d));
+}
+
+static int check_tensor(const struct tensor *t, const char *name, struct wanted w, struct err *e)
+{
+    char found[TENSOR_TEXT_BYTES], dtypes[64] = "";
+    bool is_shape = w.cols > 0 ? t->n_dims == 2 && t->dims[0] == w.rows && t->dims[1] == w.cols
+                               : t->n_dims == 1 && t->dims[0] == w.rows;
+    if (is_shape && w.dtypes & 1 << t->dtype)
+        return 0;
+    tensor_text(t, found);
+    dtypes_text(w.dtypes, dtypes, sizeof dtypes);
+    if (w.cols > 0)
+        return err_set(e, E_CORRUPT, "%s: expected %s [%lld, %lld], file has %s", name, dtypes,
+                       (long long)w.rows, (long long)w.cols, found);
+    return err_set(e, E_CORRUPT, "%s: expected %s [%lld], file has %s", name, dtypes,
+                   (long long)w.rows, found);
+}
+
+static int find_checked(struct checkpoint *c, const char *name, struct wanted w, struct tensor *out,
+                        struct err *e)
+{
+    int rc = checkpoint_find(c, name, out, e);
+    return rc < 0 ? rc : check_tensor(out, name, w, e);
+}
+
+static int check_finite(const struct tensor *t, const char *name, struct err *e)
+{
+    float values[256];
+    int64_t count = (int64_t)(t->size_bytes / dtype_bytes(t->dtype));
+    for (int64_t at = 0; at < count; at += 256) {
+        int64_t n = count - at < 256 ? count - at : 256;
+        tensor_read_f32(t, at, n, values);
+        for (int64_t i = 0; i < n; i++)
+            if (!isfinite(values[i]))
+                return err_set(e, E_CORRUPT,
+                               "%s: element %lld is %g, expected a finite number; "
+                               "fetch the file again",
+                               name, (long long)(at + i), (double)values[i]);
+    }
+    return 0;
+}
+
+/* A vector of small floats whose every element must be finite. */
+static int bind_vector(struct checkpoint *c, struct full_name name, int64_t rows,
+                       struct tensor *out, struct err *e)
+{
+    struct wanted w = {DTYPES_FLOAT, rows, 0};
+    int rc = find_checked(c, name.text, w, out, e);
+    return rc < 0 ? rc : check_finite(out, name.text, e);
+}
+
+static int bind_scale(struct checkpoint *c, const char *weight_name, struct linear_view *l,
+                      struct err *e)
+{
+    const struct model_config *m = checkpoint_config(c);
+    struct full_name name = join(weight_name, "_scale_inv");
+    if (m->scale_block_rows == 0)
+        return err_set(e, E_CORRUPT,
+                       "%s is F8_E4M3, but config.json has no quantization_config that gives "
+                       "weight_block_size",
+                       weight_name);
+    l->block_rows = m->scale_block_rows;
+    l->block_cols = m->scale_block_cols;
+    struct wanted w = {1 << DTYPE_F32, fp8_blocks(l->rows, l->block_rows),
+                       fp8_blocks(l->cols, l->block_cols)};
+    int rc = find_checked(c, name.text, w, &l->scale, e);
+    return rc < 0 ? rc : check_finite(&l->scale, name.text, e);
+}
+
+/* `l` says label, rows and cols; the rest is filled. */
+static int bind_linear(struct checkpoint *c, const char *prefix, struct linear_view *l,
+                       struct err *e)
+{
+    struct full_name name = join(join(prefix, l->label).text, ".weight");
+    struct wanted w = {DTYPES_FLOAT | DTYPES_FP8, l->rows, l->cols};
+    int rc = find_checked(c, name.text, w, &l->weight, e);
+    if (rc == 0 && l->weight.dtype == DTYPE_F8_E4M3)
+        rc = bind_scale(c, name.text, l, e);
+    return rc;
+}
+
+static struct full_name layer_prefix(int layer, const char *part)
+{
+    struct full_name prefix;
+    snprintf(prefix.text, sizeof prefix.text, "model.layers.%d.%s", layer, part);
+    return prefix;
+}
+
+static int bind_attention(struct checkpoint *c, int layer, struct layer_view *v, struct err *e)
+{
+    const struct model_config *m = checkpoint_config(c);
+    struct full_name prefix = layer_prefix(layer, "self_attn.");
+    int64_t q = (int64_t)m->n_heads * m->head_dim, kv = (int64_t)m->n_kv_heads * m->head_dim;
+    v->wq = (struct linear_view){.label = "q_proj", .rows = q, .cols = m->hidden_size};
+    v->wk = (struct linear_view){.label = "k_proj", .rows = kv, .cols = m->hidden_size};
+    v->wv = (struct linear_view){.label = "v_proj", .rows = kv, .cols = m->hidden_size};
+    v->wo = (struct linear_view){.label = "o_proj", .rows = m->hidden_size, .cols = q};
+    int rc = bind_linear(c, prefix.text, &v->wq, e);
+    if (rc == 0)
+        rc = bind_linear(c, prefix.text, &v->wk, e);
+    if (rc == 0)
+        rc = bind_linear(c, prefix.text, &v->wv, e);
+    if (rc == 0)
+        rc = bind_linear(c, prefix.text, &v->wo, e);
+    if (rc == 0)
+        rc = bind_vector(c, join(prefix.text, "q_norm.weight"), q, &v->q_norm, e);
+    if (rc == 0)
+        rc = bind_vector(c, join(prefix.text, "k_norm.weight"), kv, &v->k_norm, e);
+    return rc;
+}
+
+int weights_layer(struct checkpoint *c, int layer, struct layer_view *out, struct err *e)
+{
+    const struct model_config *m = checkpoint_config(c);
+    struct layer_view v = {0};
+    must(layer >= 0 && layer < m->n_layers);
+    struct full_name prefix = layer_prefix(layer, "");
+    struct full_name gate = layer_prefix(layer, "block_sparse_moe.gate.weight");
+    struct wanted gate_wanted = {DTYPES_FLOAT, m->n_experts, m->hidden_size};
+    int rc = bind_vector(c, join(prefix.text, "input_layernorm.weight"), m->hidden_size,
+                         &v.input_norm, e);
+    if (rc == 0)
+        rc = bind_attention(c, layer, &v, e);
+    if (rc == 0)
+        rc = bind_vector(c, join(prefix.text, "post_attention_layernorm.weight"), m->hidden_size,
+                         &v.post_norm, e);
+    if (rc == 0)
+        rc = find_checked(c, gate.text, gate_wanted, &v.router_gate, e);
+    if (rc == 0)
+        rc = bind_vector(c, join(prefix.text, "block_sparse_moe.e_score_correction_bias"),
+                         m->n_experts, &v.router_bias, e);
+    if (rc == 0)
+        *out = v;
+    return rc;
+}
+
+int weights_expert(struct checkpoint *c, int layer, int expert, struct expert_view *out,
+                   struct err *e)
+{
+    const struct model_config *m = checkpoint_config(c);
+    must(layer >= 0 && layer < m->n_layers && expert >= 0 && expert < m->n_experts);
+    struct full_name prefix;
+    snprintf(prefix.text, sizeof prefix.text, "model.layers.%d.block_sparse_moe.experts.%d.", layer,
+             expert);
+    struct expert_view v = {
+        .gate = {.label = "w1", .rows = m->expert_size, .cols = m->hidden_size},
+        .up = {.label = "w3", .rows = m->expert_size, .cols = m->hidden_size},
+        .down = {.label = "w2", .rows = m->hidden_size, .cols = m->expert_size},
+    };
+    int rc = bind_linear(c, prefix.text, &v.gate, e);
+    if (rc == 0)
+        rc = bind_linear(c, prefix.text, &v.up, e);
+    if (rc == 0)
+        rc = bind_linear(c, prefix.text, &v.down, e);
+    if (rc == 0)
+        *out = v;
+    return rc;
+}
+
+int weights_model(struct checkpoint *c, struct model_view *out, struct err *e)
+{
+    const struct model_config *m = checkpoint_config(c);
+    struct model_view v = {
+        .lm_head = {.label = "lm_head", .rows = m->vocab_size, .cols = m->hidden_size}};
+    struct wanted embedding = {DTYPES_FLOAT, m->vocab_size, m->hidden_size};
+    int rc = find_checked(c, "model.embed_tokens.weight", embedding, &v.embedding, e);
+    if (rc == 0)
+        rc = bind_vector(c, join("", "model.norm.weight"), m->hidden_size, &v.final_norm, e);
+    if (rc == 0)
+        rc = bind_linear(c, "", &v.lm_head, e);
+    if (rc == 0)
+        *out = v;
+    return rc;
+}
