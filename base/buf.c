@@ -101,6 +101,7 @@ void buf_putc(struct buf *b, char c)
 
 void buf_printf(struct buf *b, const char *format, ...)
 {
+    must(format != NULL); /* also tells gcc, which warns under -fsanitize=undefined */
     va_list args;
     va_start(args, format);
     int n = vsnprintf(NULL, 0, format, args);

@@ -40,7 +40,7 @@ struct conf_table {
 
 /* Sets every field to its default. */
 void conf_defaults(const struct conf_table *t, void *config);
-/* Reads a libconfig file over what is there; @include works. */
+/* Reads a libconfig file over what is there; @include is relative to the file's directory. */
 int conf_read_file(const struct conf_table *t, void *config, const char *path, struct err *e);
 /* "key=value" over what is there. */
 int conf_set(const struct conf_table *t, void *config, const char *assignment, struct err *e);
@@ -54,7 +54,8 @@ void conf_fini(const struct conf_table *t, void *config);
  *   PROGRAM [-c FILE] [--set KEY=VALUE]... [--check-config] [--dump-config] [--version] [--help]
  * Fills config.  Returns CONF_RUN to go on; CONF_DONE after --help, --version, --dump-config
  * or --check-config did their work (exit 0); CONF_MISUSE after printing one sentence to
- * stderr (exit 2).  `check` (may be NULL) holds what the table cannot say. */
+ * stderr (exit 2).  `check` (may be NULL) holds what the table cannot say.  The strings
+ * are already freed unless it returns CONF_RUN. */
 enum conf_outcome { CONF_RUN, CONF_DONE, CONF_MISUSE };
 enum conf_outcome conf_main(const struct conf_table *t, void *config, int argc, char **argv,
                             int (*check)(const void *config, struct err *e),

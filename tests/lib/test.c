@@ -209,6 +209,21 @@ const char *test_source_dir(void)
     return source_dir;
 }
 
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define TEST_BUILT_SLOW 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
+#define TEST_BUILT_SLOW 1
+#endif
+
+#ifdef TEST_BUILT_SLOW
+bool test_is_slow_build(void)
+{
+    return true;
+}
+#else
 static bool is_under_valgrind(void)
 {
     FILE *f = fopen("/proc/self/maps", "re");
@@ -222,24 +237,14 @@ static bool is_under_valgrind(void)
     return found;
 }
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define TEST_SANITIZED 1
-#endif
-#endif
-
 bool test_is_slow_build(void)
 {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(TEST_SANITIZED) || \
-    !defined(__OPTIMIZE__)
-    return true;
-#else
     static int answer = -1;
     if (answer < 0)
         answer = is_under_valgrind();
     return answer;
-#endif
 }
+#endif
 
 void test_check_bytes(const char *file, int line, const char *what, const void *got,
                       const void *want, size_t bytes)
