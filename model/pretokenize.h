@@ -24,3 +24,5 @@ size_t pretokenize_next(struct str text, size_t at);
 
 /* Whether a Split pattern, as a tokenizer.json spells it, is the one above. */
 bool pretokenize_knows(struct str regex);
+/* The pattern above as a tokenizer.json spells it. */
+const char *pretokenize_pattern(void);

@@ -3,9 +3,10 @@
  * Byte-level BPE as Hugging Face's tokenizer.json describes it: the text is cut into pieces
  * (model/pretokenize.h), each piece's bytes are merged by rank (model/bpe.h), and a few added
  * tokens - markers such as "<think>" - stand outside of that.  A merge's rank is its index in
- * `merges`, whatever the ids are.  Nothing is normalised and no begin or end token is added.
+ * `merges`, whatever the ids are.  No begin or end token is added.
  *
- * Any bytes can be encoded, valid UTF-8 or not, and decode to the same bytes.
+ * Any bytes can be encoded, valid UTF-8 or not, and decode to the same bytes - except where the
+ * file asks for normalisation form C, which then comes before everything else.
  *
  * Threads: made once, then only read; any number of threads may encode at the same time. */
 #pragma once
@@ -47,7 +48,9 @@ enum tokenizer_markers {
     TOKENIZER_WITH_MARKERS, /* added tokens in the text become their ids, leftmost longest first:
                                for text that the operator wrote */
 };
-/* Appends the ids of `text` to `out`.  E_RANGE if the text has more than 1 GiB. */
+/* Longest text that is encoded; a prompt of this size has millions of tokens. */
+#define TOKENIZER_TEXT_LIMIT_BYTES ((size_t)64 << 20)
+/* Appends the ids of `text` to `out`.  E_RANGE if the text is over the limit. */
 int tokenizer_encode(const struct tokenizer *t, struct str text, enum tokenizer_markers markers,
                      struct tokens *out);
 
