@@ -31,6 +31,7 @@ int kv_open(const struct model_config *config, size_t bytes, struct kv **out, st
 void kv_close(struct kv **kv);
 int kv_pages_total(const struct kv *kv);
 int kv_pages_free(const struct kv *kv);
+/* SIZE_MAX if the exact number does not fit. */
 size_t kv_page_bytes(const struct model_config *config);
 /* Room for positions below n_tokens: takes pages as needed; E_BUSY takes none. */
 int kv_reserve(struct kv *kv, struct kv_seq *s, int n_tokens);

@@ -19,7 +19,9 @@ struct sample_history {
     int n_tokens, n_prompt;
 };
 
-/* E_CORRUPT if a logit is not finite (out is then untouched).  Allocates nothing. */
+/* E_CORRUPT if a logit is not finite; E_INVALID if a parameter is out of its range or a token
+ * of the history or of the bias is outside the vocabulary.  `out` is then untouched.
+ * Allocates nothing. */
 int sample_token(struct sampler *s, const float *logits, const struct sampling *p,
                  const struct sample_history *history, uint64_t position, struct sampled *out);
 /* XXH3-64 of the bits of n floats. */

@@ -1,0 +1,51 @@
+/* engine/attention.h - the attention half of a layer for all rows of a step (step 6).
+ *
+ * norm, q k v, norm over the whole q and the whole k, rope, append to the KV cache, attend,
+ * output projection, residual (m2.md 4.3).
+ *
+ * One order of additions: a row at position p folds the keys 0..p of its own sequence in
+ * blocks of 64 and chunks of ATTENTION_CHUNK positions, both anchored at position 0.  A
+ * chunk's state begins from nothing; chunks are merged in ascending order by one formula.
+ * The bits of a row therefore depend on p and the cache alone - not on the other rows of
+ * the step, on how its prompt was cut, or on the threads, which only share out the chunks.
+ *
+ * Owner: engine thread; a call runs its parts on the pool. */
+#pragma once
+
+#include <stddef.h>
+
+#include "base/err.h"
+#include "engine/gemm.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+/* A multiple of ATTEND_BLOCK; part of the definition of the bits. */
+enum { ATTENTION_CHUNK = 512 };
+
+struct attention_weights {
+    struct matrix wq, wk, wv, wo;
+    float *input_norm, *q_norm, *k_norm; /* owned */
+};
+
+int attention_load(struct attention_weights *w, const struct layer_view *view,
+                   enum weight_format format, const struct compute *c, struct err *e);
+void attention_fini(struct attention_weights *w);
+size_t attention_bytes(const struct attention_weights *w);
+/* A vector of the checkpoint as f32; free with mem_free(). */
+float *attention_vector(const struct tensor *t);
+
+/* Scratch and plan of one step at a time. */
+struct attention;
+struct kv;
+struct step;
+/* For steps of up to max_rows rows.  E_NOMEM. */
+int attention_open(const struct model_config *config, int max_rows, struct compute c,
+                   struct attention **out, struct err *e);
+void attention_close(struct attention **a);
+size_t attention_scratch_bytes(const struct attention *a);
+
+/* Once per step, before its layers: who is where.  Keeps `s` until the next call. */
+void attention_begin(struct attention *a, const struct step *s);
+/* x [rows of the step, hidden] becomes x + attention; writes k and v of every row to kv. */
+void attention_layer(struct attention *a, const struct attention_weights *w, struct kv *kv,
+                     int layer, float *x);

@@ -1,0 +1,304 @@
+/* engine/forward.c - the layer loop; see engine/forward.h. */
+#include "engine/forward.h"
+
+#include <limits.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/must.h"
+#include "engine/attention.h"
+#include "engine/combine.h"
+
+enum { FLOATS_UNIT = 16, LANE = 0 };
+
+struct layer {
+    struct attention_weights attention;
+    float *post_norm;
+    struct router router;
+};
+
+struct forward {
+    struct model_config config;
+    struct compute compute;
+    struct layer *layers; /* [n_layers] */
+    struct tensor embedding;
+    float *final_norm;
+    struct matrix lm_head;
+    struct attention *attention;
+    int max_rows;
+
+    size_t h_stride;    /* floats; hidden with padding that stays zero */
+    float *x;           /* [max_rows, hidden]: the residual stream */
+    float *h;           /* [max_rows, h_stride]: its norm */
+    float *parcel_rows; /* [max_rows, hidden]: h without padding; NULL if it has none */
+    int16_t *exponents; /* [max_rows] */
+    float *scores;      /* [max_rows, n_experts] */
+    struct routing routing;
+    int32_t *row_tokens;
+    int32_t *logit_rows; /* [max_rows]: the rows whose logits are wanted */
+    float *logits;       /* [logits_rows, vocab]; grows with what is asked for */
+    size_t logits_bytes;
+    size_t scratch_bytes;
+
+    /* The call in progress. */
+    const float *norm;
+};
+
+/* ---- loading ---- */
+
+static int load_layer(struct forward *f, struct checkpoint *c, int index, enum weight_format format,
+                      struct err *e)
+{
+    struct layer *layer = &f->layers[index];
+    struct layer_view view;
+    int rc = weights_layer(c, index, &view, e);
+    if (rc == 0)
+        rc = attention_load(&layer->attention, &view, format, &f->compute, e);
+    if (rc == 0)
+        rc = router_load(&layer->router, &view.router_gate, &view.router_bias, f->config.top_k,
+                         &f->compute, e);
+    if (rc < 0)
+        return err_prefix(e, "layer %d", index);
+    layer->post_norm = attention_vector(&view.post_norm);
+    return 0;
+}
+
+static int load_weights(struct forward *f, struct checkpoint *c, enum weight_format format,
+                        struct err *e)
+{
+    struct model_view view;
+    int rc = weights_model(c, &view, e);
+    if (rc < 0)
+        return rc;
+    f->embedding = view.embedding;
+    f->final_norm = attention_vector(&view.final_norm);
+    rc = matrix_pack(&f->lm_head, &view.lm_head, format, &f->compute, e);
+    for (int i = 0; rc == 0 && i < f->config.n_layers; i++)
+        rc = load_layer(f, c, i, format, e);
+    return rc;
+}
+
+/* NULL when memory is out or the product does not fit. */
+static void *scratch(struct forward *f, size_t count, size_t unit_bytes)
+{
+    size_t bytes;
+    if (!mem_mul((size_t)f->max_rows, count, &bytes) || !mem_mul(bytes, unit_bytes, &bytes))
+        return NULL;
+    f->scratch_bytes += bytes;
+    return mem_try_aligned(bytes);
+}
+
+static int take_scratch(struct forward *f, struct err *e)
+{
+    size_t hidden = (size_t)f->config.hidden_size, top_k = (size_t)f->config.top_k;
+    f->h_stride = mem_round_up(hidden, FLOATS_UNIT);
+    f->x = scratch(f, hidden, sizeof(float));
+    f->h = scratch(f, f->h_stride, sizeof(float));
+    f->parcel_rows = f->h_stride == hidden ? NULL : scratch(f, hidden, sizeof(float));
+    f->exponents = scratch(f, 1, sizeof(*f->exponents));
+    f->scores = scratch(f, (size_t)f->config.n_experts, sizeof(float));
+    f->routing.experts = scratch(f, top_k, sizeof(*f->routing.experts));
+    f->routing.weights = scratch(f, top_k, sizeof(*f->routing.weights));
+    f->row_tokens = scratch(f, 1, sizeof(*f->row_tokens));
+    f->logit_rows = scratch(f, 1, sizeof(*f->logit_rows));
+    if (!f->x || !f->h || !f->exponents || !f->scores || !f->routing.experts ||
+        !f->routing.weights || !f->row_tokens || !f->logit_rows ||
+        (f->h_stride != hidden && !f->parcel_rows))
+        return err_set(e, E_NOMEM, "no memory for steps of %d rows", f->max_rows);
+    return attention_open(&f->config, f->max_rows, f->compute, &f->attention, e);
+}
+
+int forward_open(struct checkpoint *c, const struct forward_options *o, struct compute compute,
+                 struct forward **out, struct err *e)
+{
+    must(o->max_rows >= 1);
+    struct forward *f = mem_alloc(sizeof(*f));
+    f->config = *checkpoint_config(c);
+    f->compute = compute;
+    f->max_rows = o->max_rows;
+    f->layers = mem_array((size_t)f->config.n_layers, sizeof(*f->layers));
+    int rc = load_weights(f, c, o->format, e);
+    if (rc == 0)
+        rc = take_scratch(f, e);
+    if (rc < 0)
+        forward_close(&f);
+    *out = f;
+    return rc;
+}
+
+void forward_close(struct forward **forward)
+{
+    struct forward *f = *forward;
+    if (!f)
+        return;
+    for (int i = 0; i < f->config.n_layers; i++) {
+        attention_fini(&f->layers[i].attention);
+        router_fini(&f->layers[i].router);
+        mem_free(f->layers[i].post_norm);
+    }
+    mem_free(f->layers);
+    mem_free(f->final_norm);
+    matrix_fini(&f->lm_head);
+    attention_close(&f->attention);
+    void *const blocks[] = {f->x,
+                            f->h,
+                            f->parcel_rows,
+                            f->exponents,
+                            f->scores,
+                            f->routing.experts,
+                            f->routing.weights,
+                            f->row_tokens,
+                            f->logit_rows,
+                            f->logits};
+    for (size_t i = 0; i < sizeof(blocks) / sizeof(blocks[0]); i++)
+        mem_free(blocks[i]);
+    mem_free(f);
+    *forward = NULL;
+}
+
+const struct model_config *forward_config(const struct forward *f)
+{
+    return &f->config;
+}
+
+size_t forward_bytes(const struct forward *f)
+{
+    size_t bytes = matrix_bytes(&f->lm_head) + f->scratch_bytes + f->logits_bytes +
+                   attention_scratch_bytes(f->attention);
+    for (int i = 0; i < f->config.n_layers; i++)
+        bytes += attention_bytes(&f->layers[i].attention) + matrix_bytes(&f->layers[i].router.gate);
+    return bytes;
+}
+
+/* ---- a step ---- */
+
+/* Lays out the rows and marks whose logits are wanted; E_INVALID for a strange token. */
+static int plan_rows(struct forward *f, const struct step *s, int *n_rows, int *n_logits)
+{
+    int rows = 0, logits = 0;
+    must(s->n_seqs >= 1);
+    for (int i = 0; i < s->n_seqs; i++) {
+        const struct step_seq *q = &s->seqs[i];
+        must(q->n_tokens >= 1 && q->n_tokens <= f->max_rows - rows);
+        must(q->position == q->kv->length && q->position <= INT_MAX - q->n_tokens);
+        must((q->position + q->n_tokens - 1) / KV_PAGE_TOKENS < q->kv->n_pages);
+        for (int j = 0; j < q->n_tokens; j++, rows++) {
+            if (q->tokens[j] < 0 || q->tokens[j] >= f->config.vocab_size)
+                return E_INVALID;
+            f->row_tokens[rows] = q->tokens[j];
+            bool is_last = j == q->n_tokens - 1;
+            if (q->all_logits || (is_last && !q->no_logits))
+                f->logit_rows[logits++] = rows;
+        }
+    }
+    *n_rows = rows;
+    *n_logits = logits;
+    return 0;
+}
+
+static int grow_logits(struct forward *f, int n_logits)
+{
+    size_t bytes;
+    if (!mem_mul((size_t)n_logits, (size_t)f->config.vocab_size, &bytes) ||
+        !mem_mul(bytes, sizeof(float), &bytes))
+        return E_NOMEM;
+    if (bytes <= f->logits_bytes)
+        return 0;
+    mem_free(f->logits);
+    f->logits_bytes = 0;
+    f->logits = mem_try_aligned(bytes);
+    if (!f->logits)
+        return E_NOMEM;
+    f->logits_bytes = bytes;
+    return 0;
+}
+
+static float *x_row(const struct forward *f, int row)
+{
+    return f->x + (size_t)row * (size_t)f->config.hidden_size;
+}
+
+static void embed_task(void *ctx, int row)
+{
+    struct forward *f = ctx;
+    int64_t hidden = f->config.hidden_size;
+    tensor_read_f32(&f->embedding, f->row_tokens[row] * hidden, hidden, x_row(f, row));
+}
+
+static void expert_input_task(void *ctx, int row)
+{
+    struct forward *f = ctx;
+    int hidden = f->config.hidden_size;
+    float *h = f->h + (size_t)row * f->h_stride;
+    f->compute.kernels->rms_norm(x_row(f, row), f->norm, hidden, f->config.rms_norm_eps, h);
+    f->exponents[row] = (int16_t)combine_exponent(x_row(f, row), hidden);
+    if (f->parcel_rows)
+        memcpy(f->parcel_rows + (size_t)row * (size_t)hidden, h, (size_t)hidden * sizeof(*h));
+}
+
+static int run_layer(struct forward *f, struct kv *kv, int index, int n_rows,
+                     const struct moe_ops *ops, void *ud)
+{
+    const struct layer *layer = &f->layers[index];
+    attention_layer(f->attention, &layer->attention, kv, index, f->x);
+    f->norm = layer->post_norm;
+    pool_run(f->compute.pool, expert_input_task, f, n_rows);
+    router_route(&f->compute, &layer->router, f->h, f->h_stride, n_rows, f->scores, &f->routing);
+    struct moe_rows rows = {.layer = index,
+                            .n_rows = n_rows,
+                            .hidden = f->config.hidden_size,
+                            .rows = f->parcel_rows ? f->parcel_rows : f->h,
+                            .exponents = f->exponents,
+                            .routing = &f->routing};
+    int rc = ops->scatter(ud, LANE, &rows);
+    if (rc < 0)
+        return rc;
+    return ops->gather(ud, LANE, f->x);
+}
+
+static void output_task(void *ctx, int i)
+{
+    struct forward *f = ctx;
+    f->compute.kernels->rms_norm(x_row(f, f->logit_rows[i]), f->final_norm, f->config.hidden_size,
+                                 f->config.rms_norm_eps, f->h + (size_t)i * f->h_stride);
+}
+
+static void run_head(struct forward *f, int n_logits)
+{
+    pool_run(f->compute.pool, output_task, f, n_logits);
+    matmul(&f->compute, &f->lm_head, f->h, f->h_stride, n_logits, f->logits,
+           (size_t)f->config.vocab_size);
+}
+
+static void probe(struct forward *f, const struct step *s, int layer, int n_rows)
+{
+    if (s->probe)
+        s->probe(s->probe_ud, layer, f->x, n_rows, layer < 0 ? NULL : &f->routing);
+}
+
+int forward_step(struct forward *f, struct kv *kv, const struct step *s, const struct moe_ops *ops,
+                 void *ud, const float **logits, int *n_logits)
+{
+    int n_rows, n_wanted;
+    int rc = plan_rows(f, s, &n_rows, &n_wanted);
+    if (rc == 0)
+        rc = grow_logits(f, n_wanted);
+    if (rc < 0)
+        return rc;
+    attention_begin(f->attention, s);
+    pool_run(f->compute.pool, embed_task, f, n_rows);
+    probe(f, s, -1, n_rows);
+    for (int layer = 0; layer < f->config.n_layers; layer++) {
+        rc = run_layer(f, kv, layer, n_rows, ops, ud);
+        if (rc < 0)
+            return rc;
+        probe(f, s, layer, n_rows);
+    }
+    if (n_wanted > 0)
+        run_head(f, n_wanted);
+    for (int i = 0; i < s->n_seqs; i++)
+        s->seqs[i].kv->length += s->seqs[i].n_tokens;
+    *logits = f->logits;
+    *n_logits = n_wanted;
+    return 0;
+}
