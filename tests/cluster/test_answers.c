@@ -1,0 +1,211 @@
+/* tests/cluster/test_answers.c - requests through real processes: answers, streams, and
+ * the promise of one answer whatever the cluster. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "tests/lib/cluster.h"
+#include "tests/lib/test.h"
+#include "tools/http_client.h"
+
+#define HELLO "{\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}],\"max_tokens\":12"
+
+TEST(a_chat_is_answered)
+{
+    struct cluster c;
+    cluster_start(&c, 2, 0, NULL);
+    json_t *root = cluster_ask_json(&c, "/v1/chat/completions",
+                                    HELLO ",\"temperature\":0,\"return_token_ids\":true}");
+    CHECK_STR(json_string_value(cluster_at(root, "object")), "chat.completion");
+    CHECK_STR(json_string_value(cluster_at(root, "choices.0.message.role")), "assistant");
+    const char *reason = json_string_value(cluster_at(root, "choices.0.finish_reason"));
+    CHECK(strcmp(reason, "length") == 0 || strcmp(reason, "stop") == 0);
+    size_t n = json_array_size(cluster_at(root, "choices.0.token_ids"));
+    CHECK(n > 0 && n <= 12);
+    CHECK_INT(json_integer_value(cluster_at(root, "usage.completion_tokens")), n);
+    CHECK(json_integer_value(cluster_at(root, "usage.prompt_tokens")) > 10);
+    json_decref(root);
+
+    root = cluster_ask_json(&c, "/v1/models", NULL);
+    CHECK_STR(json_string_value(cluster_at(root, "object")), "list");
+    json_decref(root);
+    CHECK_INT(cluster_ask(&c, "/health", NULL), 200);
+    cluster_stop(&c);
+}
+
+/* What a streamed answer adds up to. */
+struct streamed {
+    struct buf text, ids;
+    int n_chunks;
+    bool done, aborted_after_first;
+};
+
+static bool on_line(void *ud, struct str line)
+{
+    struct streamed *s = ud;
+    if (!str_has_prefix(line, STR("data: ")))
+        return true;
+    if (str_equal(line, STR("data: [DONE]"))) {
+        s->done = true;
+        return true;
+    }
+    json_t *event = json_loadb(line.ptr + 6, line.len - 6, 0, NULL);
+    CHECK(event);
+    const char *keys[] = {"choices.0.delta.reasoning_content", "choices.0.delta.content"};
+    for (int i = 0; i < 2; i++) {
+        const char *part = json_string_value(cluster_at(event, keys[i]));
+        buf_puts(&s->text, part ? part : "");
+    }
+    json_t *ids = cluster_at(event, "choices.0.token_ids");
+    for (size_t i = 0; i < json_array_size(ids); i++)
+        buf_printf(&s->ids, "%lld,", (long long)json_integer_value(json_array_get(ids, i)));
+    json_decref(event);
+    s->n_chunks++;
+    return !s->aborted_after_first;
+}
+
+static int stream(struct cluster *c, const char *body, struct streamed *s)
+{
+    struct http_client *client = http_client_new();
+    char *url = mem_format("%s/v1/chat/completions", c->url);
+    struct buf answer = {0};
+    int status = 0;
+    int rc = http_exchange(
+        client,
+        &(struct http_exchange){
+            .url = url, .body = body, .timeout_ns = 60 * CLOCK_S, .on_line = on_line, .ud = s},
+        &status, &answer, NULL);
+    mem_free(url);
+    buf_fini(&answer);
+    http_client_free(&client);
+    return rc;
+}
+
+TEST(a_stream_adds_up_to_the_whole_answer)
+{
+    struct cluster c;
+    cluster_start(&c, 1, 0, NULL);
+    json_t *root =
+        cluster_ask_json(&c, "/v1/chat/completions",
+                         HELLO ",\"temperature\":0.8,\"seed\":5,\"return_token_ids\":true}");
+    struct buf text = {0}, ids = {0};
+    const char *keys[] = {"choices.0.message.reasoning_content", "choices.0.message.content"};
+    for (int i = 0; i < 2; i++) {
+        const char *part = json_string_value(cluster_at(root, keys[i]));
+        buf_puts(&text, part ? part : "");
+    }
+    json_t *list = cluster_at(root, "choices.0.token_ids");
+    for (size_t i = 0; i < json_array_size(list); i++)
+        buf_printf(&ids, "%lld,", (long long)json_integer_value(json_array_get(list, i)));
+
+    struct streamed s = {0};
+    CHECK_INT(stream(&c,
+                     HELLO ",\"temperature\":0.8,\"seed\":5,\"return_token_ids\":true,"
+                           "\"stream\":true,\"stream_options\":{\"include_usage\":true}}",
+                     &s),
+              0);
+    CHECK(s.done);
+    CHECK(s.n_chunks > 2);
+    CHECK_STR(s.ids.data, ids.data);
+    CHECK_STR(s.text.data ? s.text.data : "", text.data ? text.data : "");
+    json_decref(root);
+    buf_fini(&text);
+    buf_fini(&ids);
+    buf_fini(&s.text);
+    buf_fini(&s.ids);
+    cluster_stop(&c);
+}
+
+TEST(a_client_that_hangs_up_stops_its_generation)
+{
+    struct cluster c;
+    cluster_start(&c, 1, 0, NULL);
+    struct streamed s = {.aborted_after_first = true};
+    CHECK_INT(
+        stream(&c,
+               "{\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}],\"max_tokens\":3000,"
+               "\"temperature\":1,\"logit_bias\":{\"0\":1},\"stream\":true}",
+               &s),
+        E_CANCELLED);
+    cluster_wait_value(&c, "requests.running", 0, 10);
+    buf_fini(&s.text);
+    buf_fini(&s.ids);
+    cluster_stop(&c);
+}
+
+/* Ids and logits hashes of one greedy continuation, as "ids;hashes". */
+static void answer_of_cluster(struct cluster *c, const char *ids, struct buf *out)
+{
+    char *body = mem_format("{\"prompt\":[%s],\"max_tokens\":16,\"temperature\":0,"
+                            "\"return_token_ids\":true,\"return_logits_hash\":true}",
+                            ids);
+    json_t *root = cluster_ask_json(c, "/v1/completions", body);
+    json_t *tokens = cluster_at(root, "choices.0.token_ids");
+    json_t *hashes = cluster_at(root, "choices.0.logits_hashes");
+    CHECK(json_array_size(tokens) > 0);
+    CHECK_INT(json_array_size(hashes), json_array_size(tokens));
+    buf_reset(out);
+    for (size_t i = 0; i < json_array_size(tokens); i++)
+        buf_printf(out, "%s%lld", i ? "," : "",
+                   (long long)json_integer_value(json_array_get(tokens, i)));
+    buf_puts(out, ";");
+    for (size_t i = 0; i < json_array_size(hashes); i++)
+        buf_printf(out, "%s%s", i ? "," : "", json_string_value(json_array_get(hashes, i)));
+    json_decref(root);
+    mem_free(body);
+}
+
+/* The same from the oracle: one process, no network. */
+static void answer_of_oracle(const char *ids, struct buf *out)
+{
+    const char *const arguments[] = {
+        "generate",      "--model", cluster_model(),  "--ids",       ids, "--max-tokens", "16",
+        "--temperature", "0",       "--print-hashes", "--print-ids", NULL};
+    struct buf output = {0};
+    int code = cluster_run("polymath", arguments, &output);
+    if (code != 0)
+        test_fail(__FILE__, __LINE__, "polymath generate ended with %d: %s", code, output.data);
+    while (output.len > 0 && output.data[output.len - 1] == '\n')
+        output.data[--output.len] = 0;
+    char *last = strrchr(output.data, '\n');
+    char *hashes = strstr(output.data, "hashes: ");
+    CHECK(last && hashes);
+    hashes += strlen("hashes: ");
+    buf_reset(out);
+    buf_printf(out, "%s;%.*s", last + 1, (int)strcspn(hashes, "\n"), hashes);
+    buf_fini(&output);
+}
+
+TEST_WITHIN(one_answer_whatever_the_cluster, 180)
+{
+    static const struct {
+        int n_experts, n_attention;
+        const char *settings[3];
+    } shapes[] = {
+        {1, 0, {0}},
+        {2, 0, {0}},
+        {3, 0, {"attention.threads=2"}},
+        {5, 0, {"attention.max_rows=7"}}, /* the prompt goes in chunks of seven rows */
+        {2, 1, {0}},
+        {3, 2, {0}},
+    };
+    static const char prompt[] = "5,17,9,200,31,7,7,7,112,45,99,101,300,12,8,250,77,64,3,1,2,150";
+    struct buf want = {0}, got = {0};
+    answer_of_oracle(prompt, &want);
+    test_say("single process: %.16s... %s", strchr(want.data, ';') + 1, want.data);
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        struct cluster c;
+        cluster_start(&c, shapes[i].n_experts, shapes[i].n_attention, shapes[i].settings);
+        answer_of_cluster(&c, prompt, &got);
+        test_say("%d expert nodes, %d attn nodes: %.16s...", shapes[i].n_experts,
+                 shapes[i].n_attention, strchr(got.data, ';') + 1);
+        CHECK_STR(got.data, want.data);
+        cluster_stop(&c);
+        /* the next cluster starts with fresh logs */
+        CHECK(system("rm -f *.log *.sock") == 0);
+    }
+    buf_fini(&want);
+    buf_fini(&got);
+}

@@ -1,0 +1,335 @@
+/* tests/lib/cluster.c - a cluster of the real programs, for tests. */
+#include "tests/lib/cluster.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "tests/lib/test.h"
+#include "tools/http_client.h"
+
+static const int64_t poll_ns = 20 * CLOCK_MS;
+
+/* Slow builds get more time, like the tests themselves. */
+static int64_t deadline_in(int seconds)
+{
+    return clock_now_ns() + seconds * CLOCK_S * (test_is_slow_build() ? 4 : 1);
+}
+
+static _Noreturn void become(const char *program, const char *const *arguments)
+{
+    char *path = mem_format("%s/%s", test_bin_dir(), program);
+    const char *argv[64] = {path};
+    for (int i = 0; arguments[i] && i < 62; i++)
+        argv[i + 1] = arguments[i];
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    execv(path, (char *const *)(uintptr_t)argv);
+    dprintf(STDERR_FILENO, "cannot run %s: %s\n", path, strerror(errno));
+    _exit(127);
+}
+
+int cluster_run(const char *program, const char *const *arguments, struct buf *output)
+{
+    int ends[2];
+    CHECK(pipe(ends) == 0);
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        dup2(ends[1], STDOUT_FILENO);
+        dup2(ends[1], STDERR_FILENO);
+        close(ends[0]);
+        close(ends[1]);
+        become(program, arguments);
+    }
+    close(ends[1]);
+    char chunk[4096];
+    for (ssize_t n; (n = read(ends[0], chunk, sizeof chunk)) > 0;)
+        buf_append(output, chunk, (size_t)n);
+    close(ends[0]);
+    int wait_status;
+    CHECK(waitpid(pid, &wait_status, 0) == pid);
+    return WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : 128 + WTERMSIG(wait_status);
+}
+
+const char *cluster_model(void)
+{
+    static char path[4096];
+    struct stat st;
+    snprintf(path, sizeof path, "%s/../m2-test", test_bin_dir());
+    if (stat(path, &st) == 0)
+        return path;
+    /* Two tests may make it at once: each under a name of its own, the first rename wins. */
+    char *mine = mem_format("%s.%d", path, (int)getpid());
+    const char *const arguments[] = {
+        "synth", "--preset", "m2-tiny", "--seed", "7", "--set", "num_hidden_layers=3",
+        "--out", mine,       NULL};
+    struct buf output = {0};
+    int code = cluster_run("polymath", arguments, &output);
+    if (code != 0)
+        test_fail(__FILE__, __LINE__, "polymath synth ended with %d: %s", code, output.data);
+    if (rename(mine, path) < 0)
+        CHECK(stat(path, &st) == 0);
+    buf_fini(&output);
+    mem_free(mine);
+    return path;
+}
+
+static struct cluster_process *find(struct cluster *c, const char *name)
+{
+    for (int i = 0; i < c->n_processes; i++)
+        if (strcmp(c->processes[i].name, name) == 0)
+            return &c->processes[i];
+    return NULL;
+}
+
+static void spawn(struct cluster *c, const char *program, const char *name,
+                  const char *const *settings)
+{
+    struct cluster_process *p = find(c, name);
+    if (!p) {
+        CHECK(c->n_processes < CLUSTER_MAX_PROCESSES);
+        p = &c->processes[c->n_processes++];
+        snprintf(p->name, sizeof p->name, "%s", name);
+        snprintf(p->program, sizeof p->program, "%s", program);
+    }
+    CHECK_INT(p->pid, 0);
+    const char *arguments[62];
+    int n = 0;
+    for (int i = 0; settings[i]; i++) {
+        arguments[n++] = "--set";
+        arguments[n++] = settings[i];
+    }
+    arguments[n] = NULL;
+    char *log = mem_format("%s.log", name);
+    p->pid = fork();
+    CHECK(p->pid >= 0);
+    if (p->pid == 0) {
+        int fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0644);
+        dup2(fd, STDOUT_FILENO);
+        dup2(fd, STDERR_FILENO);
+        become(program, arguments);
+    }
+    mem_free(log);
+}
+
+void cluster_start_node(struct cluster *c, const char *program, const char *name)
+{
+    char *model = mem_format("model.path=%s", c->model);
+    char *node = mem_format("node.name=%s", name);
+    char *listen = mem_format("node.listen=ipc://%s.sock", name);
+    const char *const settings[] = {
+        model, node, listen, "coordinator.endpoint=ipc://cluster.sock", "compute.threads=1", NULL};
+    spawn(c, program, name, settings);
+    mem_free(model);
+    mem_free(node);
+    mem_free(listen);
+}
+
+struct buf cluster_log(const char *name)
+{
+    struct buf log = {0};
+    char *path = mem_format("%s.log", name);
+    buf_read_file(&log, path, 64 << 20, NULL);
+    mem_free(path);
+    return log;
+}
+
+/* The value of `key` in the log line that holds `event`; waits for it. */
+static void wait_for_log(const char *name, const char *event, const char *key, char *out,
+                         size_t bytes)
+{
+    int64_t deadline = deadline_in(20);
+    for (;;) {
+        struct buf log = cluster_log(name);
+        const char *line = log.data ? strstr(log.data, event) : NULL;
+        const char *value = line ? strstr(line, key) : NULL;
+        const char *end = value ? strpbrk(value, " \n") : NULL;
+        if (end) {
+            value += strlen(key);
+            snprintf(out, bytes, "%.*s", (int)(end - value), value);
+            buf_fini(&log);
+            return;
+        }
+        if (clock_now_ns() > deadline)
+            test_fail(__FILE__, __LINE__, "%s never logged %s; its log: %s", name, event,
+                      log.data ? log.data : "(empty)");
+        buf_fini(&log);
+        clock_sleep_until(clock_now_ns() + poll_ns);
+    }
+}
+
+void cluster_endpoint(const char *name, const char *event, char *out, size_t bytes)
+{
+    wait_for_log(name, event, "endpoint=", out, bytes);
+}
+
+void cluster_launch(struct cluster *c, int n_experts, int n_attention, const char *const *settings)
+{
+    *c = (struct cluster){.model = cluster_model()};
+    char *model = mem_format("model.path=%s", c->model);
+    const char *list[30] = {model,
+                            "http.port=0",
+                            "cluster.listen=ipc://cluster.sock",
+                            "attention.threads=1",
+                            "attention.kv_bytes=64MiB",
+                            "placement.rejoin_ms=60000",
+                            n_attention ? "attention.embedded=false" : "attention.embedded=true"};
+    int n = 7;
+    for (int i = 0; settings && settings[i]; i++)
+        list[n++] = settings[i];
+    spawn(c, "coordinator", "coordinator", list);
+    mem_free(model);
+    for (int i = 0; i < n_experts; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "expert-%d", i);
+        cluster_start_node(c, "expert_node", name);
+    }
+    for (int i = 0; i < n_attention; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "attn-%d", i);
+        cluster_start_node(c, "attn_node", name);
+    }
+    wait_for_log("coordinator", "ev=http.ready", "url=", c->url, sizeof c->url);
+}
+
+void cluster_start(struct cluster *c, int n_experts, int n_attention, const char *const *settings)
+{
+    cluster_launch(c, n_experts, n_attention, settings);
+    cluster_wait_ready(c, 40);
+}
+
+void cluster_kill(struct cluster *c, const char *name, int signal_number)
+{
+    struct cluster_process *p = find(c, name);
+    CHECK(p && p->pid > 0);
+    CHECK(kill(p->pid, signal_number) == 0);
+    if (signal_number == SIGKILL || signal_number == SIGTERM) {
+        CHECK(waitpid(p->pid, NULL, 0) == p->pid);
+        p->pid = 0;
+    }
+}
+
+/* Nothing waits for ever, and a process that died says so at once. */
+static void check_alive(struct cluster *c)
+{
+    for (int i = 0; i < c->n_processes; i++) {
+        struct cluster_process *p = &c->processes[i];
+        int wait_status;
+        if (p->pid && waitpid(p->pid, &wait_status, WNOHANG) == p->pid) {
+            struct buf log = cluster_log(p->name);
+            test_fail(__FILE__, __LINE__, "%s ended with status %d; its log: %s", p->name,
+                      wait_status, log.data ? log.data : "(empty)");
+        }
+    }
+}
+
+int cluster_ask(struct cluster *c, const char *path, const char *body)
+{
+    struct http_client *client = http_client_new();
+    char *url = mem_format("%s%s", c->url, path);
+    struct http_exchange x = {
+        .url = url, .body = body, .timeout_ns = deadline_in(30) - clock_now_ns()};
+    struct err e = {0};
+    int rc = http_exchange(client, &x, &c->status, &c->answer, &e);
+    if (rc < 0) {
+        check_alive(c);
+        test_fail(__FILE__, __LINE__, "%s: %s", path, e.text);
+    }
+    mem_free(url);
+    http_client_free(&client);
+    return c->status;
+}
+
+json_t *cluster_ask_json(struct cluster *c, const char *path, const char *body)
+{
+    if (cluster_ask(c, path, body) != 200)
+        test_fail(__FILE__, __LINE__, "%s: HTTP %d: %s", path, c->status, c->answer.data);
+    json_error_t why;
+    json_t *root = json_loadb(c->answer.data, c->answer.len, 0, &why);
+    if (!root)
+        test_fail(__FILE__, __LINE__, "%s: not JSON (%s): %s", path, why.text, c->answer.data);
+    return root;
+}
+
+json_t *cluster_at(json_t *root, const char *path)
+{
+    char key[64];
+    while (root && *path) {
+        size_t n = strcspn(path, ".");
+        snprintf(key, sizeof key, "%.*s", (int)n, path);
+        root = json_is_array(root) ? json_array_get(root, (size_t)strtoul(key, NULL, 10))
+                                   : json_object_get(root, key);
+        path += n + (path[n] == '.');
+    }
+    return root;
+}
+
+static void wait_status(struct cluster *c, bool ready, int seconds)
+{
+    int64_t deadline = deadline_in(seconds);
+    while ((cluster_ask(c, "/ready", NULL) == 200) != ready) {
+        check_alive(c);
+        if (clock_now_ns() > deadline)
+            test_fail(__FILE__, __LINE__, "/ready stays %d: %s", c->status, c->answer.data);
+        clock_sleep_until(clock_now_ns() + poll_ns);
+    }
+}
+
+void cluster_wait_ready(struct cluster *c, int seconds)
+{
+    wait_status(c, true, seconds);
+}
+
+void cluster_wait_not_ready(struct cluster *c, int seconds)
+{
+    wait_status(c, false, seconds);
+}
+
+void cluster_wait_value(struct cluster *c, const char *what, long long value, int seconds)
+{
+    int64_t deadline = deadline_in(seconds);
+    for (;;) {
+        json_t *root = cluster_ask_json(c, "/cluster", NULL);
+        json_t *found = cluster_at(root, what);
+        bool equal = json_is_integer(found) && json_integer_value(found) == value;
+        json_decref(root);
+        if (equal)
+            return;
+        if (clock_now_ns() > deadline)
+            test_fail(__FILE__, __LINE__, "%s never became %lld: %s", what, value, c->answer.data);
+        clock_sleep_until(clock_now_ns() + poll_ns);
+    }
+}
+
+void cluster_stop(struct cluster *c)
+{
+    for (int i = c->n_processes - 1; i >= 0; i--)
+        if (c->processes[i].pid)
+            CHECK(kill(c->processes[i].pid, SIGTERM) == 0);
+    int64_t deadline = deadline_in(15);
+    for (int i = 0; i < c->n_processes; i++) {
+        struct cluster_process *p = &c->processes[i];
+        int wait_result = 0;
+        while (p->pid && waitpid(p->pid, &wait_result, WNOHANG) == 0) {
+            if (clock_now_ns() > deadline)
+                test_fail(__FILE__, __LINE__, "%s does not end on SIGTERM", p->name);
+            clock_sleep_until(clock_now_ns() + poll_ns);
+        }
+        if (p->pid && wait_result != 0) {
+            struct buf log = cluster_log(p->name);
+            test_fail(__FILE__, __LINE__, "%s ended with status %d on SIGTERM; its log: %s",
+                      p->name, wait_result, log.data ? log.data : "(empty)");
+        }
+        p->pid = 0;
+    }
+    buf_fini(&c->answer);
+}
