@@ -230,8 +230,8 @@ static int map_file(const char *path, void **map, size_t *bytes, struct err *e)
 
 int safetensors_open(const char *path, struct safetensors **out, struct err *e)
 {
-    void *map;
-    size_t bytes;
+    void *map = NULL;
+    size_t bytes = 0;
     struct header header;
     int rc = map_file(path, &map, &bytes, e);
     if (rc < 0)
