@@ -23,7 +23,8 @@ FLAGS_asan     := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
 FLAGS_tsan     := -O1 -fsanitize=thread
 FLAGS_clang    := -O2
 FLAGS_valgrind := -O1
-$(if $(FLAGS_$(V)),,$(error unknown variant V=$(V); one of release debug asan tsan clang valgrind))
+FLAGS_fuzz     := -O1 -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=all
+$(if $(FLAGS_$(V)),,$(error unknown variant V=$(V); one of release debug asan tsan clang valgrind fuzz))
 
 COMMIT := $(shell git describe --always --dirty --abbrev=8 2>/dev/null || echo unknown)
 CPPFLAGS += -D_GNU_SOURCE -I. -I$(B) $(shell pkg-config --cflags $(PKGS) $(TEST_PKGS) 2>/dev/null)
@@ -64,6 +65,12 @@ $(B)/bin/tests: LDLIBS += $(shell pkg-config --libs $(TEST_PKGS))
 $(B)/bin/%:
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+# V=fuzz CC=clang, by tests/fuzz/run.sh: one libFuzzer program for each target.
+build/fuzz/bin/fuzz_request: $(B)/coordinator.a $(B)/attn_node.a
+build/fuzz/bin/fuzz_%: build/fuzz/tests/fuzz/fuzz_%.o $(FLOORS)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ -Wl,--start-group $^ -Wl,--end-group $(LDLIBS)
+build/fuzz/tests/fuzz/%.o: CPPFLAGS += -DFUZZ_LIBFUZZER
 
 $(B)/%.o: %.c
 	@mkdir -p $(@D)

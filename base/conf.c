@@ -1,9 +1,9 @@
 /* base/conf.c - an option table against a file, a command line and a reader of --help.
  *
- * libconfig keeps an integer without L in 32 bits and wraps it silently, and reports a
- * missing include without its place.  So the text of the file, and of what it includes,
- * is scanned first: such numbers and includes are refused with file and line before
- * libconfig sees them.
+ * libconfig 1.5 keeps an integer without L in 32 bits and wraps it silently, reports a
+ * missing include without its place, and has no words for an open string.  So the text of
+ * the file, and of what it includes, is scanned first: such things are refused with file
+ * and line before libconfig sees them.
  *
  * Runs before threads start.  Exit 2 is the caller's business. */
 #include "base/conf.h"
@@ -183,11 +183,9 @@ static const char *scan_number(const char *p, struct err *e)
 static int scan_include(struct scan *s, const char *p, int depth)
 {
     p += strspn(p, " \t");
-    if (*p != '"')
-        return 0; /* libconfig has its own words for this */
-    size_t len = strcspn(++p, "\"\n");
-    if (p[len] != '"')
-        return 0;
+    size_t len = *p == '"' ? strcspn(++p, "\"\n") : 0;
+    if (p[len] != '"' || len == 0)
+        return err_set(s->e, E_INVALID, "expected @include \"FILE\"");
     char *name = str_copy((struct str){p, len});
     char *path = mem_format("%s/%s", s->include_dir, name);
     int rc = scan_file(s, path, depth + 1);
@@ -196,12 +194,16 @@ static int scan_include(struct scan *s, const char *p, int depth)
     return rc;
 }
 
-static const char *skip_string(const char *p)
+/* Behind the closing quote, or NULL if there is none. */
+static const char *skip_string(const char *p, struct err *e)
 {
     for (p++; *p && *p != '"'; p++)
         if (*p == '\\' && p[1])
             p++;
-    return *p ? p + 1 : p;
+    if (*p)
+        return p + 1;
+    err_set(e, E_INVALID, "the string that begins here has no end");
+    return NULL;
 }
 
 static const char *skip_comment(const char *p)
@@ -224,7 +226,7 @@ static int scan_text(struct scan *s, const char *p, int depth, const char **at)
         if (*p == '#' || (p[0] == '/' && (p[1] == '/' || p[1] == '*'))) {
             p = skip_comment(p);
         } else if (*p == '"') {
-            p = skip_string(p);
+            p = skip_string(p, s->e);
         } else if (strncmp(p, "@include", 8) == 0) {
             int rc = scan_include(s, p + 8, depth);
             if (rc < 0)
@@ -232,13 +234,13 @@ static int scan_text(struct scan *s, const char *p, int depth, const char **at)
             p += 8;
         } else if (*number >= '0' && *number <= '9') {
             p = scan_number(p, s->e);
-            if (!p)
-                return E_RANGE;
         } else if (strchr(CONF_LETTERS "*", *p)) {
             p += strspn(p, CONF_LETTERS "0123456789-_*");
         } else {
             p++;
         }
+        if (!p)
+            return s->e->code;
     }
     return 0;
 }

@@ -159,6 +159,8 @@ TEST(conf_refuses_what_libconfig_would_wrap)
 TEST(conf_syntax_errors_name_the_line)
 {
     check_refused("\n\nname = ;", E_INVALID, "a.cfg:3", "syntax");
+    check_refused("\nname = \"x;\n", E_INVALID, "a.cfg:2", "has no end");
+    check_refused("@include \"x\n", E_INVALID, "a.cfg:1", "@include");
     check_refused("name = \"x\"; name = \"y\";", E_INVALID, "a.cfg:1", "duplicate");
     struct sample s;
     struct err e = {0};
