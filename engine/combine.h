@@ -12,15 +12,34 @@
  * hence not on placement.  Error bound: half a grid step, 2^-21 of the RMS, per expert. */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "engine/kernels.h"
+#include "model/format.h"
 
 enum { COMBINE_GRID_LOG2 = 20, COMBINE_LIMIT_LOG2 = 27, COMBINE_MIN_LOG2 = -80 };
+/* All that combine_exponent() can give: the RMS of a finite row is below 2^128, and 2^128
+ * stands for the others. */
+enum {
+    COMBINE_MIN_EXPONENT = COMBINE_MIN_LOG2 - COMBINE_GRID_LOG2,
+    COMBINE_MAX_EXPONENT = 128 - COMBINE_GRID_LOG2
+};
+/* What fixed_add and fixed_fold insist on; a receiver refuses anything else. */
+static inline bool combine_exponent_valid(int exponent)
+{
+    return exponent >= COMBINE_MIN_EXPONENT && exponent <= COMBINE_MAX_EXPONENT;
+}
 
-/* The exponent for a residual row x [hidden]; mean square by 16 lane sums.  A row with a
+/* The exponent for a residual row x [hidden]; mean square by 16 lane sums, in double, where
+ * a square is exact and cannot leave the range.  A row with a
  * NaN or an infinity gets the largest exponent (its sums will fail the limit). */
 int combine_exponent(const float *x, int hidden);
+
+/* Mode node: out = bf16 of a row's contributions, acc = fmaf(weight, y, acc) from 0 in slot
+ * order; y [n_slots] rows of `hidden`. */
+void combine_node(const float *const *y, const float *weights, int n_slots, int hidden,
+                  uint16_t *out);
 
 /* What one holder of experts is asked for one layer: each row once, however many of its
  * experts live there.  Borrowed for the call. */

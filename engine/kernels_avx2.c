@@ -1,0 +1,581 @@
+/* engine/kernels_avx2.c - the inner loops for AVX2 + FMA + F16C; same bits as kernels.c.
+ *
+ * Lanes hold rows of W, so every sum is the chain that portable C runs.  Two ways through
+ * a product:
+ *   one row     four panels at a time, weights straight from memory into registers: four
+ *               streams are read faster than one, and 8 chains hide the FMA's latency
+ *   more rows   one panel at a time; a block of 128 columns is decoded once into the
+ *               first-level cache, then tiles of up to 6 rows x 16 weights go over it
+ * Accumulators are named variables, written out by macros: an array of them that the
+ * compiler does not take apart would live in memory. */
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#include "base/must.h"
+#include "engine/combine.h"
+#include "engine/kernels.h"
+#include "engine/mathf.h"
+#include "engine/mathf_inline.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LANES = 16, VECTOR = 8, ROWS_IN_CACHE = 64, PANELS_AT_ONCE = 4, LARGEST_TILE = 6 };
+
+static int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+INLINE __m256i load_bits(const void *p)
+{
+    return _mm256_load_si256(p);
+}
+
+static const char *panel_at(const struct matrix *w, int panel)
+{
+    return (const char *)w->panels + (size_t)panel * w->panel_bytes;
+}
+
+/* The 16 results of a panel for one row; rows of W past the end are not written. */
+static void store_panel(const struct matrix *w, int panel, const float *acc, float *y)
+{
+    int first = panel * PANEL_ROWS;
+    memcpy(y + first, acc, (size_t)min_int(w->rows - first, PANEL_ROWS) * sizeof(float));
+}
+
+/* ---- weights to floats ---- */
+
+INLINE __m256 bf16_even(__m256i v)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+}
+
+INLINE __m256 bf16_odd(__m256i v)
+{
+    return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000u)));
+}
+
+/* E4M3 to f16: the exponent has one bit more there and a bias larger by 8, so with the bits
+ * in place the value is 2^-8 of what is meant, subnormals included. */
+#define FP8_FACTOR 256.0f /* 2^8 */
+
+INLINE __m256i fp8_even_as_f16(__m256i v)
+{
+    return _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(v, 8), 1),
+                            _mm256_set1_epi16((short)0xbf80));
+}
+
+INLINE __m256i fp8_odd_as_f16(__m256i v)
+{
+    return _mm256_and_si256(_mm256_srai_epi16(v, 1), _mm256_set1_epi16((short)0xbf80));
+}
+
+INLINE __m256 f16_low(__m256i v)
+{
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(v));
+}
+
+INLINE __m256 f16_high(__m256i v)
+{
+    return _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1));
+}
+
+/* ---- one row ---- */
+
+#define EACH_1(DO) DO(0)
+#define EACH_2(DO) DO(0) DO(1)
+#define EACH_3(DO) EACH_2(DO) DO(2)
+#define EACH_4(DO) EACH_3(DO) DO(3)
+#define EACH_5(DO) EACH_4(DO) DO(4)
+#define EACH_6(DO) EACH_5(DO) DO(5)
+
+#define ACC_ZERO(i) __m256 low##i = _mm256_setzero_ps(), high##i = _mm256_setzero_ps();
+#define ACC_STORE(i) \
+    _mm256_store_ps(acc + 16 * i, low##i); \
+    _mm256_store_ps(acc + 16 * i + 8, high##i);
+
+/* acc [n panels][16] = panels x one row; `from` is the first panel. */
+#define F32_STEP(i) \
+    { \
+        const float *w = (const float *)(const void *)(from + i * panel_bytes) + 16 * (size_t)k; \
+        low##i = _mm256_fmadd_ps(_mm256_load_ps(w), x0, low##i); \
+        high##i = _mm256_fmadd_ps(_mm256_load_ps(w + 8), x0, high##i); \
+    }
+#define F32_ROW(n) \
+    static void f32_row_##n(const char *from, size_t panel_bytes, int cols, const float *x, \
+                            float *acc) \
+    { \
+        EACH_##n(ACC_ZERO) for (int k = 0; k < cols; k++) \
+        { \
+            __m256 x0 = _mm256_broadcast_ss(x + k); \
+            EACH_##n(F32_STEP) \
+        } \
+        EACH_##n(ACC_STORE) \
+    }
+F32_ROW(1)
+F32_ROW(2)
+F32_ROW(4)
+
+/* Two columns lie in one load; with an odd number the last one has only an even half. */
+#define BF16_LOAD(i) \
+    const char *w = from + i * panel_bytes + 32 * (size_t)k; \
+    __m256i v0 = load_bits(w), v1 = load_bits(w + 32);
+#define BF16_EVEN(i) \
+    low##i = _mm256_fmadd_ps(bf16_even(v0), x0, low##i); \
+    high##i = _mm256_fmadd_ps(bf16_even(v1), x0, high##i);
+#define BF16_LAST(i) \
+    { \
+        BF16_LOAD(i) \
+        BF16_EVEN(i) \
+    }
+#define BF16_PAIR(i) \
+    { \
+        BF16_LOAD(i) \
+        BF16_EVEN(i) \
+        low##i = _mm256_fmadd_ps(bf16_odd(v0), x1, low##i); \
+        high##i = _mm256_fmadd_ps(bf16_odd(v1), x1, high##i); \
+    }
+#define BF16_ROW(n) \
+    static void bf16_row_##n(const char *from, size_t panel_bytes, int cols, const float *x, \
+                             float *acc) \
+    { \
+        int k = 0; \
+        EACH_##n(ACC_ZERO) for (; k + 2 <= cols; k += 2) \
+        { \
+            __m256 x0 = _mm256_broadcast_ss(x + k), x1 = _mm256_broadcast_ss(x + k + 1); \
+            EACH_##n(BF16_PAIR) \
+        } \
+        if (k < cols) { \
+            __m256 x0 = _mm256_broadcast_ss(x + k); \
+            EACH_##n(BF16_LAST) \
+        } \
+        EACH_##n(ACC_STORE) \
+    }
+BF16_ROW(1)
+BF16_ROW(2)
+BF16_ROW(4)
+
+/* One block of at most 128 columns, folded into acc [n panels][16].  x is FP8_FACTOR times
+ * what is meant: the product (w 2^-8) (x 2^8) is the same number before it is rounded. */
+#define FP8_EVEN(i) \
+    __m256i v = load_bits(from + i * panel_bytes + 16 * (size_t)k), even = fp8_even_as_f16(v); \
+    low##i = _mm256_fmadd_ps(f16_low(even), x0, low##i); \
+    high##i = _mm256_fmadd_ps(f16_high(even), x0, high##i);
+#define FP8_LAST(i) \
+    { \
+        FP8_EVEN(i) \
+    }
+#define FP8_PAIR(i) \
+    { \
+        FP8_EVEN(i) \
+        __m256i odd = fp8_odd_as_f16(v); \
+        low##i = _mm256_fmadd_ps(f16_low(odd), x1, low##i); \
+        high##i = _mm256_fmadd_ps(f16_high(odd), x1, high##i); \
+    }
+#define FP8_FOLD(i) \
+    { \
+        __m256 s = _mm256_broadcast_ss(scales[i]); \
+        _mm256_store_ps(acc + 16 * i, _mm256_fmadd_ps(s, low##i, _mm256_load_ps(acc + 16 * i))); \
+        _mm256_store_ps(acc + 16 * i + 8, \
+                        _mm256_fmadd_ps(s, high##i, _mm256_load_ps(acc + 16 * i + 8))); \
+    }
+#define FP8_ROW(n) \
+    static void fp8_row_##n(const char *from, size_t panel_bytes, int n_cols, const float *x, \
+                            const float *const *scales, float *acc) \
+    { \
+        int k = 0; \
+        EACH_##n(ACC_ZERO) for (; k + 2 <= n_cols; k += 2) \
+        { \
+            __m256 x0 = _mm256_broadcast_ss(x + k), x1 = _mm256_broadcast_ss(x + k + 1); \
+            EACH_##n(FP8_PAIR) \
+        } \
+        if (k < n_cols) { \
+            __m256 x0 = _mm256_broadcast_ss(x + k); \
+            EACH_##n(FP8_LAST) \
+        } \
+        EACH_##n(FP8_FOLD) \
+    }
+FP8_ROW(1)
+FP8_ROW(2)
+FP8_ROW(4)
+
+typedef void row_panels(const char *from, size_t panel_bytes, int cols, const float *x, float *acc);
+
+/* Most panels that a one-row function takes next. */
+static int panels_next(int left)
+{
+    return left >= PANELS_AT_ONCE ? PANELS_AT_ONCE : left >= 2 ? 2 : 1;
+}
+
+static void one_row(const struct matrix *w, int first_panel, int n_panels, const float *x, float *y)
+{
+    static row_panels *const f32[] = {NULL, f32_row_1, f32_row_2, NULL, f32_row_4};
+    static row_panels *const bf16[] = {NULL, bf16_row_1, bf16_row_2, NULL, bf16_row_4};
+    row_panels *const *run = w->format == FORMAT_F32 ? f32 : bf16;
+    _Alignas(32) float acc[PANELS_AT_ONCE * PANEL_ROWS];
+    for (int p = first_panel, end = first_panel + n_panels; p < end;) {
+        int n = panels_next(end - p);
+        run[n](panel_at(w, p), w->panel_bytes, w->cols, x, acc);
+        for (int i = 0; i < n; i++, p++)
+            store_panel(w, p, acc + PANEL_ROWS * i, y);
+    }
+}
+
+/* out = x * FP8_FACTOR; false if that is not exact, because it overflows. */
+static bool scale_block(const float *x, int n, float *out)
+{
+    bool is_exact = true;
+    for (int k = 0; k < n; k++) {
+        out[k] = x[k] * FP8_FACTOR;
+        is_exact = is_exact && (!isinf(out[k]) || isinf(x[k]));
+    }
+    return is_exact;
+}
+
+/* ---- more rows ---- */
+
+/* A block of columns as floats [n_cols][16]. */
+static void unpack_bf16(const char *from, int n_cols, float *out)
+{
+    for (int k = 0; k < n_cols; k += 2, from += 64, out += 32) {
+        __m256i v0 = load_bits(from), v1 = load_bits(from + 32);
+        _mm256_store_ps(out, bf16_even(v0));
+        _mm256_store_ps(out + 8, bf16_even(v1));
+        _mm256_store_ps(out + 16, bf16_odd(v0));
+        _mm256_store_ps(out + 24, bf16_odd(v1));
+    }
+}
+
+static void unpack_fp8(const char *from, int n_cols, float *out)
+{
+    const __m256 factor = _mm256_set1_ps(FP8_FACTOR);
+    for (int k = 0; k < n_cols; k += 2, from += 32, out += 32) {
+        __m256i v = load_bits(from), even = fp8_even_as_f16(v), odd = fp8_odd_as_f16(v);
+        _mm256_store_ps(out, _mm256_mul_ps(f16_low(even), factor));
+        _mm256_store_ps(out + 8, _mm256_mul_ps(f16_high(even), factor));
+        _mm256_store_ps(out + 16, _mm256_mul_ps(f16_low(odd), factor));
+        _mm256_store_ps(out + 24, _mm256_mul_ps(f16_high(odd), factor));
+    }
+}
+
+/* n rows x 16 weights over a block of columns.  chain_n goes on where acc [n][16] is;
+ * block_n begins at 0 and folds the result into acc. */
+#define TILE_X(i) const float *x##i = x + i * x_stride;
+#define TILE_LOAD(i) \
+    __m256 low##i = _mm256_load_ps(acc + 16 * i), high##i = _mm256_load_ps(acc + 16 * i + 8);
+#define TILE_STEP(i) \
+    { \
+        __m256 xk = _mm256_broadcast_ss(x##i + k); \
+        low##i = _mm256_fmadd_ps(w0, xk, low##i); \
+        high##i = _mm256_fmadd_ps(w1, xk, high##i); \
+    }
+#define TILE_FOLD(i) \
+    _mm256_store_ps(acc + 16 * i, _mm256_fmadd_ps(s, low##i, _mm256_load_ps(acc + 16 * i))); \
+    _mm256_store_ps(acc + 16 * i + 8, \
+                    _mm256_fmadd_ps(s, high##i, _mm256_load_ps(acc + 16 * i + 8)));
+#define TILE_LOOP(n) \
+    for (int k = 0; k < n_cols; k++) { \
+        __m256 w0 = _mm256_load_ps(w + 16 * k), w1 = _mm256_load_ps(w + 16 * k + 8); \
+        EACH_##n(TILE_STEP) \
+    }
+#define TILE(n) \
+    static void chain_##n(const float *w, int n_cols, const float *x, size_t x_stride, \
+                          const float *scale, float *acc) \
+    { \
+        (void)scale; \
+        EACH_##n(TILE_X) EACH_##n(TILE_LOAD) TILE_LOOP(n) EACH_##n(ACC_STORE) \
+    } \
+    static void block_##n(const float *w, int n_cols, const float *x, size_t x_stride, \
+                          const float *scale, float *acc) \
+    { \
+        EACH_##n(TILE_X) EACH_##n(ACC_ZERO) TILE_LOOP(n) __m256 s = _mm256_broadcast_ss(scale); \
+        EACH_##n(TILE_FOLD) \
+    }
+TILE(1)
+TILE(2)
+TILE(3)
+TILE(4)
+TILE(5)
+TILE(6)
+
+typedef void tile(const float *w, int n_cols, const float *x, size_t x_stride, const float *scale,
+                  float *acc);
+static tile *const chain_tiles[] = {NULL, chain_1, chain_2, chain_3, chain_4, chain_5, chain_6};
+static tile *const block_tiles[] = {NULL, block_1, block_2, block_3, block_4, block_5, block_6};
+
+/* Four rows are 8 chains, what two FMAs a cycle of latency 4 ask for; a rest of one or two
+ * rows is better spent in a larger last tile. */
+static int rows_next(int left)
+{
+    return left <= LARGEST_TILE ? left : 4;
+}
+
+/* One panel for at most ROWS_IN_CACHE rows. */
+static void panel_rows(const struct matrix *w, int panel, const float *x, size_t x_stride,
+                       int n_rows, float *acc)
+{
+    _Alignas(64) float unpacked[SCALE_BLOCK * PANEL_ROWS];
+    const char *from = panel_at(w, panel);
+    size_t column_bytes = w->panel_bytes / (size_t)w->padded_cols;
+    tile *const *tiles = w->format == FORMAT_FP8 ? block_tiles : chain_tiles;
+    int n_blocks = (w->cols + SCALE_BLOCK - 1) / SCALE_BLOCK;
+    const float *scale = NULL;
+    if (w->format == FORMAT_FP8)
+        scale = w->scales + (size_t)(panel * PANEL_ROWS / SCALE_BLOCK) * (size_t)n_blocks;
+    memset(acc, 0, (size_t)n_rows * PANEL_ROWS * sizeof(float));
+    for (int first = 0; first < w->cols; first += SCALE_BLOCK) {
+        int n_cols = min_int(w->cols - first, SCALE_BLOCK);
+        const float *weights = unpacked;
+        if (w->format == FORMAT_F32)
+            weights = (const float *)(const void *)from;
+        else if (w->format == FORMAT_BF16)
+            unpack_bf16(from, n_cols, unpacked);
+        else
+            unpack_fp8(from, n_cols, unpacked);
+        for (int m = 0, n; m < n_rows; m += n) {
+            n = rows_next(n_rows - m);
+            tiles[n](weights, n_cols, x + (size_t)m * x_stride + first, x_stride, scale,
+                     acc + m * PANEL_ROWS);
+        }
+        from += column_bytes * SCALE_BLOCK;
+        scale = scale ? scale + 1 : NULL;
+    }
+}
+
+static void many_rows(const struct matrix *w, int first_panel, int n_panels, const float *x,
+                      size_t x_stride, int n_rows, float *y, size_t y_stride)
+{
+    _Alignas(64) float acc[ROWS_IN_CACHE * PANEL_ROWS];
+    for (int first = 0; first < n_rows; first += ROWS_IN_CACHE) {
+        int n = min_int(n_rows - first, ROWS_IN_CACHE);
+        for (int p = first_panel; p < first_panel + n_panels; p++) {
+            panel_rows(w, p, x + (size_t)first * x_stride, x_stride, n, acc);
+            for (int m = 0; m < n; m++)
+                store_panel(w, p, acc + m * PANEL_ROWS, y + (size_t)(first + m) * y_stride);
+        }
+    }
+}
+
+static void matmul_float(const struct matrix *w, int first_panel, int n_panels, const float *x,
+                         size_t x_stride, int n_rows, float *y, size_t y_stride)
+{
+    if (n_rows == 1)
+        one_row(w, first_panel, n_panels, x, y);
+    else
+        many_rows(w, first_panel, n_panels, x, x_stride, n_rows, y, y_stride);
+}
+
+/* Up to four panels for one row; false if an input is too large for the factor. */
+static bool one_row_fp8(const struct matrix *w, int panel, int n_panels, const float *x, float *acc)
+{
+    _Alignas(32) float scaled[SCALE_BLOCK];
+    const char *from = panel_at(w, panel);
+    int n_blocks = (w->cols + SCALE_BLOCK - 1) / SCALE_BLOCK;
+    const float *scales[PANELS_AT_ONCE];
+    for (int i = 0; i < n_panels; i++)
+        scales[i] = w->scales + (size_t)((panel + i) * PANEL_ROWS / SCALE_BLOCK) * (size_t)n_blocks;
+    memset(acc, 0, (size_t)n_panels * PANEL_ROWS * sizeof(float));
+    for (int first = 0; first < w->cols; first += SCALE_BLOCK) {
+        int n_cols = min_int(w->cols - first, SCALE_BLOCK);
+        if (!scale_block(x + first, n_cols, scaled))
+            return false;
+        if (n_panels == 4)
+            fp8_row_4(from, w->panel_bytes, n_cols, scaled, scales, acc);
+        else if (n_panels == 2)
+            fp8_row_2(from, w->panel_bytes, n_cols, scaled, scales, acc);
+        else
+            fp8_row_1(from, w->panel_bytes, n_cols, scaled, scales, acc);
+        from += (size_t)SCALE_BLOCK * PANEL_ROWS;
+        for (int i = 0; i < n_panels; i++)
+            scales[i]++;
+    }
+    return true;
+}
+
+static void matmul_fp8(const struct matrix *w, int first_panel, int n_panels, const float *x,
+                       size_t x_stride, int n_rows, float *y, size_t y_stride)
+{
+    if (n_rows != 1) {
+        many_rows(w, first_panel, n_panels, x, x_stride, n_rows, y, y_stride);
+        return;
+    }
+    _Alignas(32) float acc[PANELS_AT_ONCE * PANEL_ROWS];
+    for (int p = first_panel, end = first_panel + n_panels; p < end;) {
+        int n = panels_next(end - p);
+        if (!one_row_fp8(w, p, n, x, acc)) {
+            many_rows(w, p, end - p, x, x_stride, 1, y, y_stride);
+            return;
+        }
+        for (int i = 0; i < n; i++, p++)
+            store_panel(w, p, acc + PANEL_ROWS * i, y);
+    }
+}
+
+/* ---- element by element ---- */
+
+static void rms_norm(const float *x, const float *w, int n, float eps, float *out)
+{
+    _Alignas(32) float lanes[LANES];
+    __m256 low = _mm256_setzero_ps(), high = _mm256_setzero_ps();
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + VECTOR);
+        low = _mm256_fmadd_ps(a, a, low);
+        high = _mm256_fmadd_ps(b, b, high);
+    }
+    _mm256_store_ps(lanes, low);
+    _mm256_store_ps(lanes + VECTOR, high);
+    for (int lane = 0; i + lane < n; lane++)
+        lanes[lane] = fmaf(x[i + lane], x[i + lane], lanes[lane]);
+    float sum = 0.0f;
+    for (int lane = 0; lane < LANES; lane++)
+        sum += lanes[lane];
+    float r = math_rsqrt(sum / (float)n + eps);
+    __m256 factor = _mm256_set1_ps(r);
+    for (i = 0; i + VECTOR <= n; i += VECTOR) {
+        __m256 v = _mm256_mul_ps(_mm256_loadu_ps(x + i), factor);
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(v, _mm256_loadu_ps(w + i)));
+    }
+    for (; i < n; i++)
+        out[i] = x[i] * r * w[i];
+}
+
+/* The last n < 8 floats; the other lanes are zero. */
+INLINE __m256 load_part(const float *from, int n)
+{
+    _Alignas(32) float part[VECTOR] = {0};
+    memcpy(part, from, (size_t)n * sizeof(float));
+    return _mm256_load_ps(part);
+}
+
+INLINE void store_part(float *to, __m256 v, int n)
+{
+    _Alignas(32) float part[VECTOR];
+    _mm256_store_ps(part, v);
+    memcpy(to, part, (size_t)n * sizeof(float));
+}
+
+static void swiglu(float *gate, const float *up, int n)
+{
+    int i = 0;
+    for (; i + VECTOR <= n; i += VECTOR) {
+        __m256 v = mathf_silu8(_mm256_loadu_ps(gate + i));
+        _mm256_storeu_ps(gate + i, _mm256_mul_ps(v, _mm256_loadu_ps(up + i)));
+    }
+    if (i < n) {
+        __m256 v = mathf_silu8(load_part(gate + i, n - i));
+        store_part(gate + i, _mm256_mul_ps(v, load_part(up + i, n - i)), n - i);
+    }
+}
+
+static void add(float *x, const float *y, int n)
+{
+    int i = 0;
+    for (; i + VECTOR <= n; i += VECTOR)
+        _mm256_storeu_ps(x + i, _mm256_add_ps(_mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i)));
+    for (; i < n; i++)
+        x[i] = x[i] + y[i];
+}
+
+static void exp_each(const float *x, int n, float *out)
+{
+    int i = 0;
+    for (; i + VECTOR <= n; i += VECTOR)
+        _mm256_storeu_ps(out + i, mathf_exp8(_mm256_loadu_ps(x + i)));
+    if (i < n)
+        store_part(out + i, mathf_exp8(load_part(x + i, n - i)), n - i);
+}
+
+static void sigmoid_each(const float *x, int n, float *out)
+{
+    int i = 0;
+    for (; i + VECTOR <= n; i += VECTOR)
+        _mm256_storeu_ps(out + i, mathf_sigmoid8(_mm256_loadu_ps(x + i)));
+    if (i < n)
+        store_part(out + i, mathf_sigmoid8(load_part(x + i, n - i)), n - i);
+}
+
+/* ---- combine ---- */
+
+/* Adds eight rounded values; the mask of those that are over the limit. */
+INLINE unsigned fixed_add8(__m256 y, __m256 weight, __m256 scale, __m256i acc, __m256i *sum)
+{
+    const __m256 limit = _mm256_set1_ps((float)(1 << COMBINE_LIMIT_LOG2));
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 v = _mm256_mul_ps(_mm256_mul_ps(weight, y), scale);
+    __m256 is_good = _mm256_cmp_ps(_mm256_andnot_ps(sign, v), limit, _CMP_LT_OQ);
+    __m256i q = _mm256_cvtps_epi32(_mm256_and_ps(v, is_good));
+    *sum = _mm256_add_epi32(acc, q);
+    return ~(unsigned)_mm256_movemask_ps(is_good) & 0xffu;
+}
+
+static int fixed_add(const float *y, float weight, int exponent, int n, int32_t *acc)
+{
+    must(combine_exponent_valid(exponent));
+    const __m256 w = _mm256_set1_ps(weight), scale = _mm256_set1_ps(ldexpf(1.0f, -exponent));
+    int n_over = 0, i = 0;
+    __m256i sum;
+    for (; i + VECTOR <= n; i += VECTOR) {
+        __m256i before = _mm256_loadu_si256((const void *)(acc + i));
+        n_over += __builtin_popcount(fixed_add8(_mm256_loadu_ps(y + i), w, scale, before, &sum));
+        _mm256_storeu_si256((void *)(acc + i), sum);
+    }
+    if (i < n) {
+        int32_t part[VECTOR] = {0};
+        memcpy(part, acc + i, (size_t)(n - i) * sizeof(*acc));
+        /* The empty lanes have y = 0, which is over no limit unless the weight is not finite. */
+        unsigned over = fixed_add8(load_part(y + i, n - i), w, scale,
+                                   _mm256_loadu_si256((const void *)part), &sum);
+        n_over += __builtin_popcount(over & ((1u << (n - i)) - 1));
+        _mm256_storeu_si256((void *)part, sum);
+        memcpy(acc + i, part, (size_t)(n - i) * sizeof(*acc));
+    }
+    return n_over;
+}
+
+static void fixed_fold(const int32_t *acc, int exponent, int n, float *x)
+{
+    must(combine_exponent_valid(exponent));
+    const float step = ldexpf(1.0f, exponent);
+    const __m256 steps = _mm256_set1_ps(step);
+    int i = 0;
+    for (; i + VECTOR <= n; i += VECTOR) {
+        __m256 v = _mm256_cvtepi32_ps(_mm256_loadu_si256((const void *)(acc + i)));
+        v = _mm256_mul_ps(v, steps);
+        _mm256_storeu_ps(x + i, _mm256_add_ps(_mm256_loadu_ps(x + i), v));
+    }
+    for (; i < n; i++)
+        x[i] = x[i] + (float)acc[i] * step;
+}
+
+static void add_int32(int32_t *acc, const void *y, int n)
+{
+    const char *from = y;
+    int i = 0;
+    for (; i + VECTOR <= n; i += VECTOR, from += VECTOR * sizeof(*acc)) {
+        __m256i a = _mm256_loadu_si256((const void *)(acc + i));
+        a = _mm256_add_epi32(a, _mm256_loadu_si256((const void *)from));
+        _mm256_storeu_si256((void *)(acc + i), a);
+    }
+    for (; i < n; i++, from += sizeof(*acc)) {
+        uint32_t v;
+        memcpy(&v, from, sizeof(v));
+        acc[i] = (int32_t)((uint32_t)acc[i] + v);
+    }
+}
+
+void kernels_avx2_fill(struct kernels *k)
+{
+    k->matmul_f32 = matmul_float;
+    k->matmul_bf16 = matmul_float;
+    k->matmul_fp8 = matmul_fp8;
+    k->rms_norm = rms_norm;
+    k->swiglu = swiglu;
+    k->add = add;
+    k->exp = exp_each;
+    k->sigmoid = sigmoid_each;
+    k->fixed_add = fixed_add;
+    k->fixed_fold = fixed_fold;
+    k->add_int32 = add_int32;
+}
