@@ -72,8 +72,9 @@ TEST(log_warnings_are_limited_and_own_up)
         CHECK_INT(sscanf(p, "held_back=%d", &n), 1);
     const char *calls = strstr(end.output, "calls=");
     CHECK(calls && sscanf(calls, "calls=%d", &n_calls) == 1);
-    /* At most two whole windows (the 50 ms may reach into a second one) and the last line. */
-    CHECK(lines >= 11 && lines <= 21);
+    /* Two windows if the 50 ms reach into a second one, then the last line, and the one
+     * before it if the second changed between the test's look at the clock and the log's. */
+    CHECK(lines >= 11 && lines <= 10 + 10 + 2);
     CHECK(held > 0);
     CHECK_INT(lines + held, n_calls);
 }
