@@ -144,11 +144,11 @@ static void append_pair(const struct learner *l, uint64_t pair, struct buf *byte
     buf_append_str(bytes, vocab_bytes(&l->vocab, (int32_t)(uint32_t)pair));
 }
 
-/* The most frequent pair (smallest ids if equal) whose bytes are no token yet; its count, or 1
- * when nothing occurs twice. */
+/* The most frequent pair (smallest ids if equal) whose bytes are no token yet; its count, or 0
+ * when nothing is left to merge. */
 static size_t find_pair(struct learner *l, uint64_t *best, struct buf *bytes)
 {
-    size_t n = 0, most = 1, run = 0;
+    size_t n = 0, most = 0, run = 0;
 
     for (size_t i = 0; i + 1 < l->text.len; i++)
         if (l->text.ids[i] >= 0 && l->text.ids[i + 1] >= 0)
@@ -187,7 +187,7 @@ static void learn(struct learner *l)
     struct buf bytes = {0};
     uint64_t pair = 0;
 
-    for (int32_t id = 256; id < l->vocab.n_ids && find_pair(l, &pair, &bytes) > 1; id++) {
+    for (int32_t id = 256; id < l->vocab.n_ids && find_pair(l, &pair, &bytes) > 0; id++) {
         append_pair(l, pair, &bytes);
         must_zero(vocab_add(&l->vocab, id, buf_str(&bytes), VOCAB_MERGED));
         tokens_push(&l->merges, (int32_t)(pair >> 32));
