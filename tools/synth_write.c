@@ -72,7 +72,10 @@ static void add_sizes(json_t *root, const struct model_config *c)
     add_int(root, "num_experts_per_tok", c->top_k);
     add_int(root, "max_position_embeddings", c->max_positions);
     json_object_set_new(root, "rope_theta", json_real(c->rope_theta));
-    json_object_set_new(root, "rms_norm_eps", json_real((double)c->rms_norm_eps));
+    /* "1e-06" rather than the nearest float's nine digits. */
+    char eps[32];
+    snprintf(eps, sizeof eps, "%.6g", (double)c->rms_norm_eps);
+    json_object_set_new(root, "rms_norm_eps", json_real(strtod(eps, NULL)));
 }
 
 /* Every field of the released config.json; those that say nothing about size are M2's. */
@@ -291,12 +294,27 @@ static int write_tokenizer(const struct synth_options *o, struct err *e)
     return rc;
 }
 
+/* A refused geometry leaves nothing behind that the next attempt would stumble over. */
+static void remove_config(const char *dir)
+{
+    char *config = mem_format("%s/config.json", dir);
+    char *generation = mem_format("%s/generation_config.json", dir);
+    unlink(config);
+    unlink(generation);
+    rmdir(dir);
+    mem_free(config);
+    mem_free(generation);
+}
+
 int synth_write(const struct synth_options *o, struct err *e)
 {
     struct job job = {.options = o};
     int rc = make_directory(o, e);
-    if (rc == 0)
-        rc = write_checked_config(o, e);
+    if (rc < 0)
+        return rc;
+    rc = write_checked_config(o, e);
+    if (rc < 0)
+        remove_config(o->dir);
     if (rc == 0 && o->has_tokenizer)
         rc = write_tokenizer(o, e);
     if (rc < 0)
