@@ -180,10 +180,6 @@ TEST(config_checks_sizes_against_each_other)
 {
     struct model_config c;
     struct err e = {0};
-    const char *form = "{\"model_type\": \"minimax_m2\", \"vocab_size\": 10, \"hidden_size\": 64,"
-                       "\"num_hidden_layers\": 1, \"num_attention_heads\": %d,"
-                       "\"num_key_value_heads\": %d, \"intermediate_size\": 8,"
-                       "\"num_local_experts\": %d, \"num_experts_per_tok\": %d}";
     static const struct {
         int heads, kv_heads, experts, top_k;
         const char *says;
@@ -195,8 +191,12 @@ TEST(config_checks_sizes_against_each_other)
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char text[512];
-        snprintf(text, sizeof text, form, rows[i].heads, rows[i].kv_heads, rows[i].experts,
-                 rows[i].top_k);
+        snprintf(text, sizeof text,
+                 "{\"model_type\": \"minimax_m2\", \"vocab_size\": 10, \"hidden_size\": 64,"
+                 "\"num_hidden_layers\": 1, \"num_attention_heads\": %d,"
+                 "\"num_key_value_heads\": %d, \"intermediate_size\": 8,"
+                 "\"num_local_experts\": %d, \"num_experts_per_tok\": %d}",
+                 rows[i].heads, rows[i].kv_heads, rows[i].experts, rows[i].top_k);
         write_file("config.json", text);
         CHECK_INT(config_read(".", &c, &e), E_INVALID);
         CHECK_HAS(e.text, rows[i].says);
