@@ -106,5 +106,5 @@ int chat_render(const struct chat *c, const struct chat_prompt *p, struct tokens
 int chat_render_text(const struct chat_prompt *p, struct buf *out, struct err *e);
 
 /* JSON as Python's json.dumps(value, ensure_ascii=False) writes it: ", " and ": ", keys in their
- * order, non-ASCII as it is, reals as the shortest text that reads back equal. */
+ * order, non-ASCII as it is, reals as the shortest text that reads back equal (chat_json.c). */
 void chat_dump_json(const json_t *value, struct buf *out);

@@ -199,7 +199,7 @@ static void learn(struct learner *l)
 
 /* ---- as JSON ---------------------------------------------------------------------------- */
 
-/* Every json_*_new() below borrows nothing and dies with the root. */
+/* jansson gives NULL only when memory is out, or when a format is our bug. */
 static json_t *must_json(json_t *value)
 {
     must(value);
