@@ -1,11 +1,14 @@
 /* attn_node/side.h - the attention side as a whole: the door through which a program runs
  * it.  attn_node's main() and the coordinator (embedded, over inproc://) start the same
  * thing: a control thread (member, Attention service) and an engine thread (KV, layers,
- * links to experts).  Everything else is messages. */
+ * links to experts).  Everything else is messages.
+ *
+ * Log events: node.listening, side.ready, side.refused, side.table_refused. */
 #pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "base/err.h"
 #include "model/format.h"
@@ -32,3 +35,5 @@ int side_start(const struct side_config *c, struct side **out, struct err *e);
 void side_stop(struct side **s);
 /* true once the coordinator refused this side for good; `why` is then filled. */
 bool side_is_refused(const struct side *s, struct err *why);
+/* What --version of a program with an attention side prints: build, kernels, BLAS. */
+void side_print_version(FILE *out);

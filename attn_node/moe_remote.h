@@ -1,0 +1,46 @@
+/* attn_node/moe_remote.h - the expert half of a layer over the wire (steps 8, 9 and 11).
+ *
+ * Drives round.c with real channels and deadlines: one channel per expert node, one Forward
+ * per parcel, posted to all nodes before any answer is awaited.
+ *
+ * Owner: engine thread.  Log events: moe.table, moe.table_refused, moe.peer_refused. */
+#pragma once
+
+#include <stdint.h>
+
+#include "base/err.h"
+#include "engine/forward.h"
+#include "rpc/wire.h"
+
+struct moe_remote_options {
+    const struct kernels *kernels;
+    int n_layers, n_experts, top_k, hidden, max_rows;
+    enum combine_mode mode;
+    uint64_t fingerprint;
+    int64_t call_timeout_ns, spin_ns;
+};
+
+struct moe_remote;
+struct moe_remote *moe_remote_new(const struct moe_remote_options *o);
+/* Ends open calls and closes the channels. */
+void moe_remote_free(struct moe_remote **m);
+
+/* A table in one allocation, freed with mem_free(); for handing it to the engine thread. */
+struct wire_table *moe_remote_copy_table(const struct wire_table *t);
+/* Takes the table; only between steps.  Channels to nodes that stay (same endpoint, same
+ * incarnation) stay open.  E_INVALID: a table for another model; the old one stays. */
+int moe_remote_install(struct moe_remote *m, struct wire_table **t, struct err *e);
+/* Of the table in use; 0 before the first. */
+uint64_t moe_remote_epoch(const struct moe_remote *m);
+
+/* Names the step that follows and bounds its waits; forgets the last step's error and time. */
+void moe_remote_begin_step(struct moe_remote *m, uint64_t step, int64_t deadline_ns);
+/* For forward_step(), with the moe_remote as `ud`. */
+extern const struct moe_ops moe_remote_ops;
+/* Why the step failed; code 0 if it was not the experts. */
+const struct err *moe_remote_error(const struct moe_remote *m);
+/* Wall time of this step between scatter and the end of gather. */
+int64_t moe_remote_experts_ns(const struct moe_remote *m);
+
+/* Keeps the channels alive between steps, until `fd` is readable or the deadline. */
+void moe_remote_wait(struct moe_remote *m, int fd, int64_t deadline_ns);

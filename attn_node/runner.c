@@ -1,0 +1,332 @@
+/* attn_node/runner.c - see runner.h.
+ *
+ * Where a step's time went is measured from outside, because the engine has no clock: the
+ * experts' share inside moe_remote, the head's from the end of the last layer (a probe) to
+ * the end of sampling, and attention is the rest. */
+#include "attn_node/runner.h"
+
+#include <inttypes.h>
+#include <stdatomic.h>
+
+#include "attn_node/moe_remote.h"
+#include "attn_node/seqs.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/must.h"
+#include "base/queue.h"
+#include "base/thread.h"
+
+struct runner {
+    struct runner_options options;
+    struct queue *jobs, *done;
+    struct thread *thread;
+    struct runner_job wake; /* ends the wait of a thread that shall stop */
+    _Atomic int pages_total, pages_free;
+
+    /* engine thread only */
+    const struct model_config *config;
+    struct compute compute;
+    struct forward *forward;
+    struct kv *kv;
+    struct seqs *seqs;
+    struct moe_remote *moe;
+    struct sampler *sampler;
+    struct step_seq *step_seqs;       /* [max_seqs] */
+    struct wire_step_sample *samples; /* [max_seqs] */
+    int64_t layers_done_ns;
+};
+
+void runner_job_fini(struct runner_job *j)
+{
+    mem_free(j->step);
+    mem_free(j->release);
+    mem_free(j->table);
+    j->step = NULL;
+    j->release = NULL;
+    j->table = NULL;
+}
+
+/* ---- set-up, on the engine thread ---------------------------------------------------- */
+
+/* More than every sequence at its longest is of no use. */
+static size_t choose_kv_bytes(const struct runner *r)
+{
+    size_t page_bytes = kv_page_bytes(r->config), most = 0;
+    size_t pages = ((size_t)r->config->max_positions + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
+    size_t bytes =
+        r->options.kv_bytes > 0 ? (size_t)r->options.kv_bytes : mem_available_bytes() / 4;
+    if (mem_mul(pages, (size_t)r->options.max_seqs, &most) && mem_mul(most, page_bytes, &most) &&
+        most < bytes)
+        bytes = most;
+    return bytes;
+}
+
+static int set_up(struct runner *r, struct err *e)
+{
+    const struct runner_options *o = &r->options;
+    int64_t begun_ns = clock_now_ns();
+    r->config = checkpoint_config(o->checkpoint);
+    size_t kv_bytes = choose_kv_bytes(r);
+    r->compute = (struct compute){.kernels = o->kernels, .pool = pool_new(o->threads, POOL_FREE)};
+    struct forward_options f = {.format = o->format, .max_rows = o->max_rows};
+    int rc = forward_open(o->checkpoint, &f, r->compute, &r->forward, e);
+    if (rc < 0)
+        return rc;
+    log_info("weights.loaded", "mb=%zu seconds=%.1f", forward_bytes(r->forward) >> 20,
+             (double)(clock_now_ns() - begun_ns) / CLOCK_S);
+    rc = kv_open(r->config, kv_bytes, &r->kv, e);
+    if (rc < 0)
+        return err_prefix(e, "attention.kv_bytes");
+    atomic_store(&r->pages_total, kv_pages_total(r->kv));
+    atomic_store(&r->pages_free, kv_pages_free(r->kv));
+    r->seqs = seqs_new(r->kv, o->max_seqs);
+    r->sampler = sampler_new(r->config->vocab_size);
+    struct moe_remote_options m = {
+        .kernels = o->kernels,
+        .n_layers = r->config->n_layers,
+        .n_experts = r->config->n_experts,
+        .top_k = r->config->top_k,
+        .hidden = r->config->hidden_size,
+        .max_rows = o->max_rows,
+        .mode = o->combine,
+        .fingerprint = o->fingerprint,
+        .call_timeout_ns = o->call_timeout_ns,
+        .spin_ns = o->spin_ns,
+    };
+    r->moe = moe_remote_new(&m);
+    r->step_seqs = mem_array((size_t)o->max_seqs, sizeof(*r->step_seqs));
+    r->samples = mem_array((size_t)o->max_seqs, sizeof(*r->samples));
+    return 0;
+}
+
+static void tear_down(struct runner *r)
+{
+    moe_remote_free(&r->moe);
+    sampler_free(&r->sampler);
+    seqs_free(&r->seqs);
+    kv_close(&r->kv);
+    forward_close(&r->forward);
+    pool_free(&r->compute.pool);
+    mem_free(r->step_seqs);
+    mem_free(r->samples);
+}
+
+/* ---- a step -------------------------------------------------------------------------- */
+
+static void note_layer(void *ud, int layer, const float *x, int n_rows,
+                       const struct routing *routing)
+{
+    struct runner *r = ud;
+    (void)x, (void)n_rows, (void)routing;
+    if (layer == r->config->n_layers - 1)
+        r->layers_done_ns = clock_now_ns();
+}
+
+/* A sequence whose logits are not finite fails alone. */
+static uint32_t sample_rows(struct runner *r, const struct wire_step *step, const float *logits)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < step->n_seqs; i++) {
+        if (!step->seqs[i].sample)
+            continue;
+        struct wire_step_sample *s = &r->samples[n];
+        struct sample_history history = seqs_history(r->seqs, (int)i);
+        *s = (struct wire_step_sample){.seq = step->seqs[i].seq};
+        s->code = sample_token(r->sampler, logits + (size_t)n * (size_t)r->config->vocab_size,
+                               seqs_sampling(r->seqs, (int)i), &history, (uint64_t)history.n_tokens,
+                               &s->sampled);
+        n++;
+    }
+    return n;
+}
+
+static void encode_reply(struct runner *r, struct runner_job *job, uint32_t n_samples,
+                         int64_t begun_ns)
+{
+    int64_t now_ns = clock_now_ns(), experts_ns = moe_remote_experts_ns(r->moe);
+    int64_t attention_ns = r->layers_done_ns - begun_ns - experts_ns;
+    struct wire_step_reply reply = {
+        .step = job->step->step,
+        .epoch = moe_remote_epoch(r->moe),
+        .n_samples = n_samples,
+        .samples = r->samples,
+        .attention_us = attention_ns > 0 ? (uint64_t)(attention_ns / CLOCK_US) : 0,
+        .experts_us = (uint64_t)(experts_ns / CLOCK_US),
+        .head_us = (uint64_t)((now_ns - r->layers_done_ns) / CLOCK_US),
+        .kv_pages_free = (uint32_t)kv_pages_free(r->kv),
+    };
+    buf_reset(&job->message);
+    wire_step_reply_encode(&reply, &job->message);
+    log_debug("step",
+              "step=%" PRIu64 " seqs=%u rows=%u attention_us=%" PRIu64 " experts_us=%" PRIu64
+              " head_us=%" PRIu64,
+              reply.step, job->step->n_seqs, job->step->n_tokens, reply.attention_us,
+              reply.experts_us, reply.head_us);
+}
+
+static int run_layers(struct runner *r, const struct wire_step *w, int64_t deadline_ns,
+                      const float **logits, struct err *e)
+{
+    struct step step = {
+        .n_seqs = (int)w->n_seqs, .seqs = r->step_seqs, .probe = note_layer, .probe_ud = r};
+    int n_logits = 0;
+    moe_remote_begin_step(r->moe, w->step, deadline_ns);
+    int rc = forward_step(r->forward, r->kv, &step, &moe_remote_ops, r->moe, logits, &n_logits);
+    if (rc < 0) {
+        const struct err *why = moe_remote_error(r->moe);
+        return err_set(e, rc, "%s", why->code ? why->text : err_text(rc));
+    }
+    return 0;
+}
+
+static int run_step(struct runner *r, struct runner_job *job)
+{
+    int64_t begun_ns = clock_now_ns();
+    if (begun_ns >= job->deadline_ns)
+        return err_set(&job->why, E_DEADLINE, "the step waited until its deadline");
+    int rc = seqs_begin(r->seqs, job->step, r->step_seqs, &job->why);
+    if (rc < 0)
+        return rc;
+    const float *logits = NULL;
+    rc = run_layers(r, job->step, job->deadline_ns, &logits, &job->why);
+    if (rc < 0) {
+        seqs_roll_back(r->seqs);
+        log_warn("step.failed", "step=%" PRIu64 " code=%s why=%s", job->step->step, err_name(rc),
+                 log_quote(job->why.text).text);
+        return rc;
+    }
+    uint32_t n_samples = sample_rows(r, job->step, logits);
+    seqs_commit(r->seqs);
+    encode_reply(r, job, n_samples, begun_ns);
+    return 0;
+}
+
+static int run_release(struct runner *r, const struct runner_job *job)
+{
+    for (uint32_t i = 0; i < job->release->n_seqs; i++)
+        seqs_release(r->seqs, job->release->seqs[i]);
+    return 0;
+}
+
+static void run_job(struct runner *r, struct runner_job *job)
+{
+    int64_t begun_ns = clock_now_ns();
+    job->why = (struct err){0};
+    switch (job->kind) {
+    case RUNNER_STEP:
+        job->code = run_step(r, job);
+        break;
+    case RUNNER_RELEASE:
+        job->code = run_release(r, job);
+        break;
+    case RUNNER_TABLE:
+        job->code = moe_remote_install(r->moe, &job->table, &job->why);
+        job->epoch = moe_remote_epoch(r->moe);
+        break;
+    default:
+        unreachable();
+    }
+    atomic_store(&r->pages_free, kv_pages_free(r->kv));
+    job->queue_us = (uint64_t)((begun_ns - job->submitted_ns) / CLOCK_US);
+    job->compute_us = (uint64_t)((clock_now_ns() - begun_ns) / CLOCK_US);
+}
+
+/* ---- the thread ---------------------------------------------------------------------- */
+
+static void hand_back(struct runner *r, struct runner_job *job)
+{
+    must_zero(queue_push(r->done, (void **)&job));
+}
+
+static void engine_main(struct thread *t, void *arg)
+{
+    struct runner *r = arg;
+    struct err e = {0};
+    int rc = set_up(r, &e);
+    if (rc < 0)
+        tear_down(r);
+    thread_ready(t, rc, &e);
+    if (rc < 0)
+        return;
+    while (!thread_should_stop(t)) {
+        struct runner_job *job = queue_pop(r->jobs);
+        if (!job) {
+            moe_remote_wait(r->moe, queue_fd(r->jobs), clock_now_ns() + CLOCK_S);
+        } else if (job != &r->wake) {
+            run_job(r, job);
+            hand_back(r, job);
+        }
+    }
+    tear_down(r);
+}
+
+/* A full queue needs no waking. */
+static void wake_engine(void *ud)
+{
+    struct runner *r = ud;
+    struct runner_job *wake = &r->wake;
+    queue_push(r->jobs, (void **)&wake);
+}
+
+static void free_runner(struct runner **runner)
+{
+    struct runner *r = *runner;
+    *runner = NULL;
+    while (queue_pop(r->jobs))
+        ;
+    while (queue_pop(r->done))
+        ;
+    queue_free(&r->jobs);
+    queue_free(&r->done);
+    mem_free(r);
+}
+
+int runner_start(const struct runner_options *o, struct runner **out, struct err *e)
+{
+    must(o->threads > 0 && o->max_rows > 0 && o->max_seqs > 0 && o->max_jobs > 0);
+    *out = NULL;
+    struct runner *r = mem_alloc(sizeof(*r));
+    r->options = *o;
+    r->jobs = queue_new(o->max_jobs);
+    r->done = queue_new(o->max_jobs);
+    int rc = thread_start("engine", engine_main, r, &r->thread, e);
+    if (rc < 0)
+        free_runner(&r);
+    *out = r;
+    return rc;
+}
+
+void runner_stop(struct runner **runner)
+{
+    if (!*runner)
+        return;
+    thread_stop(&(*runner)->thread, wake_engine, *runner);
+    free_runner(runner);
+}
+
+int runner_submit(struct runner *r, struct runner_job **job)
+{
+    (*job)->submitted_ns = clock_now_ns();
+    return queue_push(r->jobs, (void **)job);
+}
+
+int runner_done_fd(const struct runner *r)
+{
+    return queue_fd(r->done);
+}
+
+struct runner_job *runner_take_done(struct runner *r)
+{
+    return queue_pop(r->done);
+}
+
+int runner_kv_pages_total(const struct runner *r)
+{
+    return atomic_load(&r->pages_total);
+}
+
+int runner_kv_pages_free(const struct runner *r)
+{
+    return atomic_load(&r->pages_free);
+}

@@ -1,0 +1,64 @@
+/* attn_node/runner.h - the engine thread: takes a step, runs the layers, answers.
+ *
+ * Jobs go in through one bounded queue and come back through another; whoever submits owns
+ * them again then.  The engine thread owns everything that computes: weights, KV, sequences
+ * and the channels to the expert nodes.
+ *
+ * Log events: weights.loaded, step (debug), step.failed. */
+#pragma once
+
+#include <stdint.h>
+
+#include "base/err.h"
+#include "engine/gemm.h"
+#include "model/checkpoint.h"
+#include "rpc/wire.h"
+
+enum runner_job_kind { RUNNER_STEP, RUNNER_RELEASE, RUNNER_TABLE };
+
+/* One errand of the control thread.  All-zero is empty. */
+struct runner_job {
+    enum runner_job_kind kind;
+    void *ud; /* the submitter's, untouched */
+    int64_t submitted_ns, deadline_ns;
+    struct wire_step *step;       /* RUNNER_STEP; freed by runner_job_fini() */
+    struct wire_release *release; /* RUNNER_RELEASE; likewise */
+    struct wire_table *table;     /* RUNNER_TABLE; taken by the runner */
+
+    int code; /* what came of it */
+    struct err why;
+    struct buf message; /* RUNNER_STEP: the encoded wire_step_reply; kept for the next job */
+    uint64_t queue_us, compute_us;
+    uint64_t epoch; /* RUNNER_TABLE: of the table in use */
+};
+/* Frees what the job holds but for the message buffer's memory. */
+void runner_job_fini(struct runner_job *j);
+
+struct runner_options {
+    struct checkpoint *checkpoint; /* borrowed until runner_stop() */
+    uint64_t fingerprint;
+    enum weight_format format;
+    enum combine_mode combine;
+    const struct kernels *kernels;
+    int threads;      /* at least 1 */
+    int64_t kv_bytes; /* 0: a quarter of the memory that is free */
+    int max_rows, max_seqs, max_jobs;
+    int64_t call_timeout_ns, spin_ns;
+};
+
+struct runner;
+/* Loads the weights on the new thread and blocks for that long. */
+int runner_start(const struct runner_options *o, struct runner **out, struct err *e);
+/* Ends after the job in progress.  Jobs that still wait are forgotten: their submitter owns
+ * their memory and answers for them. */
+void runner_stop(struct runner **r);
+
+/* Hands the job over; E_BUSY: max_jobs wait already, and the job stays the caller's. */
+int runner_submit(struct runner *r, struct runner_job **job);
+/* Readable while runner_take_done() has something. */
+int runner_done_fd(const struct runner *r);
+struct runner_job *runner_take_done(struct runner *r);
+
+/* Any thread may ask. */
+int runner_kv_pages_total(const struct runner *r);
+int runner_kv_pages_free(const struct runner *r);

@@ -1,0 +1,45 @@
+/* attn_node/seqs.h - the sequences that live on this attention side: KV pages, token log,
+ * sampling parameters (around steps 6 and 12 of a token's path).
+ *
+ * A step is all or nothing: seqs_begin() takes what the step needs or refuses it whole,
+ * and then exactly one of seqs_commit() and seqs_roll_back() ends it.  After a roll-back
+ * every sequence is as long as before; one that the step opened (or restarted at position
+ * 0) is gone.
+ *
+ * Owner: engine thread. */
+#pragma once
+
+#include <stdint.h>
+
+#include "base/err.h"
+#include "engine/forward.h"
+#include "engine/sample.h"
+#include "rpc/wire.h"
+
+struct seqs;
+/* `kv` is borrowed and outlives the table. */
+struct seqs *seqs_new(struct kv *kv, int max_seqs);
+/* Gives all pages back. */
+void seqs_free(struct seqs **s);
+int seqs_count(const struct seqs *s);
+
+/* Finds or opens every sequence of the step and reserves its positions.  On success
+ * out[i] [step->n_seqs] describes step->seqs[i] for forward_step(); pointers into the
+ * step and the table, valid until commit or roll-back.
+ *   E_PRECONDITION  a position that is not where the sequence ends: names both
+ *   E_INVALID       a sequence twice in one step, or without tokens
+ *   E_BUSY          no room: too many sequences, or no KV pages
+ * On failure no sequence has changed, except that one which the step wanted to restart may be
+ * gone. */
+int seqs_begin(struct seqs *s, const struct wire_step *step, struct step_seq *out, struct err *e);
+/* After forward_step() has moved the lengths. */
+void seqs_commit(struct seqs *s);
+void seqs_roll_back(struct seqs *s);
+
+/* What sampling needs of the i-th sequence of the step, between begin and commit: the
+ * history includes the step's own tokens. */
+const struct sampling *seqs_sampling(const struct seqs *s, int i);
+struct sample_history seqs_history(const struct seqs *s, int i);
+
+/* Forgets a sequence; an unknown one is fine.  Only between steps. */
+void seqs_release(struct seqs *s, uint64_t seq);

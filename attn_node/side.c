@@ -1,0 +1,435 @@
+/* attn_node/side.c - see side.h.
+ *
+ * The control thread answers Describe, health and heartbeats itself, so that a long step
+ * never looks like a death; Step, Release and new tables are jobs for the engine thread.
+ * Jobs come from a fixed set: when all are out, the answer is E_BUSY.  A new table has a
+ * job of its own and waits in `next_table` while that one is out. */
+#include "attn_node/side.h"
+
+#include <cblas.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "attn_node/moe_remote.h"
+#include "attn_node/runner.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/must.h"
+#include "base/thread.h"
+#include "base/version.h"
+#include "engine/kv.h"
+#include "rpc/loop.h"
+#include "rpc/member.h"
+#include "rpc/server.h"
+
+enum { MAX_CALLS = 32 /* steps and releases that wait for the engine thread */ };
+/* A step in progress may finish before the process ends. */
+#define STOP_TIMEOUT_NS (2 * CLOCK_S)
+
+struct side {
+    struct side_config config;
+    char *name, *coordinator_endpoint, *listen_endpoint;
+    struct checkpoint *checkpoint;
+    uint64_t fingerprint;
+    const struct kernels *kernels;
+    int threads;
+    struct runner *runner;
+    struct thread *control;
+
+    struct err refusal; /* written before is_refused is set */
+    _Atomic bool is_refused;
+
+    /* control thread only */
+    struct thread *self;
+    struct loop *loop;
+    struct server *server;
+    struct member *member;
+    struct loop_timer stop_timer; /* looks for thread_stop() */
+    struct runner_job jobs[MAX_CALLS];
+    struct runner_job *idle[MAX_CALLS];
+    int n_idle;
+    struct runner_job table_job;
+    bool is_table_out;
+    struct wire_table *next_table;
+    uint64_t epoch;
+};
+
+/* ---- calls --------------------------------------------------------------------------- */
+
+static struct runner_job *take_job(struct side *s, enum runner_job_kind kind,
+                                   struct server_call *call, const struct server_request *r)
+{
+    if (s->n_idle == 0)
+        return NULL;
+    struct runner_job *job = s->idle[--s->n_idle];
+    job->kind = kind;
+    job->ud = call;
+    job->deadline_ns = r->deadline_ns;
+    return job;
+}
+
+static void put_job(struct side *s, struct runner_job *job)
+{
+    runner_job_fini(job);
+    s->idle[s->n_idle++] = job;
+}
+
+/* The queue has room for every job there is. */
+static void submit(struct side *s, struct runner_job *job)
+{
+    must_zero(runner_submit(s->runner, &job));
+}
+
+static void on_step(void *ud, struct server_call *call, const struct server_request *r)
+{
+    struct side *s = ud;
+    struct runner_job *job = take_job(s, RUNNER_STEP, call, r);
+    if (!job) {
+        server_fail(&call, E_BUSY, "%d calls wait for the engine already", MAX_CALLS);
+        return;
+    }
+    const struct model_config *model = checkpoint_config(s->checkpoint);
+    struct wire_step_limits limits = {
+        .max_rows = (uint32_t)s->config.max_rows,
+        .max_seqs = (uint32_t)s->config.max_seqs,
+        .vocab_size = (uint32_t)model->vocab_size,
+        .max_positions = (uint32_t)model->max_positions,
+    };
+    struct err e = {0};
+    int rc = wire_step_decode(r->message, r->payloads, r->n_payloads, &limits, &job->step, &e);
+    if (rc < 0) {
+        put_job(s, job);
+        server_fail(&call, rc, "%s", e.text);
+        return;
+    }
+    submit(s, job);
+}
+
+static void on_release(void *ud, struct server_call *call, const struct server_request *r)
+{
+    struct side *s = ud;
+    struct runner_job *job = take_job(s, RUNNER_RELEASE, call, r);
+    if (!job) {
+        server_fail(&call, E_BUSY, "%d calls wait for the engine already", MAX_CALLS);
+        return;
+    }
+    struct err e = {0};
+    int rc = wire_release_decode(r->message, &job->release, &e);
+    if (rc < 0) {
+        put_job(s, job);
+        server_fail(&call, rc, "%s", e.text);
+        return;
+    }
+    submit(s, job);
+}
+
+static void on_describe(void *ud, struct server_call *call, const struct server_request *r)
+{
+    struct side *s = ud;
+    (void)r;
+    struct wire_attention_description d = {
+        .fingerprint = s->fingerprint,
+        .epoch = s->epoch,
+        .kv_pages_total = (uint32_t)runner_kv_pages_total(s->runner),
+        .kv_pages_free = (uint32_t)runner_kv_pages_free(s->runner),
+        .page_tokens = KV_PAGE_TOKENS,
+        .max_rows = (uint32_t)s->config.max_rows,
+        .max_seqs = (uint32_t)s->config.max_seqs,
+        .max_positions = (uint32_t)checkpoint_config(s->checkpoint)->max_positions,
+        .protocol_version = POLYMATH_PROTOCOL_VERSION,
+        .format = s->config.format,
+        .combine = s->config.combine,
+    };
+    snprintf(d.name, sizeof(d.name), "%s", s->name);
+    snprintf(d.kernels, sizeof(d.kernels), "%s", s->kernels->name);
+    snprintf(d.build, sizeof(d.build), "%s", version_string());
+    struct buf message = {0};
+    wire_attention_description_encode(&d, &message);
+    server_reply(&call, &(struct server_answer){.message = &message});
+    buf_fini(&message);
+}
+
+static void answer(struct runner_job *job)
+{
+    struct server_call *call = job->ud;
+    if (job->code < 0) {
+        server_fail(&call, job->code, "%s", job->why.text);
+        return;
+    }
+    struct server_answer a = {
+        .message = job->kind == RUNNER_STEP ? &job->message : NULL,
+        .queue_us = job->queue_us,
+        .compute_us = job->compute_us,
+    };
+    server_reply(&call, &a);
+}
+
+/* ---- tables and membership ----------------------------------------------------------- */
+
+static void report(struct side *s)
+{
+    struct member_report r = {.state = NODE_READY, .epoch = s->epoch};
+    member_report(s->member, &r);
+}
+
+static void install_next_table(struct side *s)
+{
+    if (s->is_table_out || !s->next_table)
+        return;
+    s->table_job.kind = RUNNER_TABLE;
+    s->table_job.table = s->next_table;
+    s->next_table = NULL;
+    s->is_table_out = true;
+    submit(s, &s->table_job);
+}
+
+static void on_table(void *ud, const struct wire_table *t)
+{
+    struct side *s = ud;
+    mem_free(s->next_table);
+    s->next_table = moe_remote_copy_table(t);
+    install_next_table(s);
+}
+
+static void finish_table(struct side *s)
+{
+    s->is_table_out = false;
+    if (s->table_job.code < 0)
+        log_error("side.table_refused", "why=%s", log_quote(s->table_job.why.text).text);
+    s->epoch = s->table_job.epoch;
+    if (s->member)
+        report(s);
+    install_next_table(s);
+}
+
+static void on_done(void *ud, int64_t now_ns)
+{
+    struct side *s = ud;
+    (void)now_ns;
+    for (struct runner_job *job; (job = runner_take_done(s->runner));) {
+        if (job == &s->table_job) {
+            finish_table(s);
+            continue;
+        }
+        answer(job);
+        put_job(s, job);
+    }
+}
+
+static void on_refused(void *ud, const struct err *e)
+{
+    struct side *s = ud;
+    log_error("side.refused", "why=%s", log_quote(e->text).text);
+    s->refusal = *e;
+    atomic_store(&s->is_refused, true);
+}
+
+static int join(struct side *s, struct err *e)
+{
+    const struct model_config *model = checkpoint_config(s->checkpoint);
+    struct member_options o = {
+        .coordinator_endpoint = s->coordinator_endpoint,
+        .join =
+            {
+                .role = NODE_ATTENTION,
+                .pid = (uint32_t)getpid(),
+                .threads = (uint32_t)s->threads,
+                .protocol_version = POLYMATH_PROTOCOL_VERSION,
+                .fingerprint = s->fingerprint,
+                .format = s->config.format,
+                .combine = s->config.combine,
+                .memory_bytes = (uint64_t)runner_kv_pages_total(s->runner) * kv_page_bytes(model),
+                .max_rows = (uint32_t)s->config.max_rows,
+            },
+        .on_table = on_table,
+        .on_refused = on_refused,
+        .ud = s,
+    };
+    snprintf(o.join.name, sizeof(o.join.name), "%s", s->name);
+    snprintf(o.join.endpoint, sizeof(o.join.endpoint), "%s", server_endpoint(s->server));
+    snprintf(o.join.kernels, sizeof(o.join.kernels), "%s", s->kernels->name);
+    snprintf(o.join.build, sizeof(o.join.build), "%s", version_string());
+    if (gethostname(o.join.host, sizeof(o.join.host) - 1) != 0)
+        snprintf(o.join.host, sizeof(o.join.host), "unknown");
+    int rc = member_open(s->loop, &o, &s->member, e);
+    if (rc == 0)
+        report(s);
+    return rc;
+}
+
+/* ---- the control thread -------------------------------------------------------------- */
+
+static void look_for_stop(void *ud, int64_t now_ns)
+{
+    struct side *s = ud;
+    if (thread_should_stop(s->self))
+        loop_stop(s->loop);
+    else
+        loop_set_timer(s->loop, &s->stop_timer, now_ns + 50 * CLOCK_MS);
+}
+
+static int open_control(struct side *s, struct err *e)
+{
+    static server_handler *const handlers[ATTENTION_METHODS] = {
+        [ATTENTION_STEP] = on_step,
+        [ATTENTION_RELEASE] = on_release,
+        [ATTENTION_DESCRIBE] = on_describe,
+    };
+    for (int i = 0; i < MAX_CALLS; i++)
+        s->idle[s->n_idle++] = &s->jobs[i];
+    int rc = loop_open(&s->loop, e);
+    if (rc < 0)
+        return rc;
+    struct server_options o = {.endpoint = s->listen_endpoint, .name = s->name};
+    rc = server_open(&o, &s->server, e);
+    if (rc < 0)
+        return err_prefix(e, "node.listen");
+    server_add(s->server, WIRE_ATTENTION, handlers, s);
+    server_attach(s->server, s->loop);
+    server_set_serving(s->server, true);
+    loop_add_fd(s->loop, runner_done_fd(s->runner), on_done, s);
+    s->stop_timer = (struct loop_timer){.cb = look_for_stop, .ud = s};
+    loop_set_timer(s->loop, &s->stop_timer, clock_now_ns());
+    log_info("node.listening", "endpoint=%s", server_endpoint(s->server));
+    rc = join(s, e);
+    if (rc < 0)
+        return err_prefix(e, "coordinator.endpoint");
+    return 0;
+}
+
+/* Leaves first, so that no new step comes; then lets the step in progress answer. */
+static void close_control(struct side *s)
+{
+    if (s->member)
+        member_close(&s->member, "stopped");
+    int64_t until_ns = clock_now_ns() + STOP_TIMEOUT_NS;
+    while (s->server && s->n_idle < MAX_CALLS && clock_now_ns() < until_ns)
+        loop_turn(s->loop, until_ns);
+    if (s->server) {
+        loop_remove_timer(s->loop, &s->stop_timer);
+        loop_remove_fd(s->loop, runner_done_fd(s->runner));
+        server_detach(s->server, s->loop);
+        server_close(&s->server);
+    }
+    if (s->loop)
+        loop_close(&s->loop);
+    mem_free(s->next_table);
+    s->next_table = NULL;
+}
+
+static void control_main(struct thread *t, void *arg)
+{
+    struct side *s = arg;
+    struct err e = {0};
+    s->self = t;
+    int rc = open_control(s, &e);
+    if (rc < 0)
+        close_control(s);
+    thread_ready(t, rc, &e);
+    if (rc < 0)
+        return;
+    loop_run(s->loop);
+    close_control(s);
+}
+
+/* ---- the door ------------------------------------------------------------------------ */
+
+static int choose_kernels(struct side *s, struct err *e)
+{
+    const char *name = s->config.kernels;
+    s->kernels = name && name[0] ? kernels_named(name) : kernels_best();
+    return s->kernels ? 0
+                      : err_set(e, E_INVALID,
+                                "kernels \"%s\" are not in this build or do not "
+                                "run on this CPU",
+                                name);
+}
+
+static int open_side(struct side *s, struct err *e)
+{
+    const struct side_config *c = &s->config;
+    int rc = choose_kernels(s, e);
+    if (rc < 0)
+        return rc;
+    s->threads = c->threads > 0 ? c->threads : thread_cpu_count();
+    rc = checkpoint_open(c->model_dir, &s->checkpoint, e);
+    if (rc == 0)
+        rc = checkpoint_fingerprint(s->checkpoint, &s->fingerprint, e);
+    if (rc < 0)
+        return err_prefix(e, "load model");
+    struct runner_options o = {
+        .checkpoint = s->checkpoint,
+        .fingerprint = s->fingerprint,
+        .format = c->format,
+        .combine = c->combine,
+        .kernels = s->kernels,
+        .threads = s->threads,
+        .kv_bytes = c->kv_bytes,
+        .max_rows = c->max_rows,
+        .max_seqs = c->max_seqs,
+        .max_jobs = MAX_CALLS + 2, /* a table and the call to stop */
+        .call_timeout_ns = c->call_timeout_ns,
+        .spin_ns = c->spin_ns,
+    };
+    rc = runner_start(&o, &s->runner, e);
+    if (rc == 0)
+        rc = thread_start("control", control_main, s, &s->control, e);
+    return rc;
+}
+
+int side_start(const struct side_config *c, struct side **out, struct err *e)
+{
+    must(c->max_rows > 0 && c->max_seqs > 0);
+    struct side *s = mem_alloc(sizeof(*s));
+    s->config = *c;
+    s->name = mem_string(c->name);
+    s->coordinator_endpoint = mem_string(c->coordinator_endpoint);
+    s->listen_endpoint = mem_string(c->listen_endpoint);
+    int rc = open_side(s, e);
+    /* These strings are the caller's again. */
+    s->config.name = s->config.model_dir = s->config.kernels = NULL;
+    if (rc < 0)
+        side_stop(&s);
+    else
+        log_info("side.ready", "kernels=%s threads=%d kv_pages=%d", s->kernels->name, s->threads,
+                 runner_kv_pages_total(s->runner));
+    *out = s;
+    return rc;
+}
+
+void side_stop(struct side **side)
+{
+    struct side *s = *side;
+    if (!s)
+        return;
+    *side = NULL;
+    thread_stop(&s->control, NULL, NULL);
+    runner_stop(&s->runner);
+    for (int i = 0; i < MAX_CALLS; i++) {
+        runner_job_fini(&s->jobs[i]);
+        buf_fini(&s->jobs[i].message);
+    }
+    runner_job_fini(&s->table_job);
+    checkpoint_close(&s->checkpoint);
+    mem_free(s->name);
+    mem_free(s->coordinator_endpoint);
+    mem_free(s->listen_endpoint);
+    mem_free(s);
+}
+
+bool side_is_refused(const struct side *s, struct err *why)
+{
+    bool is_refused = atomic_load(&s->is_refused);
+    if (is_refused && why)
+        *why = s->refusal;
+    return is_refused;
+}
+
+void side_print_version(FILE *out)
+{
+    fprintf(out, "polymath %s\nkernels %s\n%s\n", version_string(), kernels_best()->name,
+            openblas_get_config());
+}
