@@ -17,6 +17,7 @@
 #include "base/err.h"
 
 enum { LINK_MAX_FRAMES = 12, LINK_ENDPOINT_BYTES = 256, LINK_PEER_BYTES = 64 };
+enum { LINK_MAX_WAIT = 4096 }; /* links that one thread waits for at a time */
 
 /* A received frame; valid until its message is freed; may be misaligned. */
 struct frame {
@@ -32,6 +33,7 @@ struct message {
     size_t peer_bytes;
     void *received; /* what a received message keeps alive */
 };
+/* On the thread of the link that it came from. */
 void message_fini(struct message *m);
 
 enum link_role { LINK_CLIENT, LINK_SERVER };
@@ -42,7 +44,7 @@ struct link_options {
     int high_water;         /* messages per direction and peer; 0 = 64 */
 };
 
-struct link;
+struct link; /* Owner: the thread that opened it. */
 /* E_INVALID: malformed endpoint, or a non-loopback bind; E_EXISTS: address in use. */
 int link_open(const struct link_options *o, struct link **out, struct err *e);
 void link_close(struct link **l);
@@ -78,3 +80,9 @@ struct link_counters {
     int64_t sent_messages, sent_bytes, received_messages, received_bytes, refused_messages;
 };
 void link_count(const struct link *l, struct link_counters *out);
+
+/* For rpc/loop.c, which polls them: libzmq's sockets; the monitor may be NULL. */
+void *link_socket(const struct link *l);
+void *link_monitor(const struct link *l);
+/* Something waits that no socket shows (the first event of an inproc client). */
+bool link_has_news(const struct link *l);

@@ -34,7 +34,7 @@ enum {
     CLUSTER_JOIN,
     CLUSTER_HEARTBEAT,
     CLUSTER_HOLDINGS,
-    CLUSTER_TABLE,
+    CLUSTER_TABLE, /* request: empty */
     CLUSTER_LEAVE,
     CLUSTER_METHODS
 };
@@ -48,6 +48,8 @@ enum {
     WIRE_NAME_BYTES = 64,
     WIRE_TEXT_BYTES = 128,
     WIRE_MAX_NODES = 4096,
+    WIRE_MAX_LAYERS = 4096,
+    WIRE_MAX_EXPERTS = 65535,
     WIRE_MAX_ROWS = 65536,
     WIRE_MAX_SEQS = 4096
 };
@@ -219,7 +221,7 @@ struct wire_step_seq {
     uint32_t n_prompt;               /* with `sampling`: length of the whole prompt */
     const struct sampling *sampling; /* with the first chunk (position 0) only, else NULL */
 };
-/* Payload [0]: int32 tokens, seq after seq. */
+/* Payload [0]: int32 tokens, seq after seq.  A sequence appears once in a step. */
 struct wire_step {
     uint64_t step;
     uint32_t n_seqs, n_tokens;

@@ -1,0 +1,571 @@
+/* rpc/link.c - one ZeroMQ socket with one owner thread (steps 5, 9 and 11 of a token's path).
+ *
+ * Who is connected: a DEALER over tcp or ipc has a socket monitor with two events.  A
+ * monitor that nobody drains freezes its socket, and closing its reader before it is
+ * stopped hangs libzmq's I/O thread; so only clients have one (few events, and the channel
+ * drains it first in every turn), and link_close() stops, drains and closes in this order.
+ * inproc sockets emit no events: such a client counts as connected from the start.
+ *
+ * With ZMQ_IMMEDIATE a broken connection takes its unsent messages with it, and a ROUTER
+ * knows a reconnected DEALER under another id: nothing is delivered late across a break.
+ *
+ * Messages are received into blocks that are kept and used again, so a call on the step
+ * path allocates nothing here after warm-up. */
+#include "rpc/link.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include <zmq.h>
+
+#include "base/clock.h"
+#include "base/list.h"
+#include "base/mem.h"
+#include "base/must.h"
+#include "base/thread.h"
+#include "rpc/endpoint.h"
+
+/* libzmq is not instrumented, so ThreadSanitizer does not see that handing a message over
+ * orders the sender's writes before the receiver's reads.  These two say it. */
+#if defined(__SANITIZE_THREAD__)
+#define LINK_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define LINK_TSAN 1
+#endif
+#endif
+#ifdef LINK_TSAN
+#include <sanitizer/tsan_interface.h>
+static void hand_over(void *data)
+{
+    __tsan_release(data);
+}
+static void take_over(void *data)
+{
+    __tsan_acquire(data);
+}
+#else
+static void hand_over(void *data)
+{
+    (void)data;
+}
+static void take_over(void *data)
+{
+    (void)data;
+}
+#endif
+
+enum {
+    LINK_MAX_SPARE = 16,     /* receive blocks kept */
+    LINK_REFUSE_AT_ONCE = 64 /* malformed messages that one link_receive() skips */
+};
+#define LINK_DEFAULT_FRAME_BYTES ((size_t)256 << 20)
+
+struct received {
+    struct list link;
+    struct link *owner; /* NULL once the link is closed */
+    int n_parts;
+    zmq_msg_t parts[LINK_MAX_FRAMES + 1];
+};
+
+struct link {
+    struct owner owner;
+    enum link_role role;
+    void *socket;
+    void *monitor; /* PAIR; NULL for servers and inproc */
+    bool is_connected, has_news;
+    char endpoint[LINK_ENDPOINT_BYTES];
+    struct link_counters counters;
+    struct list taken, spare;
+    int n_spare;
+};
+
+static _Atomic(void *) the_context;
+
+/* One context per process: inproc names meet only inside one.  Made by whoever comes
+ * first; a loser of the race throws his away. */
+static void *context(void)
+{
+    void *c = atomic_load(&the_context);
+    if (c)
+        return c;
+    void *mine = zmq_ctx_new();
+    must(mine);
+    must_zero(zmq_ctx_set(mine, ZMQ_MAX_SOCKETS, 16383));
+    if (atomic_compare_exchange_strong(&the_context, &c, mine))
+        return mine;
+    zmq_ctx_term(mine);
+    return c;
+}
+
+static int set_failed(struct err *e, const char *doing, const char *endpoint)
+{
+    int saved = zmq_errno(), code;
+    switch (saved) {
+    case EADDRINUSE:
+        code = E_EXISTS;
+        break;
+    case EADDRNOTAVAIL:
+    case ENODEV:
+    case EPROTONOSUPPORT:
+        code = E_INVALID;
+        break;
+    default:
+        code = err_from_errno(saved);
+    }
+    return err_set(e, code, "%s %s: %s", doing, endpoint, zmq_strerror(saved));
+}
+
+static void set_option(void *socket, int option, int value)
+{
+    must_zero(zmq_setsockopt(socket, option, &value, sizeof(value)));
+}
+
+static void set_options(void *socket, const struct link_options *o, const struct endpoint *where)
+{
+    size_t frame_bytes = o->max_frame_bytes ? o->max_frame_bytes : LINK_DEFAULT_FRAME_BYTES;
+    int64_t most = frame_bytes > INT64_MAX ? INT64_MAX : (int64_t)frame_bytes;
+    must_zero(zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &most, sizeof(most)));
+    int high_water = o->high_water > 0 ? o->high_water : 64;
+    set_option(socket, ZMQ_SNDHWM, high_water);
+    set_option(socket, ZMQ_RCVHWM, high_water);
+    /* A server's last answers get a moment to leave; a client's calls are void by then. */
+    set_option(socket, ZMQ_LINGER, o->role == LINK_SERVER ? 200 : 0);
+    set_option(socket, ZMQ_HANDSHAKE_IVL, 5000);
+    set_option(socket, ZMQ_HEARTBEAT_IVL, 500);
+    set_option(socket, ZMQ_HEARTBEAT_TIMEOUT, 1500);
+    set_option(socket, ZMQ_HEARTBEAT_TTL, 1500);
+    set_option(socket, ZMQ_TCP_KEEPALIVE, 0); /* heartbeats see more, sooner */
+    set_option(socket, ZMQ_IPV6, where->is_ipv6);
+    if (o->role == LINK_SERVER) {
+        set_option(socket, ZMQ_ROUTER_MANDATORY, 1);
+        set_option(socket, ZMQ_ROUTER_HANDOVER, 1);
+    } else {
+        set_option(socket, ZMQ_IMMEDIATE, 1);
+        set_option(socket, ZMQ_CONNECT_TIMEOUT, 2000);
+        set_option(socket, ZMQ_RECONNECT_IVL, 10);
+        set_option(socket, ZMQ_RECONNECT_IVL_MAX, 1000);
+    }
+}
+
+/* libzmq unlinks a socket file that is in its way, also one that a living process listens
+ * on; so ask first. */
+static bool is_somebody_listening(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    must(strlen(path) < sizeof(address.sun_path)); /* endpoint_parse() saw to it */
+    memcpy(address.sun_path, path, strlen(path));
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return false;
+    int rc = connect(fd, (struct sockaddr *)&address, sizeof(address));
+    bool is_there = rc == 0 || errno == EAGAIN;
+    close(fd);
+    return is_there;
+}
+
+static int bind_server(struct link *l, const struct endpoint *where, struct err *e)
+{
+    if (where->kind == ENDPOINT_IPC && is_somebody_listening(where->path))
+        return err_set(e, E_EXISTS, "bind %s: another process listens there", where->text);
+    if (zmq_bind(l->socket, where->text) < 0)
+        return set_failed(e, "bind", where->text);
+    size_t bytes = sizeof(l->endpoint);
+    must_zero(zmq_getsockopt(l->socket, ZMQ_LAST_ENDPOINT, l->endpoint, &bytes));
+    return 0;
+}
+
+static int open_monitor(struct link *l, struct err *e)
+{
+    static _Atomic unsigned long long counter;
+    char name[64];
+    snprintf(name, sizeof(name), "inproc://link-monitor-%llu", atomic_fetch_add(&counter, 1));
+    if (zmq_socket_monitor(l->socket, name, ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED))
+        return set_failed(e, "monitor", name);
+    l->monitor = zmq_socket(context(), ZMQ_PAIR);
+    if (!l->monitor)
+        return set_failed(e, "monitor", name);
+    set_option(l->monitor, ZMQ_LINGER, 0);
+    if (zmq_connect(l->monitor, name) < 0)
+        return set_failed(e, "monitor", name);
+    return 0;
+}
+
+static int dial(struct link *l, const struct endpoint *where, struct err *e)
+{
+    snprintf(l->endpoint, sizeof(l->endpoint), "%s", where->text);
+    if (where->kind == ENDPOINT_INPROC) {
+        l->is_connected = l->has_news = true;
+    } else {
+        int rc = open_monitor(l, e);
+        if (rc < 0)
+            return rc;
+    }
+    return zmq_connect(l->socket, where->text) < 0 ? set_failed(e, "dial", where->text) : 0;
+}
+
+int link_open(const struct link_options *o, struct link **out, struct err *e)
+{
+    *out = NULL;
+    struct endpoint where;
+    int rc = endpoint_parse(o->endpoint, o->role, &where, e);
+    if (rc < 0)
+        return rc;
+    struct link *l = mem_alloc(sizeof(*l));
+    owner_take(&l->owner);
+    l->role = o->role;
+    list_init(&l->taken);
+    list_init(&l->spare);
+    l->socket = zmq_socket(context(), o->role == LINK_SERVER ? ZMQ_ROUTER : ZMQ_DEALER);
+    if (!l->socket) {
+        rc = set_failed(e, "open a socket for", where.text);
+        goto out;
+    }
+    set_options(l->socket, o, &where);
+    rc = o->role == LINK_SERVER ? bind_server(l, &where, e) : dial(l, &where, e);
+out:
+    if (rc < 0)
+        link_close(&l);
+    *out = l;
+    return rc;
+}
+
+/* One monitor event (two frames); 0 if there is none. */
+static int read_monitor(struct link *l)
+{
+    zmq_msg_t msg;
+    must_zero(zmq_msg_init(&msg));
+    int event = 0;
+    if (zmq_msg_recv(&msg, l->monitor, ZMQ_DONTWAIT) >= 0) {
+        uint16_t number;
+        must(zmq_msg_size(&msg) >= sizeof(number));
+        memcpy(&number, zmq_msg_data(&msg), sizeof(number));
+        event = number;
+        while (zmq_msg_more(&msg))
+            must(zmq_msg_recv(&msg, l->monitor, ZMQ_DONTWAIT) >= 0);
+    }
+    zmq_msg_close(&msg);
+    return event;
+}
+
+static void drain_monitor(struct link *l)
+{
+    while (l->monitor && read_monitor(l) != 0)
+        continue;
+}
+
+static void free_received(struct received *r)
+{
+    list_remove(&r->link);
+    mem_free(r);
+}
+
+void link_close(struct link **link)
+{
+    struct link *l = *link;
+    if (!l)
+        return;
+    *link = NULL;
+    must_own(l);
+    drain_monitor(l);
+    if (l->monitor) {
+        zmq_socket_monitor(l->socket, NULL, 0);
+        drain_monitor(l);
+        zmq_close(l->monitor);
+    }
+    if (l->socket)
+        zmq_close(l->socket);
+    while (!list_is_empty(&l->spare))
+        free_received(LIST_ITEM(l->spare.next, struct received, link));
+    /* Messages that are still in use free themselves. */
+    for (struct list *node; (node = list_pop_front(&l->taken));)
+        LIST_ITEM(node, struct received, link)->owner = NULL;
+    mem_free(l);
+}
+
+const char *link_endpoint(const struct link *l)
+{
+    return l->endpoint;
+}
+
+void *link_socket(const struct link *l)
+{
+    return l->socket;
+}
+
+void *link_monitor(const struct link *l)
+{
+    return l->monitor;
+}
+
+bool link_has_news(const struct link *l)
+{
+    return l->has_news;
+}
+
+/* libzmq's I/O thread, or the receiver's thread for inproc. */
+static void release_blob(void *data, void *hint)
+{
+    (void)data;
+    struct blob *b = hint;
+    take_over(b);
+    blob_unref(&b);
+}
+
+static int send_part(struct link *l, zmq_msg_t *msg, bool has_more)
+{
+    hand_over(zmq_msg_data(msg));
+    size_t bytes = zmq_msg_size(msg);
+    if (zmq_msg_send(msg, l->socket, ZMQ_DONTWAIT | (has_more ? ZMQ_SNDMORE : 0)) >= 0) {
+        l->counters.sent_bytes += (int64_t)bytes;
+        return 0;
+    }
+    int saved = zmq_errno();
+    zmq_msg_close(msg);
+    return saved == EAGAIN ? E_BUSY : E_UNAVAILABLE;
+}
+
+static int send_copy(struct link *l, const void *data, size_t bytes, bool has_more)
+{
+    zmq_msg_t msg;
+    if (zmq_msg_init_size(&msg, bytes) < 0)
+        return E_BUSY;
+    if (bytes > 0)
+        memcpy(zmq_msg_data(&msg), data, bytes);
+    return send_part(l, &msg, has_more);
+}
+
+static int send_blob(struct link *l, struct blob *b, bool has_more)
+{
+    zmq_msg_t msg;
+    hand_over(b);
+    if (zmq_msg_init_data(&msg, b->data, b->size_bytes, release_blob, blob_ref(b)) < 0) {
+        blob_unref(&b);
+        return E_BUSY;
+    }
+    return send_part(l, &msg, has_more);
+}
+
+static bool is_readable(void *socket)
+{
+    int events = 0;
+    size_t bytes = sizeof(events);
+    return zmq_getsockopt(socket, ZMQ_EVENTS, &events, &bytes) == 0 && (events & ZMQ_POLLIN);
+}
+
+int link_send(struct link *l, const struct link_send *s)
+{
+    must_own(l);
+    must(s->n_frames + s->n_blobs > 0);
+    must((l->role == LINK_SERVER) == (s->peer_bytes > 0));
+    if (l->role == LINK_CLIENT && !l->is_connected)
+        return E_UNAVAILABLE;
+    int rc = l->role == LINK_SERVER ? send_copy(l, s->peer, s->peer_bytes, true) : 0;
+    int left = s->n_frames + s->n_blobs;
+    for (int i = 0; i < s->n_frames && rc == 0; i++)
+        rc = send_copy(l, s->frames[i].data, s->frames[i].size_bytes, --left > 0);
+    for (int i = 0; i < s->n_blobs && rc == 0; i++)
+        rc = send_blob(l, s->blobs[i], --left > 0);
+    if (rc == 0)
+        l->counters.sent_messages++;
+    /* Without a connection libzmq says "would block" too. */
+    if (rc == E_BUSY && l->monitor && is_readable(l->monitor))
+        rc = E_UNAVAILABLE;
+    return rc;
+}
+
+static struct received *take_received(struct link *l)
+{
+    struct list *node = list_pop_front(&l->spare);
+    struct received *r;
+    if (node) {
+        r = LIST_ITEM(node, struct received, link);
+        l->n_spare--;
+    } else {
+        r = mem_alloc(sizeof(*r));
+        r->owner = l;
+    }
+    list_push_back(&l->taken, &r->link);
+    return r;
+}
+
+static void give_received(struct received *r)
+{
+    for (int i = 0; i < r->n_parts; i++)
+        zmq_msg_close(&r->parts[i]);
+    r->n_parts = 0;
+    struct link *l = r->owner;
+    list_remove(&r->link);
+    if (l && l->n_spare < LINK_MAX_SPARE) {
+        list_push_front(&l->spare, &r->link);
+        l->n_spare++;
+    } else {
+        mem_free(r);
+    }
+}
+
+void message_fini(struct message *m)
+{
+    struct received *r = m->received;
+    if (r && r->owner)
+        must_own(r->owner);
+    if (r)
+        give_received(r);
+    memset(m, 0, sizeof(*m));
+}
+
+/* Reads the parts of one message.  E_AGAIN; E_INVALID: more parts than fit, all read and
+ * dropped. */
+static int read_parts(struct link *l, struct received *r)
+{
+    for (;;) {
+        zmq_msg_t *part = &r->parts[r->n_parts];
+        must_zero(zmq_msg_init(part));
+        if (zmq_msg_recv(part, l->socket, ZMQ_DONTWAIT) < 0) {
+            zmq_msg_close(part);
+            return E_AGAIN;
+        }
+        take_over(zmq_msg_data(part));
+        l->counters.received_bytes += (int64_t)zmq_msg_size(part);
+        r->n_parts++;
+        if (!zmq_msg_more(part))
+            return 0;
+        if (r->n_parts == LINK_MAX_FRAMES + 1)
+            break;
+    }
+    bool has_more = true;
+    while (has_more) {
+        zmq_msg_t part;
+        must_zero(zmq_msg_init(&part));
+        has_more = zmq_msg_recv(&part, l->socket, ZMQ_DONTWAIT) >= 0 && zmq_msg_more(&part);
+        zmq_msg_close(&part);
+    }
+    return E_INVALID;
+}
+
+static int fill_message(const struct link *l, struct received *r, struct message *out)
+{
+    int first = l->role == LINK_SERVER ? 1 : 0;
+    if (r->n_parts - first < 1 || r->n_parts - first > LINK_MAX_FRAMES)
+        return E_INVALID;
+    memset(out, 0, sizeof(*out));
+    if (l->role == LINK_SERVER) {
+        size_t bytes = zmq_msg_size(&r->parts[0]);
+        if (bytes == 0 || bytes > LINK_PEER_BYTES)
+            return E_INVALID;
+        memcpy(out->peer, zmq_msg_data(&r->parts[0]), bytes);
+        out->peer_bytes = bytes;
+    }
+    for (int i = first; i < r->n_parts; i++)
+        out->frames[out->n_frames++] =
+            (struct frame){zmq_msg_data(&r->parts[i]), zmq_msg_size(&r->parts[i])};
+    out->received = r;
+    return 0;
+}
+
+int link_receive(struct link *l, struct message *out)
+{
+    must_own(l);
+    for (int i = 0; i < LINK_REFUSE_AT_ONCE; i++) {
+        struct received *r = take_received(l);
+        int rc = read_parts(l, r);
+        if (rc == 0)
+            rc = fill_message(l, r, out);
+        if (rc == 0) {
+            l->counters.received_messages++;
+            return 0;
+        }
+        give_received(r);
+        if (rc == E_AGAIN)
+            return rc;
+        l->counters.refused_messages++;
+    }
+    return E_AGAIN;
+}
+
+enum link_event link_next_event(struct link *l)
+{
+    must_own(l);
+    if (l->has_news) {
+        l->has_news = false;
+        return LINK_CONNECTED;
+    }
+    for (;;) {
+        int event = l->monitor ? read_monitor(l) : 0;
+        if (event == 0)
+            return LINK_NOTHING;
+        bool is_up = event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED;
+        if (is_up == l->is_connected)
+            continue; /* a handshake that failed also ends in "disconnected" */
+        l->is_connected = is_up;
+        /* The new connection waits in the socket's mailbox; a send looks there only now and then. */
+        (void)is_readable(l->socket);
+        return is_up ? LINK_CONNECTED : LINK_DISCONNECTED;
+    }
+}
+
+bool link_is_connected(const struct link *l)
+{
+    return l->is_connected;
+}
+
+static bool has_work(struct link *const *links, int n_links, int extra_fd, bool look_everywhere)
+{
+    for (int i = 0; i < n_links; i++) {
+        const struct link *l = links[i];
+        if (l->has_news || is_readable(l->socket))
+            return true;
+        if (look_everywhere && l->monitor && is_readable(l->monitor))
+            return true;
+    }
+    struct pollfd extra = {.fd = extra_fd, .events = POLLIN};
+    return look_everywhere && extra_fd >= 0 && poll(&extra, 1, 0) > 0;
+}
+
+static void sleep_for_work(struct link *const *links, int n_links, int extra_fd,
+                           int64_t deadline_ns)
+{
+    zmq_pollitem_t items[2 * LINK_MAX_WAIT + 1];
+    int n = 0;
+    for (int i = 0; i < n_links; i++) {
+        items[n++] = (zmq_pollitem_t){.socket = links[i]->socket, .events = ZMQ_POLLIN};
+        if (links[i]->monitor)
+            items[n++] = (zmq_pollitem_t){.socket = links[i]->monitor, .events = ZMQ_POLLIN};
+    }
+    if (extra_fd >= 0)
+        items[n++] = (zmq_pollitem_t){.fd = extra_fd, .events = ZMQ_POLLIN};
+    zmq_poll(items, n, clock_left_ms(deadline_ns, clock_now_ns(), INT_MAX));
+}
+
+void link_wait(struct link *const *links, int n_links, int extra_fd, int64_t deadline_ns,
+               int64_t spin_ns)
+{
+    must(n_links >= 0 && n_links <= LINK_MAX_WAIT);
+    for (int i = 0; i < n_links; i++)
+        must_own(links[i]);
+    /* Before the first look at the clock: a link that holds a message already must not wait. */
+    if (has_work(links, n_links, extra_fd, true))
+        return;
+    int64_t now_ns = clock_now_ns();
+    int64_t spin_until_ns = spin_ns < deadline_ns - now_ns ? now_ns + spin_ns : deadline_ns;
+    for (unsigned turn = 1; now_ns < spin_until_ns; turn++) {
+        /* Messages are what a spinning thread waits for; the rest may come some turns later. */
+        if (has_work(links, n_links, extra_fd, turn % 16 == 0))
+            return;
+        now_ns = clock_now_ns();
+    }
+    if (now_ns < deadline_ns)
+        sleep_for_work(links, n_links, extra_fd, deadline_ns);
+}
+
+void link_count(const struct link *l, struct link_counters *out)
+{
+    *out = l->counters;
+}

@@ -1,0 +1,428 @@
+/* rpc/wire_cluster.c - membership and placement: struct <-> frames.
+ *
+ * Enumerations are one higher on the wire than in C: there 0 means "not said". */
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/must.h"
+#include "proto/cluster.pb-c.h"
+#include "rpc/wire.h"
+#include "rpc/wire_codec.h"
+
+const char *node_role_name(enum node_role r)
+{
+    switch (r) {
+    case NODE_EXPERT:
+        return "expert";
+    case NODE_ATTENTION:
+        return "attention";
+    }
+    return "unknown";
+}
+
+const char *node_state_name(enum node_state s)
+{
+    switch (s) {
+    case NODE_JOINING:
+        return "joining";
+    case NODE_LOADING:
+        return "loading";
+    case NODE_READY:
+        return "ready";
+    case NODE_DRAINING:
+        return "draining";
+    case NODE_GONE:
+        return "gone";
+    }
+    return "unknown";
+}
+
+void wire_join_encode(const struct wire_join *m, struct buf *message)
+{
+    Polymath__V1__JoinRequest p;
+    polymath__v1__join_request__init(&p);
+    p.role = (Polymath__V1__NodeRole)(m->role + 1);
+    p.name = wire_borrow(m->name);
+    p.endpoint = wire_borrow(m->endpoint);
+    p.host = wire_borrow(m->host);
+    p.pid = m->pid;
+    p.threads = m->threads;
+    p.incarnation = m->incarnation;
+    p.protocol_version = m->protocol_version;
+    p.fingerprint = m->fingerprint;
+    p.format = wire_borrow(format_name(m->format));
+    p.combine = wire_borrow(combine_name(m->combine));
+    p.kernels = wire_borrow(m->kernels);
+    p.build = wire_borrow(m->build);
+    p.memory_bytes = m->memory_bytes;
+    p.expert_bytes = m->expert_bytes;
+    p.max_rows = m->max_rows;
+    wire_pack(&p.base, message);
+}
+
+static int read_role(int on_wire, enum node_role *out, struct err *e)
+{
+    if (on_wire < NODE_EXPERT + 1 || on_wire > NODE_ATTENTION + 1)
+        return wire_invalid(e, "unknown role %d", on_wire);
+    *out = (enum node_role)(on_wire - 1);
+    return 0;
+}
+
+static int read_join_texts(const Polymath__V1__JoinRequest *p, struct wire_join *out, struct err *e)
+{
+    int rc = wire_text(out->name, sizeof(out->name), p->name, "name", e);
+    if (rc == 0)
+        rc = wire_text(out->endpoint, sizeof(out->endpoint), p->endpoint, "endpoint", e);
+    if (rc == 0)
+        rc = wire_text(out->host, sizeof(out->host), p->host, "host", e);
+    if (rc == 0)
+        rc = wire_text(out->kernels, sizeof(out->kernels), p->kernels, "kernels", e);
+    if (rc == 0)
+        rc = wire_text(out->build, sizeof(out->build), p->build, "build", e);
+    if (rc == 0 && (!out->name[0] || !out->endpoint[0]))
+        rc = wire_invalid(e, "name and endpoint must not be empty");
+    return rc;
+}
+
+static int read_join(const Polymath__V1__JoinRequest *p, struct wire_join *out, struct err *e)
+{
+    int rc = read_role((int)p->role, &out->role, e);
+    if (rc == 0)
+        rc = read_join_texts(p, out, e);
+    if (rc == 0)
+        rc = wire_model_choices(p->format, p->combine, &out->format, &out->combine, e);
+    if (rc == 0 && p->incarnation == 0)
+        rc = wire_invalid(e, "incarnation 0");
+    out->pid = p->pid;
+    out->threads = p->threads;
+    out->incarnation = p->incarnation;
+    out->protocol_version = p->protocol_version;
+    out->fingerprint = p->fingerprint;
+    out->memory_bytes = p->memory_bytes;
+    out->expert_bytes = p->expert_bytes;
+    out->max_rows = p->max_rows;
+    return rc;
+}
+
+int wire_join_decode(struct str message, struct wire_join *out, struct err *e)
+{
+    memset(out, 0, sizeof(*out));
+    struct wire_memory memory;
+    wire_memory_init(&memory);
+    const Polymath__V1__JoinRequest *p =
+        wire_unpack(&memory, &polymath__v1__join_request__descriptor, message, e);
+    int rc = p ? read_join(p, out, e) : E_INVALID;
+    wire_memory_fini(&memory);
+    return rc;
+}
+
+void wire_join_reply_encode(const struct wire_join_reply *m, struct buf *message)
+{
+    Polymath__V1__JoinReply p;
+    polymath__v1__join_reply__init(&p);
+    p.node_id = m->node_id;
+    p.epoch = m->epoch;
+    p.heartbeat_ms = m->heartbeat_ms;
+    p.lease_ms = m->lease_ms;
+    wire_pack(&p.base, message);
+}
+
+int wire_join_reply_decode(struct str message, struct wire_join_reply *out, struct err *e)
+{
+    memset(out, 0, sizeof(*out));
+    struct wire_memory memory;
+    wire_memory_init(&memory);
+    const Polymath__V1__JoinReply *p =
+        wire_unpack(&memory, &polymath__v1__join_reply__descriptor, message, e);
+    int rc = p ? 0 : E_INVALID;
+    if (p && (p->node_id == 0 || p->heartbeat_ms == 0 || p->lease_ms < p->heartbeat_ms))
+        rc = wire_invalid(e, "node %u, heartbeat %u ms, lease %u ms", p->node_id, p->heartbeat_ms,
+                          p->lease_ms);
+    if (rc == 0)
+        *out = (struct wire_join_reply){.node_id = p->node_id,
+                                        .epoch = p->epoch,
+                                        .heartbeat_ms = p->heartbeat_ms,
+                                        .lease_ms = p->lease_ms};
+    wire_memory_fini(&memory);
+    return rc;
+}
+
+void wire_heartbeat_encode(const struct wire_heartbeat *m, struct buf *message)
+{
+    Polymath__V1__HeartbeatRequest p;
+    polymath__v1__heartbeat_request__init(&p);
+    p.node_id = m->node_id;
+    p.incarnation = m->incarnation;
+    p.state = (Polymath__V1__NodeState)(m->state + 1);
+    p.epoch = m->epoch;
+    p.holdings_version = m->holdings_version;
+    p.experts_held = m->experts_held;
+    p.experts_wanted = m->experts_wanted;
+    p.held_bytes = m->held_bytes;
+    wire_pack(&p.base, message);
+}
+
+int wire_heartbeat_decode(struct str message, struct wire_heartbeat *out, struct err *e)
+{
+    memset(out, 0, sizeof(*out));
+    struct wire_memory memory;
+    wire_memory_init(&memory);
+    const Polymath__V1__HeartbeatRequest *p =
+        wire_unpack(&memory, &polymath__v1__heartbeat_request__descriptor, message, e);
+    int rc = p ? 0 : E_INVALID;
+    int state = p ? (int)p->state - 1 : 0;
+    if (p && (state < NODE_JOINING || state > NODE_GONE))
+        rc = wire_invalid(e, "unknown state %d", (int)p->state);
+    if (rc == 0)
+        *out = (struct wire_heartbeat){.node_id = p->node_id,
+                                       .incarnation = p->incarnation,
+                                       .state = (enum node_state)state,
+                                       .epoch = p->epoch,
+                                       .holdings_version = p->holdings_version,
+                                       .experts_held = p->experts_held,
+                                       .experts_wanted = p->experts_wanted,
+                                       .held_bytes = p->held_bytes};
+    wire_memory_fini(&memory);
+    return rc;
+}
+
+void wire_heartbeat_reply_encode(const struct wire_heartbeat_reply *m, struct buf *message)
+{
+    Polymath__V1__HeartbeatReply p;
+    polymath__v1__heartbeat_reply__init(&p);
+    p.epoch = m->epoch;
+    p.holdings_version = m->holdings_version;
+    wire_pack(&p.base, message);
+}
+
+int wire_heartbeat_reply_decode(struct str message, struct wire_heartbeat_reply *out, struct err *e)
+{
+    memset(out, 0, sizeof(*out));
+    struct wire_memory memory;
+    wire_memory_init(&memory);
+    const Polymath__V1__HeartbeatReply *p =
+        wire_unpack(&memory, &polymath__v1__heartbeat_reply__descriptor, message, e);
+    if (p)
+        *out = (struct wire_heartbeat_reply){.epoch = p->epoch,
+                                             .holdings_version = p->holdings_version};
+    wire_memory_fini(&memory);
+    return p ? 0 : E_INVALID;
+}
+
+void wire_holdings_request_encode(const struct wire_holdings_request *m, struct buf *message)
+{
+    Polymath__V1__HoldingsRequest p;
+    polymath__v1__holdings_request__init(&p);
+    p.node_id = m->node_id;
+    wire_pack(&p.base, message);
+}
+
+int wire_holdings_request_decode(struct str message, struct wire_holdings_request *out,
+                                 struct err *e)
+{
+    memset(out, 0, sizeof(*out));
+    struct wire_memory memory;
+    wire_memory_init(&memory);
+    const Polymath__V1__HoldingsRequest *p =
+        wire_unpack(&memory, &polymath__v1__holdings_request__descriptor, message, e);
+    if (p)
+        out->node_id = p->node_id;
+    wire_memory_fini(&memory);
+    return p ? 0 : E_INVALID;
+}
+
+/* Layers times bytes per layer; both factors are checked first, so it fits easily. */
+static size_t bitmap_bytes(uint32_t n_layers, uint32_t n_experts)
+{
+    return (size_t)n_layers * ((n_experts + 7) / 8);
+}
+
+static int check_grid(uint32_t n_layers, uint32_t n_experts, struct err *e)
+{
+    if (n_layers == 0 || n_layers > WIRE_MAX_LAYERS)
+        return wire_invalid(e, "%u layers, 1 to %d are possible", n_layers, WIRE_MAX_LAYERS);
+    if (n_experts == 0 || n_experts > WIRE_MAX_EXPERTS)
+        return wire_invalid(e, "%u experts, 1 to %d are possible", n_experts, WIRE_MAX_EXPERTS);
+    return 0;
+}
+
+static int check_payload(const struct frame *payloads, int n_payloads, size_t want_bytes,
+                         struct err *e)
+{
+    if (n_payloads != 1)
+        return wire_invalid(e, "%d payloads, expected 1", n_payloads);
+    if (payloads[0].size_bytes != want_bytes)
+        return wire_invalid(e, "payload has %zu bytes, expected %zu", payloads[0].size_bytes,
+                            want_bytes);
+    return 0;
+}
+
+void wire_holdings_encode(const struct wire_holdings *m, struct buf *message, struct blob **payload)
+{
+    must_zero(check_grid(m->n_layers, m->n_experts, NULL));
+    Polymath__V1__HoldingsReply p;
+    polymath__v1__holdings_reply__init(&p);
+    p.version = m->version;
+    p.n_layers = m->n_layers;
+    p.n_experts = m->n_experts;
+    wire_pack(&p.base, message);
+    *payload = blob_copy(m->bitmap, bitmap_bytes(m->n_layers, m->n_experts));
+}
+
+int wire_holdings_decode(struct str message, const struct frame *payloads, int n_payloads,
+                         struct wire_holdings *out, uint8_t **bitmap, struct err *e)
+{
+    memset(out, 0, sizeof(*out));
+    *bitmap = NULL;
+    struct wire_memory memory;
+    wire_memory_init(&memory);
+    int rc = E_INVALID;
+    const Polymath__V1__HoldingsReply *p =
+        wire_unpack(&memory, &polymath__v1__holdings_reply__descriptor, message, e);
+    if (!p)
+        goto out;
+    rc = check_grid(p->n_layers, p->n_experts, e);
+    if (rc < 0)
+        goto out;
+    size_t bytes = bitmap_bytes(p->n_layers, p->n_experts);
+    rc = check_payload(payloads, n_payloads, bytes, e);
+    if (rc < 0)
+        goto out;
+    *bitmap = mem_alloc(bytes);
+    memcpy(*bitmap, payloads[0].data, bytes);
+    *out = (struct wire_holdings){.version = p->version,
+                                  .n_layers = p->n_layers,
+                                  .n_experts = p->n_experts,
+                                  .bitmap = *bitmap};
+out:
+    wire_memory_fini(&memory);
+    return rc;
+}
+
+void wire_table_encode(const struct wire_table *m, struct buf *message, struct blob **payload)
+{
+    must_zero(check_grid(m->n_layers, m->n_experts, NULL));
+    must(m->n_nodes <= WIRE_MAX_NODES);
+    Polymath__V1__TableNode *items = mem_array(m->n_nodes, sizeof(*items));
+    Polymath__V1__TableNode **pointers = mem_array(m->n_nodes, sizeof(Polymath__V1__TableNode *));
+    for (uint32_t i = 0; i < m->n_nodes; i++) {
+        polymath__v1__table_node__init(&items[i]);
+        items[i].node_id = m->nodes[i].node_id;
+        items[i].name = wire_borrow(m->nodes[i].name);
+        items[i].endpoint = wire_borrow(m->nodes[i].endpoint);
+        items[i].incarnation = m->nodes[i].incarnation;
+        items[i].max_rows = m->nodes[i].max_rows;
+        pointers[i] = &items[i];
+    }
+    Polymath__V1__TableReply p;
+    polymath__v1__table_reply__init(&p);
+    p.epoch = m->epoch;
+    p.n_layers = m->n_layers;
+    p.n_experts = m->n_experts;
+    p.n_nodes = m->n_nodes;
+    p.nodes = pointers;
+    wire_pack(&p.base, message);
+    mem_free(pointers);
+    mem_free(items);
+    *payload = blob_copy(m->holder, (size_t)m->n_layers * m->n_experts * sizeof(uint16_t));
+}
+
+static int read_node(const Polymath__V1__TableNode *p, struct wire_table_node *out, struct err *e)
+{
+    int rc = wire_text(out->name, sizeof(out->name), p->name, "name", e);
+    if (rc == 0)
+        rc = wire_text(out->endpoint, sizeof(out->endpoint), p->endpoint, "endpoint", e);
+    if (rc == 0 && (p->node_id == 0 || !out->endpoint[0]))
+        rc = wire_invalid(e, "a node without id or endpoint");
+    out->node_id = p->node_id;
+    out->incarnation = p->incarnation;
+    out->max_rows = p->max_rows;
+    return rc;
+}
+
+static int read_holders(const struct frame *payload, size_t n, uint32_t n_nodes, uint16_t *out,
+                        struct err *e)
+{
+    memcpy(out, payload->data, n * sizeof(*out));
+    for (size_t i = 0; i < n; i++)
+        if (out[i] >= n_nodes && out[i] != WIRE_NO_HOLDER)
+            return wire_invalid(e, "holder %u of %u nodes", out[i], n_nodes);
+    return 0;
+}
+
+/* Table, nodes and holders in one block. */
+static int read_table(const Polymath__V1__TableReply *p, const struct frame *payload,
+                      struct wire_table **out, struct err *e)
+{
+    size_t n = (size_t)p->n_layers * p->n_experts;
+    size_t nodes_bytes = p->n_nodes * sizeof(struct wire_table_node);
+    struct wire_table *t = mem_try_aligned(sizeof(*t) + nodes_bytes + n * sizeof(uint16_t));
+    if (!t)
+        return err_set(e, E_NOMEM, "no memory for a table of %zu holders", n);
+    struct wire_table_node *nodes = (struct wire_table_node *)(void *)(t + 1);
+    uint16_t *holder = (uint16_t *)(void *)(nodes + p->n_nodes);
+    *t = (struct wire_table){.epoch = p->epoch,
+                             .n_layers = p->n_layers,
+                             .n_experts = p->n_experts,
+                             .n_nodes = (uint32_t)p->n_nodes,
+                             .nodes = nodes,
+                             .holder = holder};
+    int rc = read_holders(payload, n, t->n_nodes, holder, e);
+    for (uint32_t i = 0; i < t->n_nodes && rc == 0; i++)
+        rc = read_node(p->nodes[i], &nodes[i], e);
+    if (rc < 0)
+        mem_free(t);
+    else
+        *out = t;
+    return rc;
+}
+
+int wire_table_decode(struct str message, const struct frame *payloads, int n_payloads,
+                      struct wire_table **out, struct err *e)
+{
+    *out = NULL;
+    struct wire_memory memory;
+    wire_memory_init(&memory);
+    int rc = E_INVALID;
+    const Polymath__V1__TableReply *p =
+        wire_unpack(&memory, &polymath__v1__table_reply__descriptor, message, e);
+    if (!p)
+        goto out;
+    rc = check_grid(p->n_layers, p->n_experts, e);
+    if (rc == 0 && p->n_nodes > WIRE_MAX_NODES)
+        rc = wire_invalid(e, "%zu nodes, at most %d are possible", p->n_nodes, WIRE_MAX_NODES);
+    if (rc == 0)
+        rc = check_payload(payloads, n_payloads,
+                           (size_t)p->n_layers * p->n_experts * sizeof(uint16_t), e);
+    if (rc == 0)
+        rc = read_table(p, &payloads[0], out, e);
+out:
+    wire_memory_fini(&memory);
+    return rc;
+}
+
+void wire_leave_encode(const struct wire_leave *m, struct buf *message)
+{
+    Polymath__V1__LeaveRequest p;
+    polymath__v1__leave_request__init(&p);
+    p.node_id = m->node_id;
+    p.incarnation = m->incarnation;
+    p.reason = wire_borrow(m->reason);
+    wire_pack(&p.base, message);
+}
+
+int wire_leave_decode(struct str message, struct wire_leave *out, struct err *e)
+{
+    memset(out, 0, sizeof(*out));
+    struct wire_memory memory;
+    wire_memory_init(&memory);
+    const Polymath__V1__LeaveRequest *p =
+        wire_unpack(&memory, &polymath__v1__leave_request__descriptor, message, e);
+    int rc = p ? wire_text(out->reason, sizeof(out->reason), p->reason, "reason", e) : E_INVALID;
+    if (rc == 0) {
+        out->node_id = p->node_id;
+        out->incarnation = p->incarnation;
+    }
+    wire_memory_fini(&memory);
+    return rc;
+}
