@@ -2,7 +2,8 @@
  *
  * The header is believed in nothing: length, JSON, names, dtypes, shapes, offsets, overlap
  * and the file's size are checked before a tensor is handed out.  Pages are touched only
- * by whoever reads a tensor's data. */
+ * by whoever reads a tensor's data.  A file that shrinks while it is mapped kills its reader
+ * (SIGBUS): replace model files by renaming, never in place. */
 #pragma once
 
 #include "base/err.h"

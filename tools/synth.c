@@ -29,7 +29,7 @@ static const struct model_config tiny = {
     .rms_norm_eps = 1e-6f,
 };
 
-/* Large enough for a benchmark to mean something, 0.8 GB in FP8. */
+/* Large enough for a benchmark to mean something, 0.9 GB in FP8. */
 static const struct model_config mini = {
     .vocab_size = 8192,
     .hidden_size = 1024,
@@ -179,7 +179,7 @@ static void print_help(void)
         "\n"
         "Writes a random checkpoint in MiniMax-M2's released format.\n"
         "\n"
-        "  --preset NAME        m2-tiny      25 MB, 4 layers, seconds to build and run (default)\n"
+        "  --preset NAME        m2-tiny      27 MB, 4 layers, seconds to build and run (default)\n"
         "                       m2-mini      0.9 GB, 8 layers of 64 experts, for benchmarks\n"
         "                       m2-layers-N  N layers of M2's true size, 3.7 GB each and 2.5 GB\n"
         "                                    for the vocabulary\n"

@@ -33,7 +33,9 @@ static void add(struct synth_list *l, enum dtype dtype, int64_t rows, int64_t co
     t->mean = mean;
     t->spread = spread;
     t->size_bytes = rows * (cols > 0 ? cols : 1) * (int64_t)dtype_bytes(dtype);
-    l->total_bytes += t->size_bytes;
+    /* Saturates: sizes at their limits add up to more, and no disk has room for that. */
+    bool fits = l->total_bytes <= INT64_MAX - t->size_bytes;
+    l->total_bytes = fits ? l->total_bytes + t->size_bytes : INT64_MAX;
 }
 
 /* One layer's, one expert's or the model's corner of the name space. */

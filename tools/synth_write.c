@@ -256,7 +256,7 @@ static int write_index(const struct job *job, struct err *e)
 static int write_weights(struct job *job, struct err *e)
 {
     const struct synth_options *o = job->options;
-    int rc = check_room(o->dir, job->list.total_bytes, e);
+    int rc = 0;
     plan_shards(job);
     job->source = synth_source_new(o->seed);
     if (o->shows_progress)
@@ -313,14 +313,19 @@ int synth_write(const struct synth_options *o, struct err *e)
     if (rc < 0)
         return rc;
     rc = write_checked_config(o, e);
-    if (rc < 0)
+    if (rc == 0) {
+        synth_list_init(&job.list, &o->config, o->dtype);
+        rc = check_room(o->dir, job.list.total_bytes, e);
+    }
+    if (rc < 0) {
         remove_config(o->dir);
-    if (rc == 0 && o->has_tokenizer)
+        goto out;
+    }
+    if (o->has_tokenizer)
         rc = write_tokenizer(o, e);
-    if (rc < 0)
-        return rc;
-    synth_list_init(&job.list, &o->config, o->dtype);
-    rc = write_weights(&job, e);
+    if (rc == 0)
+        rc = write_weights(&job, e);
+out:
     synth_list_fini(&job.list);
     return rc;
 }

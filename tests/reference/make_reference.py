@@ -201,7 +201,8 @@ class Maker:
         self.norm(p + 'post_attention_layernorm.weight', c['hidden'])
         p += 'block_sparse_moe.'
         router = self.f32 if c['weights'] == 'fp8' else self.bf16
-        router(p + 'gate.weight', self.normal(c['experts'], c['hidden']) * (1.5 / c['hidden'] ** 0.5))
+        gate = self.normal(c['experts'], c['hidden']) * (1.5 / c['hidden'] ** 0.5)
+        router(p + 'gate.weight', gate)
         router(p + 'e_score_correction_bias', 0.15 * self.normal(c['experts']))
         for e in range(c['experts']):
             self.matrix(f'{p}experts.{e}.w1.weight', c['expert'], c['hidden'])
@@ -587,10 +588,12 @@ def check_case(folder):
 
 def main():
     parser = argparse.ArgumentParser(
-        description='Makes or verifies the reference cases; differences are in standard deviations.')
+        description='Makes or verifies the reference cases.  Differences that it prints are in '
+                    'standard deviations.')
     parser.add_argument('--out', help='folder to write the cases to')
     parser.add_argument('--check', nargs='+', metavar='FOLDER', help='case folders to verify')
-    parser.add_argument('cases', nargs='*', metavar='CASE', help=f'of {", ".join(CASES)}; default all')
+    parser.add_argument('cases', nargs='*', metavar='CASE',
+                        help=f'of {", ".join(CASES)}; default all')
     args = parser.parse_args()
     unknown = [name for name in args.cases if name not in CASES]
     if unknown:

@@ -32,14 +32,15 @@ static void make(struct synth_options o)
     CHECK_INT(rc, 0);
 }
 
-static void check_same_file(const char *a, const char *b, bool is_same)
+static bool is_same_file(const char *a, const char *b)
 {
     struct buf x = {0}, y = {0};
     CHECK_INT(buf_read_file(&x, a, 1 << 28, NULL), 0);
     CHECK_INT(buf_read_file(&y, b, 1 << 28, NULL), 0);
-    CHECK((x.len == y.len && memcmp(x.data, y.data, x.len) == 0) == is_same);
+    bool is_same = x.len == y.len && memcmp(x.data, y.data, x.len) == 0;
     buf_fini(&x);
     buf_fini(&y);
+    return is_same;
 }
 
 TEST(synth_writes_the_same_bytes_for_the_same_seed)
@@ -49,10 +50,10 @@ TEST(synth_writes_the_same_bytes_for_the_same_seed)
     make(small_options("b"));
     other.seed = 2;
     make(other);
-    check_same_file("a/model.safetensors", "b/model.safetensors", true);
-    check_same_file("a/config.json", "b/config.json", true);
-    check_same_file("a/tokenizer.json", "b/tokenizer.json", true);
-    check_same_file("a/model.safetensors", "c/model.safetensors", false);
+    CHECK(is_same_file("a/model.safetensors", "b/model.safetensors"));
+    CHECK(is_same_file("a/config.json", "b/config.json"));
+    CHECK(is_same_file("a/tokenizer.json", "b/tokenizer.json"));
+    CHECK(!is_same_file("a/model.safetensors", "c/model.safetensors"));
 }
 
 /* Bytes of one tensor do not depend on the others: sharded or not, more layers or fewer. */
@@ -155,6 +156,14 @@ TEST(synth_refuses_impossible_sizes_and_leaves_nothing)
     o.config.vocab_size = 100;
     CHECK_INT(synth_write(&o, &e), E_INVALID);
     CHECK_HAS(e.text, "vocab_size");
+    o = small_options("a");
+    o.config.hidden_size = o.config.expert_size = 1 << 24;
+    o.config.n_experts = 4096;
+    o.config.n_layers = 4;
+    o.has_tokenizer = false;
+    CHECK_INT(synth_write(&o, &e), E_BUSY);
+    CHECK_HAS(e.text, "GB free");
+    CHECK(access("a", F_OK) != 0);
     o = small_options("no/such");
     CHECK_INT(synth_write(&o, &e), E_NOT_FOUND);
 }
