@@ -242,7 +242,7 @@ struct pool *pool_new(int n_threads, enum pool_pinning pinning)
     p->n_threads = 1;
     for (int i = 1; i < n_threads; i++) {
         struct worker *w = &p->workers[i - 1];
-        char name[16];
+        char name[24];
         snprintf(name, sizeof(name), "pool-%d", i);
         *w = (struct worker){.pool = p, .index = i};
         if (thread_start(name, worker_main, w, &w->thread, NULL) < 0)

@@ -1,0 +1,163 @@
+/* tests/unit/test_pool.c - every task once, before the call returns, on any number of threads. */
+#include "engine/pool.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+
+#include "base/mem.h"
+#include "tests/lib/test.h"
+
+enum { MOST = 257 };
+
+struct tally {
+    struct pool *pool;
+    atomic_int runs[MOST];
+    int plain[MOST];   /* not atomic: the pool must order what a task writes before the return */
+    atomic_int others; /* nested tasks on another thread than their parent's */
+};
+
+static void count(void *ctx, int task)
+{
+    struct tally *t = ctx;
+    atomic_fetch_add(&t->runs[task], 1);
+    t->plain[task]++;
+}
+
+static void check_counts(struct tally *t, int n_tasks, int times)
+{
+    for (int i = 0; i < MOST; i++) {
+        CHECK_INT(atomic_load(&t->runs[i]), i < n_tasks ? times : 0);
+        CHECK_INT(t->plain[i], i < n_tasks ? times : 0);
+    }
+}
+
+TEST(every_task_runs_once)
+{
+    const int n_tasks[] = {0, 1, 2, 7, 64, MOST};
+    for (int n_threads = 1; n_threads <= 5; n_threads++) {
+        struct pool *p = pool_new(n_threads, POOL_FREE);
+        CHECK_INT(pool_threads(p), n_threads);
+        for (int i = 0; i < 6; i++) {
+            struct tally t = {.pool = p};
+            pool_run(p, count, &t, n_tasks[i]);
+            check_counts(&t, n_tasks[i], 1);
+        }
+        pool_free(&p);
+        CHECK(p == NULL);
+    }
+}
+
+/* More threads than processors: workers are late, asleep, or wake for a call that is over. */
+TEST(thousands_of_short_calls_lose_and_double_nothing)
+{
+    int n_calls = test_is_slow_build() ? 2000 : 20000;
+    struct pool *p = pool_new(4, POOL_FREE);
+    struct tally few = {.pool = p}, many = {.pool = p};
+    for (int i = 0; i < n_calls; i++) {
+        pool_run(p, count, &few, 3);
+        pool_run(p, count, &many, 11);
+    }
+    check_counts(&few, 3, n_calls);
+    check_counts(&many, 11, n_calls);
+    pool_free(&p);
+}
+
+TEST(pinned_workers_do_the_same)
+{
+    struct pool *p = pool_new(2, POOL_PIN_CPUS);
+    struct tally t = {.pool = p};
+    for (int i = 0; i < 100; i++)
+        pool_run(p, count, &t, 40);
+    check_counts(&t, 40, 100);
+    pool_free(&p);
+}
+
+struct child {
+    struct tally *tally;
+    pthread_t parent;
+};
+
+static void nested(void *ctx, int task)
+{
+    struct child *c = ctx;
+    if (!pthread_equal(pthread_self(), c->parent))
+        atomic_fetch_add(&c->tally->others, 1);
+    count(c->tally, task);
+}
+
+static void parent(void *ctx, int task)
+{
+    (void)task;
+    struct tally *t = ctx;
+    /* An array of its own per parent, so that parents do not write the same counts. */
+    struct tally mine = {0};
+    struct child c = {.tally = &mine, .parent = pthread_self()};
+    pool_run(t->pool, nested, &c, 5);
+    for (int i = 0; i < 5; i++)
+        atomic_fetch_add(&t->runs[i], atomic_load(&mine.runs[i]));
+    atomic_fetch_add(&t->others, atomic_load(&mine.others));
+}
+
+TEST(a_call_from_inside_a_task_is_serial)
+{
+    struct pool *p = pool_new(3, POOL_FREE);
+    struct tally t = {.pool = p};
+    pool_run(p, parent, &t, 20);
+    for (int i = 0; i < 5; i++)
+        CHECK_INT(atomic_load(&t.runs[i]), 20);
+    CHECK_INT(atomic_load(&t.others), 0);
+    /* And what follows is parallel again: a call with more tasks than fit one thread's luck. */
+    struct tally after = {.pool = p};
+    pool_run(p, count, &after, MOST);
+    check_counts(&after, MOST, 1);
+    pool_free(&p);
+}
+
+static atomic_int order_next;
+
+static void in_order(void *ctx, int task)
+{
+    (void)ctx;
+    CHECK_INT(task, atomic_fetch_add(&order_next, 1));
+}
+
+TEST(without_a_pool_tasks_run_in_order)
+{
+    pool_run(NULL, in_order, NULL, 100);
+    CHECK_INT(atomic_load(&order_next), 100);
+    CHECK_INT(pool_threads(NULL), 1);
+}
+
+/* Two tasks that each wait for the other end only if two threads run them. */
+static void meet(void *ctx, int task)
+{
+    (void)task;
+    atomic_int *arrived = ctx;
+    atomic_fetch_add(arrived, 1);
+    while (atomic_load(arrived) < 2) {
+    }
+}
+
+TEST(two_threads_work_at_the_same_time)
+{
+    struct pool *p = pool_new(2, POOL_FREE);
+    for (int i = 0; i < 50; i++) {
+        atomic_int arrived = 0;
+        pool_run(p, meet, &arrived, 2);
+        CHECK_INT(atomic_load(&arrived), 2);
+    }
+    pool_free(&p);
+}
+
+TEST(a_call_allocates_nothing)
+{
+    struct pool *p = pool_new(3, POOL_FREE);
+    struct tally t = {.pool = p};
+    mem_guard_begin("pool_run");
+    pool_run(p, count, &t, 30);
+    mem_guard_end();
+    check_counts(&t, 30, 1);
+    pool_free(&p);
+    pool_free(&p); /* NULL is fine */
+}
