@@ -1,0 +1,55 @@
+/* expert_node/config.c - the option table of expert_node; configs/expert_node.cfg shows it. */
+#include "expert_node/config.h"
+
+#include <string.h>
+
+#include "engine/kernels.h"
+#include "model/format.h"
+#include "rpc/wire.h"
+
+#define AT(field) offsetof(struct expert_node_config, field)
+#define TIB (1024.0 * 1024 * 1024 * 1024)
+
+static const struct conf_option options[] = {
+    {"node.name", CONF_STRING, AT(name), "expert-0", 0, 0, NULL,
+     "name of this node, unique in the cluster"},
+    {"node.listen", CONF_STRING, AT(listen), "tcp://127.0.0.1:0", 0, 0, NULL,
+     "endpoint of the Expert service; port 0 takes a free one"},
+    {"log.level", CONF_CHOICE, AT(log_level), "info", 0, 0, "error|warn|info|debug",
+     "least important lines that are logged"},
+    {"model.path", CONF_STRING, AT(model_path), "", 0, 0, NULL,
+     "directory of the model: config.json and safetensors"},
+    {"coordinator.endpoint", CONF_STRING, AT(coordinator_endpoint), "tcp://127.0.0.1:7070", 0, 0,
+     NULL, "Cluster service of the coordinator"},
+    {"weights.format", CONF_CHOICE, AT(format), "native", 0, 0, FORMAT_CHOICES,
+     "how weights are held; the same in the whole cluster"},
+    {"weights.combine", CONF_CHOICE, AT(combine), "fixed", 0, 0, COMBINE_CHOICES,
+     "how expert outputs are added; the same in the whole cluster"},
+    {"weights.kernels", CONF_STRING, AT(kernels), "", 0, 0, NULL,
+     "inner loops by name (portable, avx2); empty takes the best"},
+    {"memory.bytes", CONF_BYTES, AT(memory_bytes), "0", 0, 64 * TIB, NULL,
+     "memory for experts; 0 means 80 % of what is free at start"},
+    {"compute.threads", CONF_INT, AT(threads), "0", 0, 1024, NULL,
+     "threads that compute; 0 means every CPU that the process may use"},
+    {"limits.max_rows", CONF_INT, AT(max_rows), "1024", 1, WIRE_MAX_OVERFLOW, NULL,
+     "rows of one parcel"},
+};
+
+const struct conf_table expert_node_options = {
+    .program = "expert_node",
+    .summary = "holds experts of a Polymath cluster and runs them on request",
+    .options = options,
+    .n_options = sizeof(options) / sizeof(options[0]),
+};
+
+int expert_node_check(const void *config, struct err *e)
+{
+    const struct expert_node_config *c = config;
+    if (!c->name[0] || strlen(c->name) >= WIRE_NAME_BYTES)
+        return err_set(e, E_INVALID, "node.name: expected 1 to %d bytes", WIRE_NAME_BYTES - 1);
+    if (c->kernels[0] && !kernels_named(c->kernels))
+        return err_set(e, E_INVALID,
+                       "weights.kernels: \"%s\" is not in this build or does not run on this CPU",
+                       c->kernels);
+    return 0;
+}

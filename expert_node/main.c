@@ -1,0 +1,104 @@
+/* expert_node/main.c - options, rooms, the control loop until a signal, exit.
+ *
+ * Exit 0 after SIGTERM or SIGINT, 1 if it failed or was refused, 2 if it was misused.  A
+ * second signal while stopping ends the process at once. */
+#include <signal.h>
+#include <stdio.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/must.h"
+#include "base/version.h"
+#include "engine/kernels.h"
+#include "expert_node/config.h"
+#include "expert_node/node.h"
+
+enum { EXIT_FAILED = 1, EXIT_MISUSED = 2 };
+
+struct control {
+    struct loop *loop;
+    int signal_fd;
+};
+
+static sigset_t stop_signals(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    return set;
+}
+
+static int open_signals(void)
+{
+    sigset_t set = stop_signals();
+    signal(SIGPIPE, SIG_IGN);
+    must_zero(sigprocmask(SIG_BLOCK, &set, NULL));
+    int fd = signalfd(-1, &set, SFD_CLOEXEC);
+    must(fd >= 0);
+    return fd;
+}
+
+/* From here on a signal has its usual effect. */
+static void on_signal(void *ud, int64_t now_ns)
+{
+    struct control *c = ud;
+    struct signalfd_siginfo info;
+    (void)now_ns;
+    must(read(c->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info));
+    loop_remove_fd(c->loop, c->signal_fd);
+    sigset_t set = stop_signals();
+    must_zero(sigprocmask(SIG_UNBLOCK, &set, NULL));
+    loop_stop(c->loop);
+}
+
+static int run(const struct expert_node_config *config)
+{
+    struct control control = {.signal_fd = open_signals()};
+    struct node *node = NULL;
+    struct err e = {0};
+    log_init(config->name, (enum log_level)config->log_level);
+    int rc = loop_open(&control.loop, &e);
+    if (rc == 0)
+        rc = node_open(config, control.loop, &node, &e);
+    if (rc == 0) {
+        loop_add_fd(control.loop, control.signal_fd, on_signal, &control);
+        loop_run(control.loop);
+        e = *node_failure(node);
+        rc = e.code;
+    }
+    node_close(&node);
+    loop_close(&control.loop);
+    close(control.signal_fd);
+    if (rc == 0)
+        return 0;
+    fprintf(stderr, "expert_node: %s\n", e.text);
+    return EXIT_FAILED;
+}
+
+static void print_version(FILE *out)
+{
+    fprintf(out, "polymath %s\nkernels %s\n", version_string(), kernels_best()->name);
+}
+
+int main(int argc, char **argv)
+{
+    struct expert_node_config c;
+    switch (conf_main(&expert_node_options, &c, argc, argv, expert_node_check, print_version)) {
+    case CONF_DONE:
+        return 0;
+    case CONF_MISUSE:
+        return EXIT_MISUSED;
+    default:
+        break;
+    }
+    int code = EXIT_MISUSED;
+    if (!c.model_path[0])
+        fprintf(stderr, "expert_node: model.path is not set: name the model's directory in the "
+                        "configuration or with --set model.path=DIR\n");
+    else
+        code = run(&c);
+    conf_fini(&expert_node_options, &c);
+    return code;
+}

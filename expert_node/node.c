@@ -1,0 +1,269 @@
+/* expert_node/node.c - see node.h. */
+#include "expert_node/node.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/buf.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/must.h"
+#include "base/queue.h"
+#include "base/thread.h"
+#include "base/version.h"
+#include "expert_node/store.h"
+#include "expert_node/worker.h"
+#include "rpc/member.h"
+
+enum { QUEUED_VIEWS = 4, LOADER_THREADS = 2 };
+#define REPORT_EVERY_NS (CLOCK_S / 2)
+
+struct node {
+    const struct expert_node_config *config;
+    struct loop *loop;
+    struct checkpoint *checkpoint;
+    uint64_t fingerprint;
+    const struct kernels *kernels;
+    int threads;
+    size_t memory_bytes, expert_bytes;
+    struct queue *views, *retired;
+    struct store *store;
+    struct worker *worker;
+    struct member *member;
+    struct loop_timer report_timer;
+    bool has_fd;
+
+    uint64_t asked_version;  /* of the newest holdings; what the store works on */
+    struct buf asked_bitmap; /* theirs: a new coordinator may count from one again */
+    struct err failure;
+};
+
+/* ---- what the coordinator is told ---------------------------------------------------- */
+
+static void report(struct node *n)
+{
+    struct store_progress p;
+    store_progress(n->store, &p);
+    struct member_report r = {
+        .state = NODE_JOINING,
+        .holdings_version = p.serving_version,
+        .experts_held = p.held,
+        .experts_wanted = p.wanted,
+        .held_bytes = p.held_bytes,
+    };
+    if (p.serving_version > 0)
+        r.state = NODE_READY;
+    else if (n->asked_version > 0)
+        r.state = NODE_LOADING;
+    member_report(n->member, &r);
+}
+
+static void on_report_timer(void *ud, int64_t now_ns)
+{
+    struct node *n = ud;
+    report(n);
+    loop_set_timer(n->loop, &n->report_timer, now_ns + REPORT_EVERY_NS);
+}
+
+static void fail(struct node *n, const struct err *e)
+{
+    n->failure = *e;
+    loop_stop(n->loop);
+}
+
+static void on_holdings(void *ud, const struct wire_holdings *h)
+{
+    struct node *n = ud;
+    size_t bitmap_bytes = (size_t)h->n_layers * ((h->n_experts + 7) / 8);
+    if (h->version == n->asked_version && bitmap_bytes == n->asked_bitmap.len &&
+        memcmp(h->bitmap, n->asked_bitmap.data, bitmap_bytes) == 0)
+        return;
+    struct err e = {0};
+    if (store_want(n->store, h, &e) < 0) {
+        log_warn("expert.holdings_refused", "version=%" PRIu64 " why=%s", h->version,
+                 log_quote(e.text).text);
+        return;
+    }
+    n->asked_version = h->version;
+    buf_reset(&n->asked_bitmap);
+    buf_append(&n->asked_bitmap, h->bitmap, bitmap_bytes);
+    log_info("expert.loading", "version=%" PRIu64, h->version);
+    report(n);
+}
+
+/* Holdings that do not fit leave the node as it is: the coordinator may want less next
+ * time.  Weights that cannot be read will not become better by waiting. */
+static void on_outcome(void *ud, int64_t now_ns)
+{
+    struct node *n = ud;
+    (void)now_ns;
+    for (struct store_outcome o; store_take_outcome(n->store, &o);) {
+        if (o.code == 0) {
+            struct store_progress p;
+            store_progress(n->store, &p);
+            log_info("expert.ready", "version=%" PRIu64 " experts=%u mb=%.1f", o.version, p.held,
+                     (double)p.held_bytes / 1e6);
+        } else if (o.code != E_BUSY && o.code != E_NOMEM) {
+            fail(n, &o.why);
+        }
+        report(n);
+    }
+}
+
+static void on_refused(void *ud, const struct err *e)
+{
+    struct node *n = ud;
+    struct err why = *e;
+    log_error("node.refused", "why=%s", log_quote(e->text).text);
+    err_prefix(&why, "refused by the coordinator");
+    fail(n, &why);
+}
+
+static int join(struct node *n, struct err *e)
+{
+    struct member_options o = {
+        .coordinator_endpoint = n->config->coordinator_endpoint,
+        .join =
+            {
+                .role = NODE_EXPERT,
+                .pid = (uint32_t)getpid(),
+                .threads = (uint32_t)n->threads,
+                .protocol_version = POLYMATH_PROTOCOL_VERSION,
+                .fingerprint = n->fingerprint,
+                .format = (enum weight_format)n->config->format,
+                .combine = (enum combine_mode)n->config->combine,
+                .memory_bytes = n->memory_bytes,
+                .expert_bytes = n->expert_bytes,
+                .max_rows = (uint32_t)n->config->max_rows,
+            },
+        .on_holdings = on_holdings,
+        .on_refused = on_refused,
+        .ud = n,
+    };
+    snprintf(o.join.name, sizeof(o.join.name), "%s", n->config->name);
+    snprintf(o.join.endpoint, sizeof(o.join.endpoint), "%s", worker_endpoint(n->worker));
+    snprintf(o.join.kernels, sizeof(o.join.kernels), "%s", n->kernels->name);
+    snprintf(o.join.build, sizeof(o.join.build), "%s", version_string());
+    if (gethostname(o.join.host, sizeof(o.join.host) - 1) != 0)
+        snprintf(o.join.host, sizeof(o.join.host), "unknown");
+    int rc = member_open(n->loop, &o, &n->member, e);
+    if (rc < 0)
+        return err_prefix(e, "coordinator.endpoint");
+    return 0;
+}
+
+/* ---- opening and closing ------------------------------------------------------------- */
+
+static int open_model(struct node *n, struct err *e)
+{
+    const struct expert_node_config *c = n->config;
+    n->kernels = c->kernels[0] ? kernels_named(c->kernels) : kernels_best();
+    if (!n->kernels)
+        return err_set(e, E_INVALID, "weights.kernels: \"%s\" does not run here", c->kernels);
+    n->threads = c->threads > 0 ? (int)c->threads : thread_cpu_count();
+    n->memory_bytes =
+        c->memory_bytes > 0 ? (size_t)c->memory_bytes : mem_available_bytes() / 10 * 8;
+    int rc = checkpoint_open(c->model_path, &n->checkpoint, e);
+    if (rc == 0)
+        rc = checkpoint_fingerprint(n->checkpoint, &n->fingerprint, e);
+    if (rc == 0)
+        rc = store_expert_bytes(n->checkpoint, (enum weight_format)c->format, &n->expert_bytes, e);
+    if (rc < 0)
+        return err_prefix(e, "load model");
+    return 0;
+}
+
+static int open_rooms(struct node *n, struct err *e)
+{
+    n->views = queue_new(QUEUED_VIEWS);
+    n->retired = queue_new(QUEUED_VIEWS);
+    struct store_options s = {
+        .checkpoint = n->checkpoint,
+        .format = (enum weight_format)n->config->format,
+        .kernels = n->kernels,
+        .threads = n->threads < LOADER_THREADS ? n->threads : LOADER_THREADS,
+        .memory_bytes = n->memory_bytes,
+        .views = n->views,
+        .retired = n->retired,
+    };
+    struct worker_options w = {
+        .name = n->config->name,
+        .endpoint = n->config->listen,
+        .config = checkpoint_config(n->checkpoint),
+        .fingerprint = n->fingerprint,
+        .format = s.format,
+        .combine = (enum combine_mode)n->config->combine,
+        .kernels = n->kernels,
+        .threads = n->threads,
+        .max_rows = (int)n->config->max_rows,
+        .views = n->views,
+        .retired = n->retired,
+    };
+    int rc = store_start(&s, &n->store, e);
+    if (rc == 0)
+        rc = worker_start(&w, &n->worker, e);
+    return rc;
+}
+
+int node_open(const struct expert_node_config *c, struct loop *l, struct node **out, struct err *e)
+{
+    struct node *n = mem_alloc(sizeof(*n));
+    n->config = c;
+    n->loop = l;
+    int rc = open_model(n, e);
+    if (rc == 0)
+        rc = open_rooms(n, e);
+    if (rc == 0) {
+        log_info("node.listening", "endpoint=%s kernels=%s threads=%d memory_mb=%zu",
+                 worker_endpoint(n->worker), n->kernels->name, n->threads,
+                 n->memory_bytes / 1000000);
+        loop_add_fd(l, store_fd(n->store), on_outcome, n);
+        n->has_fd = true;
+        rc = join(n, e);
+    }
+    if (rc == 0) {
+        n->report_timer = (struct loop_timer){.cb = on_report_timer, .ud = n};
+        loop_set_timer(l, &n->report_timer, clock_now_ns());
+    } else {
+        node_close(&n);
+    }
+    *out = n;
+    return rc;
+}
+
+/* Views belong to the store, which knows them all. */
+static void free_queue(struct queue **q)
+{
+    while (*q && queue_pop(*q))
+        ;
+    queue_free(q);
+}
+
+void node_close(struct node **node)
+{
+    struct node *n = *node;
+    if (!n)
+        return;
+    *node = NULL;
+    if (n->member) {
+        loop_remove_timer(n->loop, &n->report_timer);
+        member_close(&n->member, n->failure.code ? n->failure.text : "stopped");
+    }
+    if (n->has_fd)
+        loop_remove_fd(n->loop, store_fd(n->store));
+    worker_stop(&n->worker);
+    store_stop(&n->store);
+    free_queue(&n->views);
+    free_queue(&n->retired);
+    checkpoint_close(&n->checkpoint);
+    buf_fini(&n->asked_bitmap);
+    mem_free(n);
+}
+
+const struct err *node_failure(const struct node *n)
+{
+    return &n->failure;
+}

@@ -1,0 +1,23 @@
+/* expert_node/node.h - the control thread of an expert node: membership and holdings.
+ *
+ * Puts the rooms together - store (what is here), worker (what is answered) - and tells
+ * the coordinator: JOINING until the first holdings come, LOADING until they are resident
+ * and self-tested, READY from then on.  A node that is READY stays so while it loads more,
+ * unless memory makes it give up experts first.
+ *
+ * Log events: node.listening, expert.loading, expert.ready, expert.holdings_refused,
+ * node.refused. */
+#pragma once
+
+#include "base/err.h"
+#include "expert_node/config.h"
+#include "rpc/loop.h"
+
+struct node;
+/* Opens everything and starts joining.  The caller runs the loop. */
+int node_open(const struct expert_node_config *c, struct loop *l, struct node **out, struct err *e);
+/* Says Leave and ends all threads. */
+void node_close(struct node **n);
+/* Why the loop was stopped: code 0 if it was not by the node itself (refused by the
+ * coordinator, a checkpoint that cannot be read). */
+const struct err *node_failure(const struct node *n);
