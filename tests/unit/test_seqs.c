@@ -1,0 +1,222 @@
+/* tests/unit/test_seqs.c - a step is all or nothing: lengths, pages and places move when it
+ * completes, and only then. */
+#include "attn_node/seqs.h"
+
+#include "base/mem.h"
+#include "tests/lib/test.h"
+
+enum { MAX_SEQS = 4, PAGES = 6 };
+
+static const struct model_config config = {.hidden_size = 8,
+                                           .n_layers = 1,
+                                           .n_heads = 2,
+                                           .n_kv_heads = 1,
+                                           .head_dim = 4,
+                                           .rotary_dim = 2,
+                                           .vocab_size = 300,
+                                           .max_positions = 1024};
+
+struct world {
+    struct kv *kv;
+    struct seqs *seqs;
+    struct step_seq out[MAX_SEQS + 1];
+    struct err e;
+    int32_t tokens[1024];
+};
+
+static void open_world(struct world *w)
+{
+    *w = (struct world){0};
+    CHECK_INT(kv_open(&config, PAGES * kv_page_bytes(&config), &w->kv, &w->e), 0);
+    CHECK_INT(kv_pages_total(w->kv), PAGES);
+    w->seqs = seqs_new(w->kv, MAX_SEQS);
+    for (int i = 0; i < 1024; i++)
+        w->tokens[i] = i % 300;
+}
+
+static void close_world(struct world *w)
+{
+    seqs_free(&w->seqs);
+    CHECK_INT(kv_pages_free(w->kv), PAGES);
+    kv_close(&w->kv);
+}
+
+static int begin(struct world *w, const struct wire_step_seq *seqs, uint32_t n)
+{
+    struct wire_step step = {.step = 1, .n_seqs = n, .seqs = seqs, .tokens = w->tokens};
+    w->e = (struct err){0};
+    return seqs_begin(w->seqs, &step, w->out, &w->e);
+}
+
+/* What forward_step() does to lengths. */
+static void finish(struct world *w, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        w->out[i].kv->length += w->out[i].n_tokens;
+    seqs_commit(w->seqs);
+}
+
+static void run_one(struct world *w, uint64_t seq, uint32_t position, uint32_t n_tokens)
+{
+    struct wire_step_seq s = {.seq = seq, .position = position, .n_tokens = n_tokens};
+    CHECK_INT(begin(w, &s, 1), 0);
+    finish(w, 1);
+}
+
+TEST(seqs_follow_their_positions)
+{
+    struct world w;
+    open_world(&w);
+    struct sampling hot = {.temperature = 0.5f, .seed = 9};
+    struct wire_step_seq s = {
+        .seq = 7, .n_tokens = 10, .sample = true, .n_prompt = 8, .sampling = &hot};
+    CHECK_INT(begin(&w, &s, 1), 0);
+    CHECK_INT(w.out[0].position, 0);
+    CHECK(!w.out[0].no_logits);
+    CHECK(seqs_sampling(w.seqs, 0)->temperature == 0.5f);
+    CHECK_INT(seqs_history(w.seqs, 0).n_tokens, 10);
+    CHECK_INT(seqs_history(w.seqs, 0).n_prompt, 8);
+    finish(&w, 1);
+    s = (struct wire_step_seq){.seq = 7, .position = 10, .n_tokens = 1};
+    CHECK_INT(begin(&w, &s, 1), 0);
+    CHECK(w.out[0].no_logits);
+    struct sample_history h = seqs_history(w.seqs, 0);
+    CHECK_INT(h.n_tokens, 11);
+    CHECK_INT(h.tokens[9], 9);
+    CHECK_INT(h.tokens[10], 0);
+    CHECK(seqs_sampling(w.seqs, 0)->temperature == 0.5f);
+    finish(&w, 1);
+    s.position = 20;
+    CHECK_INT(begin(&w, &s, 1), E_PRECONDITION);
+    CHECK_HAS(w.e.text, "sequence 7");
+    CHECK_HAS(w.e.text, "position 20");
+    CHECK_HAS(w.e.text, "ends at 11");
+    s = (struct wire_step_seq){.seq = 8, .position = 5, .n_tokens = 1};
+    CHECK_INT(begin(&w, &s, 1), E_PRECONDITION);
+    CHECK_HAS(w.e.text, "ends at 0");
+    CHECK_INT(seqs_count(w.seqs), 1);
+    close_world(&w);
+}
+
+TEST(seqs_roll_back_a_step_whole)
+{
+    struct world w;
+    open_world(&w);
+    run_one(&w, 1, 0, 60);
+    CHECK_INT(kv_pages_free(w.kv), PAGES - 1);
+    struct wire_step_seq both[] = {{.seq = 1, .position = 60, .n_tokens = 70},
+                                   {.seq = 2, .position = 0, .n_tokens = 100}};
+    CHECK_INT(begin(&w, both, 2), 0);
+    CHECK_INT(kv_pages_free(w.kv), PAGES - 5);
+    CHECK_INT(seqs_history(w.seqs, 0).n_tokens, 130);
+    seqs_roll_back(w.seqs);
+    CHECK_INT(kv_pages_free(w.kv), PAGES - 1);
+    CHECK_INT(seqs_count(w.seqs), 1);
+    /* The same step again, as if nothing had been. */
+    CHECK_INT(begin(&w, both, 2), 0);
+    finish(&w, 2);
+    CHECK_INT(w.out[0].kv->length, 130);
+    run_one(&w, 2, 100, 1);
+    close_world(&w);
+}
+
+TEST(seqs_without_pages_or_places_are_refused_whole)
+{
+    struct world w;
+    open_world(&w);
+    run_one(&w, 1, 0, 64);
+    struct wire_step_seq two[] = {{.seq = 1, .position = 64, .n_tokens = 64},
+                                  {.seq = 2, .position = 0, .n_tokens = 64 * 5}};
+    CHECK_INT(begin(&w, two, 2), E_BUSY);
+    CHECK_HAS(w.e.text, "sequence 2");
+    CHECK_INT(kv_pages_free(w.kv), PAGES - 1);
+    CHECK_INT(seqs_count(w.seqs), 1);
+    for (uint64_t seq = 2; seq <= MAX_SEQS; seq++)
+        run_one(&w, seq, 0, 1);
+    struct wire_step_seq more = {.seq = 99, .n_tokens = 1};
+    CHECK_INT(begin(&w, &more, 1), E_BUSY);
+    seqs_release(w.seqs, 3);
+    seqs_release(w.seqs, 3);
+    CHECK_INT(begin(&w, &more, 1), 0);
+    seqs_roll_back(w.seqs);
+    CHECK_INT(seqs_count(w.seqs), MAX_SEQS - 1);
+    close_world(&w);
+}
+
+TEST(seqs_restart_at_position_zero)
+{
+    struct world w;
+    open_world(&w);
+    run_one(&w, 5, 0, 200);
+    CHECK_INT(kv_pages_free(w.kv), PAGES - 4);
+    run_one(&w, 5, 0, 3);
+    CHECK_INT(kv_pages_free(w.kv), PAGES - 1);
+    CHECK_INT(seqs_count(w.seqs), 1);
+    run_one(&w, 5, 3, 1);
+    /* A restart that fails leaves nothing behind. */
+    struct wire_step_seq s = {.seq = 5, .n_tokens = 10};
+    CHECK_INT(begin(&w, &s, 1), 0);
+    seqs_roll_back(w.seqs);
+    CHECK_INT(seqs_count(w.seqs), 0);
+    CHECK_INT(kv_pages_free(w.kv), PAGES);
+    close_world(&w);
+}
+
+TEST(seqs_refuse_hostile_steps)
+{
+    struct world w;
+    open_world(&w);
+    run_one(&w, 1, 0, 2);
+    struct wire_step_seq twice[] = {{.seq = 1, .position = 2, .n_tokens = 1},
+                                    {.seq = 1, .position = 2, .n_tokens = 1}};
+    CHECK_INT(begin(&w, twice, 2), E_INVALID);
+    CHECK_HAS(w.e.text, "twice");
+    struct wire_step_seq opened_twice[] = {{.seq = 3, .n_tokens = 1}, {.seq = 3, .n_tokens = 1}};
+    CHECK_INT(begin(&w, opened_twice, 2), E_INVALID);
+    CHECK_INT(seqs_count(w.seqs), 1);
+    struct wire_step_seq empty = {.seq = 1, .position = 2};
+    CHECK_INT(begin(&w, &empty, 1), E_INVALID);
+    struct wire_step_seq far = {.seq = 1, .position = UINT32_MAX, .n_tokens = 2};
+    CHECK_INT(begin(&w, &far, 1), E_INVALID);
+    struct wire_step_seq long_one = {.seq = 1, .position = 2, .n_tokens = UINT32_MAX};
+    CHECK_INT(begin(&w, &long_one, 1), E_INVALID);
+    run_one(&w, 1, 2, 1);
+    close_world(&w);
+}
+
+TEST(seqs_survive_random_lives)
+{
+    struct rng r = test_rng();
+    struct world w;
+    open_world(&w);
+    int length[MAX_SEQS + 2] = {0};
+    for (int i = 0; i < 3000; i++) {
+        uint64_t seq = 1 + rng_below(&r, MAX_SEQS + 1);
+        uint32_t n = 1 + (uint32_t)rng_below(&r, 80);
+        struct wire_step_seq s = {.seq = seq, .position = (uint32_t)length[seq], .n_tokens = n};
+        switch (rng_below(&r, 4)) {
+        case 0:
+            seqs_release(w.seqs, seq);
+            length[seq] = 0;
+            break;
+        case 1:
+            if (begin(&w, &s, 1) == 0)
+                seqs_roll_back(w.seqs);
+            break;
+        default:
+            if (begin(&w, &s, 1) == 0) {
+                finish(&w, 1);
+                length[seq] += (int)n;
+                CHECK_INT(w.out[0].kv->length, length[seq]);
+            }
+        }
+        int pages = 0, open = 0;
+        for (int k = 1; k <= MAX_SEQS + 1; k++) {
+            pages += (length[k] + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
+            open += length[k] > 0;
+        }
+        CHECK_INT(kv_pages_free(w.kv), PAGES - pages);
+        CHECK_INT(seqs_count(w.seqs), open);
+    }
+    close_world(&w);
+}
