@@ -1,0 +1,105 @@
+/* coordinator/config.c - see config.h. */
+#include "coordinator/config.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#include "base/buf.h"
+#include "base/clock.h"
+#include "base/mem.h"
+#include "model/format.h"
+
+#define FIELD(name) offsetof(struct coordinator_config, name)
+
+static const struct conf_option options[] = {
+    {"node.name", CONF_STRING, FIELD(node_name), "coordinator", 0, 0, NULL,
+     "name of this process in logs"},
+    {"log.level", CONF_CHOICE, FIELD(log_level), "info", 0, 0, "error|warn|info|debug",
+     "least important log lines that are written"},
+    {"model.path", CONF_STRING, FIELD(model_path), "", 0, 0, NULL,
+     "directory of the Hugging Face checkpoint; must be given"},
+    {"model.name", CONF_STRING, FIELD(model_name), "", 0, 0, NULL,
+     "name that clients see; empty: the directory's name"},
+    {"http.host", CONF_STRING, FIELD(http_host), "127.0.0.1", 0, 0, NULL,
+     "address on which clients are served"},
+    {"http.port", CONF_INT, FIELD(http_port), "8080", 0, 65535, NULL, "0: any free port"},
+    {"http.max_body", CONF_BYTES, FIELD(http_max_body), "8MiB", 1024, 1e9, NULL,
+     "largest request body"},
+    {"http.max_connections", CONF_INT, FIELD(http_max_connections), "1024", 1, 60000, NULL,
+     "client connections at a time"},
+    {"http.idle_timeout_ms", CONF_MS, FIELD(http_idle_timeout_ns), "60000", 1000, 86400000, NULL,
+     "a connection on which nothing moves is closed after this time"},
+    {"http.drain_ms", CONF_MS, FIELD(http_drain_ns), "5000", 0, 3600000, NULL,
+     "how long running requests may go on after SIGTERM"},
+    {"cluster.listen", CONF_STRING, FIELD(cluster_listen), "tcp://127.0.0.1:7070", 0, 0, NULL,
+     "endpoint at which nodes join"},
+    {"cluster.heartbeat_ms", CONF_MS, FIELD(cluster_heartbeat_ns), "250", 10, 60000, NULL,
+     "how often nodes report"},
+    {"cluster.lease_ms", CONF_MS, FIELD(cluster_lease_ns), "2000", 50, 600000, NULL,
+     "a node that has not reported for this long is gone"},
+    {"placement.settle_ms", CONF_MS, FIELD(placement_settle_ns), "300", 0, 600000, NULL,
+     "quiet time after a join before experts are placed"},
+    {"placement.rejoin_ms", CONF_MS, FIELD(placement_rejoin_ns), "10000", 0, 86400000, NULL,
+     "how long a lost node's experts wait for it to come back"},
+    {"attention.embedded", CONF_BOOL, FIELD(attention_embedded), "true", 0, 0, NULL,
+     "run an attention side inside this process"},
+    {"attention.threads", CONF_INT, FIELD(attention_threads), "0", 0, 4096, NULL,
+     "compute threads of the embedded side; 0: all CPUs"},
+    {"attention.kv_bytes", CONF_BYTES, FIELD(attention_kv_bytes), "0", 0, 0, NULL,
+     "memory for the KV cache; 0: a quarter of what is free"},
+    {"attention.max_rows", CONF_INT, FIELD(attention_max_rows), "256", 1, 65536, NULL,
+     "tokens of one step"},
+    {"attention.max_seqs", CONF_INT, FIELD(attention_max_seqs), "64", 1, 4096, NULL,
+     "sequences at a time"},
+    {"attention.call_timeout_ms", CONF_MS, FIELD(attention_call_timeout_ns), "10000", 1, 3600000,
+     NULL, "experts of one layer must have answered by then"},
+    {"attention.spin_us", CONF_INT, FIELD(attention_spin_us), "50", 0, 1000000, NULL,
+     "busy-wait before sleeping while experts work"},
+    {"weights.format", CONF_CHOICE, FIELD(weights_format), "native", 0, 0, FORMAT_CHOICES,
+     "how weights are held; the same in the whole cluster"},
+    {"weights.combine", CONF_CHOICE, FIELD(weights_combine), "fixed", 0, 0, COMBINE_CHOICES,
+     "how expert outputs come together; the same in the whole cluster"},
+    {"weights.kernels", CONF_STRING, FIELD(weights_kernels), "", 0, 0, NULL,
+     "kernel level of the embedded side; empty: the best for this CPU"},
+    {"request.max_tokens", CONF_INT, FIELD(request_max_tokens), "4096", 1, 16777216, NULL,
+     "longest answer if the client names no limit"},
+    {"request.queue_limit", CONF_INT, FIELD(request_queue_limit), "256", 1, 100000, NULL,
+     "requests that may wait; more are answered 429"},
+    {"request.timeout_ms", CONF_MS, FIELD(request_timeout_ns), "600000", 100, 86400000, NULL,
+     "a request that takes longer than this fails"},
+};
+
+const struct conf_table coordinator_options = {
+    .program = "coordinator",
+    .summary = "front door of a Polymath cluster: HTTP, scheduling, membership, placement",
+    .options = options,
+    .n_options = sizeof options / sizeof options[0],
+};
+
+int coordinator_config_check(const void *config, struct err *e)
+{
+    const struct coordinator_config *c = config;
+    if (!c->model_path[0])
+        return err_set(e, E_INVALID, "model.path is missing: the checkpoint's directory");
+    if (!c->node_name[0] || strlen(c->node_name) > 40)
+        return err_set(e, E_INVALID, "node.name must have 1 to 40 characters");
+    if (c->cluster_lease_ns < 2 * c->cluster_heartbeat_ns)
+        return err_set(e, E_INVALID,
+                       "cluster.lease_ms (%lld) must be at least twice cluster.heartbeat_ms (%lld)",
+                       (long long)(c->cluster_lease_ns / CLOCK_MS),
+                       (long long)(c->cluster_heartbeat_ns / CLOCK_MS));
+    return 0;
+}
+
+char *coordinator_model_name(const struct coordinator_config *c)
+{
+    if (c->model_name[0])
+        return mem_string(c->model_name);
+    struct str path = str_of(c->model_path);
+    while (path.len > 1 && path.ptr[path.len - 1] == '/')
+        path.len--;
+    size_t start = path.len;
+    while (start > 0 && path.ptr[start - 1] != '/')
+        start--;
+    return str_copy((struct str){path.ptr + start, path.len - start});
+}

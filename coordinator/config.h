@@ -1,0 +1,30 @@
+/* coordinator/config.h - the coordinator's options. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/conf.h"
+
+struct coordinator_config {
+    char *node_name;
+    int log_level;
+    char *model_path, *model_name;
+    char *http_host;
+    int64_t http_port, http_max_body, http_max_connections, http_idle_timeout_ns, http_drain_ns;
+    char *cluster_listen;
+    int64_t cluster_heartbeat_ns, cluster_lease_ns;
+    int64_t placement_settle_ns, placement_rejoin_ns;
+    bool attention_embedded;
+    int64_t attention_threads, attention_kv_bytes, attention_max_rows, attention_max_seqs;
+    int64_t attention_call_timeout_ns, attention_spin_us;
+    int weights_format, weights_combine;
+    char *weights_kernels;
+    int64_t request_max_tokens, request_queue_limit, request_timeout_ns;
+};
+
+extern const struct conf_table coordinator_options;
+/* What the table cannot say: for conf_main(). */
+int coordinator_config_check(const void *config, struct err *e);
+/* model.name, or the last component of model.path; free with mem_free(). */
+char *coordinator_model_name(const struct coordinator_config *c);

@@ -1,0 +1,240 @@
+/* coordinator/hub.c - see hub.h.  This file holds the middle: the scheduler's events and
+ * actions, readiness, start and end. */
+#include "coordinator/hub.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/must.h"
+#include "base/rng.h"
+#include "coordinator/hub_state.h"
+#include "model/checkpoint.h"
+
+/* ---- the scheduler's events and actions --------------------------------------------------- */
+
+static void perform(struct hub *h, const struct sched_action *a)
+{
+    switch (a->kind) {
+    case SCHED_SEND:
+        hub_attention_flush(h);
+        hub_attention_send(h, a->side, a->step);
+        break;
+    case SCHED_RELEASE:
+        hub_attention_release(h, a->side, a->seq);
+        break;
+    case SCHED_STARTED:
+        hub_started(h, a->seq);
+        break;
+    case SCHED_TOKEN:
+        hub_token(h, a->seq, a->sampled, a->finish);
+        break;
+    case SCHED_FAIL:
+        hub_failed(h, a->seq, a->code, a->text);
+        break;
+    }
+}
+
+void hub_event(struct hub *h, const struct sched_event *e)
+{
+    /* An action may lead to another event, so each event has its own list. */
+    struct sched_actions actions = {0};
+    sched_step(&h->sched, e, &actions);
+    for (int i = 0; i < actions.n; i++)
+        perform(h, &actions.items[i]);
+    sched_actions_fini(&actions);
+    hub_attention_flush(h);
+}
+
+void hub_run(struct hub *h)
+{
+    struct sched_event e = {.kind = SCHED_TICK, .now_ns = clock_now_ns()};
+    hub_event(h, &e);
+}
+
+/* ---- readiness ------------------------------------------------------------------------------ */
+
+static void find_why_not(struct hub *h)
+{
+    h->why_not[0] = '\0';
+    if (h->draining)
+        snprintf(h->why_not, sizeof h->why_not, "shutting down");
+    else if (!placement_is_covered(&h->placement))
+        placement_why(&h->placement, h->why_not, sizeof h->why_not);
+    else if (members_count(&h->members, NODE_ATTENTION) == 0)
+        snprintf(h->why_not, sizeof h->why_not,
+                 h->config->attention_embedded ? "the attention side is still loading"
+                                               : "no attention side has joined");
+}
+
+void hub_refresh(struct hub *h)
+{
+    find_why_not(h);
+    hub_attention_refresh(h, h->why_not);
+    if (!h->why_not[0] && sched_capacity_tokens(&h->sched) == 0)
+        snprintf(h->why_not, sizeof h->why_not, "no attention side is ready yet");
+    bool ready = h->why_not[0] == '\0';
+    if (ready == h->ready)
+        return;
+    h->ready = ready;
+    for (int i = 0; i < 2; i++)
+        if (h->servers[i])
+            server_set_serving(h->servers[i], ready);
+    if (ready)
+        log_info("cluster.ready", "epoch=%llu nodes=%d attention=%d",
+                 (unsigned long long)h->placement.epoch, members_count(&h->members, NODE_EXPERT),
+                 members_count(&h->members, NODE_ATTENTION));
+    else
+        log_info("cluster.not_ready", "why=%s", log_quote(h->why_not).text);
+}
+
+static void on_tick(void *ud, int64_t now_ns)
+{
+    struct hub *h = ud;
+    hub_cluster_tick(h, now_ns);
+    hub_attention_tick(h, now_ns);
+    hub_refresh(h);
+    hub_run(h);
+    hub_http_tick(h, now_ns);
+    if (h->draining && (h->n_requests == 0 || now_ns >= h->drain_deadline_ns))
+        loop_stop(h->loop);
+    loop_set_timer(h->loop, &h->tick, now_ns + HUB_TICK_MS * CLOCK_MS);
+}
+
+void hub_drain(struct hub *h)
+{
+    if (h->draining)
+        return;
+    h->draining = true;
+    h->drain_deadline_ns = clock_now_ns() + h->config->http_drain_ns;
+    log_info("hub.draining", "requests=%d", h->n_requests);
+    http_stop_accepting(h->http);
+}
+
+/* ---- start and end --------------------------------------------------------------------------- */
+
+static int read_model(struct hub *h, struct err *e)
+{
+    struct checkpoint *c = NULL;
+    int rc = checkpoint_open(h->config->model_path, &c, e);
+    if (rc == 0)
+        rc = checkpoint_fingerprint(c, &h->fingerprint, e);
+    if (rc == 0)
+        h->model_config = *checkpoint_config(c);
+    checkpoint_close(&c);
+    return rc < 0 ? err_prefix(e, "model.path") : 0;
+}
+
+/* Words are optional: without tokenizer.json a model is served by token ids. */
+static int read_words(struct hub *h, struct err *e)
+{
+    int rc = tokenizer_open(h->config->model_path, &h->tokenizer, e);
+    if (rc == E_NOT_FOUND) {
+        log_info("model.no_tokenizer", "why=%s", log_quote(e->text).text);
+        *e = (struct err){0};
+        return 0;
+    }
+    if (rc < 0)
+        return err_prefix(e, "model.path");
+    h->model.tokenizer = h->tokenizer;
+    struct err why = {0};
+    if (chat_init(&h->chat, h->tokenizer, &why) == 0)
+        h->model.chat = &h->chat;
+    else
+        log_info("model.no_chat", "why=%s", log_quote(why.text).text);
+    return 0;
+}
+
+static void collect_stop_ids(struct hub *h)
+{
+    for (int i = 0; i < h->model_config.n_eos; i++)
+        h->stop_ids[h->n_stop_ids++] = h->model_config.eos_ids[i];
+    if (h->model.chat && !config_is_eos(&h->model_config, chat_end_id(&h->chat)))
+        h->stop_ids[h->n_stop_ids++] = chat_end_id(&h->chat);
+}
+
+static void init_state(struct hub *h)
+{
+    const struct coordinator_config *c = h->config;
+    struct members_config members = {.fingerprint = h->fingerprint,
+                                     .format = (enum weight_format)c->weights_format,
+                                     .combine = (enum combine_mode)c->weights_combine,
+                                     .lease_ns = c->cluster_lease_ns};
+    /* Seconds since 1970 are higher than what an earlier coordinator counted up to. */
+    struct placement_config placement = {.n_layers = (uint32_t)h->model_config.n_layers,
+                                         .n_experts = (uint32_t)h->model_config.n_experts,
+                                         .settle_ns = c->placement_settle_ns,
+                                         .rejoin_ns = c->placement_rejoin_ns,
+                                         .first_version = (uint64_t)clock_unix_us() / 1000000};
+    members_init(&h->members, &members);
+    placement_init(&h->placement, &placement);
+    sched_init(&h->sched, (int)c->request_queue_limit);
+    /* Ids differ between coordinators, so that a side that outlives one is not confused. */
+    h->id_base = rng_entropy() & ~0xffffffffull;
+    snprintf(h->why_not, sizeof h->why_not, "starting");
+}
+
+int hub_open(struct loop *l, const struct coordinator_config *c, struct hub **out, struct err *e)
+{
+    struct hub *h = mem_alloc(sizeof *h);
+    *out = NULL;
+    h->config = c;
+    h->loop = l;
+    list_init(&h->requests);
+    list_init(&h->attentions);
+    list_init(&h->sched.queue);
+    h->tick = (struct loop_timer){.deadline_ns = CLOCK_NEVER, .cb = on_tick, .ud = h};
+    int rc = read_model(h, e);
+    if (rc == 0)
+        rc = read_words(h, e);
+    if (rc < 0)
+        goto out;
+    h->model_name = coordinator_model_name(c);
+    h->model.name = h->model_name;
+    h->model.config = &h->model_config;
+    h->model.created_s = clock_unix_us() / 1000000;
+    collect_stop_ids(h);
+    init_state(h);
+    rc = hub_cluster_open(h, e);
+    if (rc == 0)
+        rc = hub_http_open(h, e);
+    if (rc < 0)
+        goto out;
+    loop_set_timer(l, &h->tick, clock_now_ns());
+    *out = h;
+    h = NULL;
+out:
+    hub_close(&h);
+    return rc;
+}
+
+void hub_close(struct hub **hp)
+{
+    struct hub *h = *hp;
+    *hp = NULL;
+    if (!h)
+        return;
+    if (h->tick.added)
+        loop_remove_timer(h->loop, &h->tick);
+    http_close(&h->http);
+    hub_attention_close(h);
+    for (int i = 0; i < 2; i++) {
+        if (h->servers[i])
+            server_detach(h->servers[i], h->loop);
+        server_close(&h->servers[i]);
+    }
+    struct list *l;
+    while ((l = list_pop_front(&h->requests))) {
+        struct hub_request *r = LIST_ITEM(l, struct hub_request, link);
+        request_fini(&r->request);
+        mem_free(r);
+    }
+    sched_fini(&h->sched);
+    placement_fini(&h->placement);
+    members_fini(&h->members);
+    tokenizer_free(&h->tokenizer);
+    mem_free(h->model_name);
+    mem_free(h);
+}

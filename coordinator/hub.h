@@ -1,0 +1,25 @@
+/* coordinator/hub.h - where the coordinator's two faces meet: clients on HTTP, nodes on the
+ * Cluster service and the attention sides.  I/O becomes events for the pure modules
+ * (members, placement, sched), and their actions become I/O.
+ *
+ * Log events (tools wait for the first four): http.ready, cluster.listening,
+ * cluster.ready, cluster.not_ready; node.joined, node.refused, node.gone, node.ready,
+ * attention.up, attention.unusable, request.failed, hub.draining.
+ *
+ * Owner: coordinator loop. */
+#pragma once
+
+#include "base/err.h"
+#include "coordinator/config.h"
+#include "rpc/loop.h"
+
+struct hub;
+
+/* Where the embedded attention side joins, beside cluster.listen. */
+#define HUB_INPROC_CLUSTER "inproc://cluster"
+
+/* Reads the model's configuration and words, binds, and serves from then on. */
+int hub_open(struct loop *l, const struct coordinator_config *c, struct hub **out, struct err *e);
+void hub_close(struct hub **h);
+/* No new requests; the loop stops when the running ones are done or http.drain_ms is over. */
+void hub_drain(struct hub *h);

@@ -1,0 +1,244 @@
+/* coordinator/hub_cluster.c - the Cluster service: nodes join, report, and fetch what they
+ * shall hold or whom they may ask; see hub.h. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "coordinator/hub_state.h"
+
+/* ---- members come and go --------------------------------------------------------------------- */
+
+static int64_t capacity_of(const struct wire_join *j)
+{
+    return j->expert_bytes ? (int64_t)(j->memory_bytes / j->expert_bytes) : 0;
+}
+
+static void node_gone(struct hub *h, uint32_t node_id, const char *name, enum node_role role,
+                      enum placement_loss loss, const char *why)
+{
+    int64_t live_before = h->placement.n_live;
+    log_info("node.gone", "name=%s id=%u why=%s", name, node_id, log_quote(why).text);
+    h->counters.nodes_lost++;
+    if (role == NODE_ATTENTION) {
+        hub_attention_remove(h, node_id);
+        return;
+    }
+    placement_gone(&h->placement, node_id, loss, clock_now_ns());
+    if (h->placement.n_live < live_before)
+        log_warn("placement.uncovered", "name=%s experts=%lld of=%lld", name,
+                 (long long)(live_before - h->placement.n_live), (long long)h->placement.n_total);
+}
+
+static void node_joined(struct hub *h, const struct node *n)
+{
+    const struct wire_join *j = &n->join;
+    h->counters.joins++;
+    log_info("node.joined", "name=%s id=%u role=%s endpoint=%s host=%s pid=%u experts_room=%lld",
+             j->name, n->id, node_role_name(j->role), j->endpoint, j->host, j->pid,
+             (long long)(j->role == NODE_EXPERT ? capacity_of(j) : 0));
+    if (j->role == NODE_ATTENTION) {
+        hub_attention_add(h, n);
+        return;
+    }
+    struct wire_table_node t = {
+        .node_id = n->id, .incarnation = j->incarnation, .max_rows = j->max_rows};
+    memcpy(t.name, j->name, sizeof t.name);
+    memcpy(t.endpoint, j->endpoint, sizeof t.endpoint);
+    placement_join(&h->placement, &t, capacity_of(j), clock_now_ns());
+}
+
+static int check_join(const struct wire_join *j, struct err *e)
+{
+    if (!j->name[0] || !j->endpoint[0])
+        return err_set(e, E_INVALID, "a node needs a name and an endpoint");
+    if (j->role == NODE_EXPERT && j->expert_bytes == 0)
+        return err_set(e, E_INVALID, "%s: expert_bytes is 0", j->name);
+    return 0;
+}
+
+static void on_join(void *ud, struct server_call *call, const struct server_request *r)
+{
+    struct hub *h = ud;
+    struct wire_join j;
+    struct members_joined joined;
+    struct err e = {0};
+    int rc = wire_join_decode(r->message, &j, &e);
+    if (rc == 0)
+        rc = check_join(&j, &e);
+    if (rc == 0)
+        rc = members_join(&h->members, &j, clock_now_ns(), &joined, &e);
+    if (rc < 0) {
+        h->counters.joins_refused++;
+        log_warn("node.refused", "why=%s", log_quote(e.text).text);
+        server_fail(&call, rc, "%s", e.text);
+        return;
+    }
+    if (joined.gone_id)
+        node_gone(h, joined.gone_id, j.name, j.role, PLACEMENT_LOST, "restarted at its address");
+    if (joined.is_new)
+        node_joined(h, joined.node);
+    struct wire_join_reply reply = {.node_id = joined.node->id,
+                                    .epoch = h->placement.epoch,
+                                    .heartbeat_ms =
+                                        (uint32_t)(h->config->cluster_heartbeat_ns / CLOCK_MS),
+                                    .lease_ms = (uint32_t)(h->config->cluster_lease_ns / CLOCK_MS)};
+    struct buf message = {0};
+    wire_join_reply_encode(&reply, &message);
+    server_reply(&call, &(struct server_answer){.message = &message});
+    buf_fini(&message);
+    hub_refresh(h);
+}
+
+static void take_report(struct hub *h, const struct node *n, enum node_state before)
+{
+    const struct wire_heartbeat *b = &n->last;
+    if (n->state != before && n->state == NODE_READY)
+        log_info("node.ready", "name=%s id=%u experts=%u", n->join.name, n->id, b->experts_held);
+    if (n->join.role != NODE_EXPERT)
+        return;
+    if (n->state == NODE_DRAINING)
+        placement_drain(&h->placement, n->id);
+    if (n->state != NODE_JOINING)
+        placement_report(&h->placement, n->id, b->holdings_version);
+}
+
+static void on_heartbeat(void *ud, struct server_call *call, const struct server_request *r)
+{
+    struct hub *h = ud;
+    struct wire_heartbeat b;
+    struct err e = {0};
+    int rc = wire_heartbeat_decode(r->message, &b, &e);
+    if (rc < 0) {
+        server_fail(&call, rc, "%s", e.text);
+        return;
+    }
+    struct node *n = members_find(&h->members, b.node_id);
+    enum node_state before = n ? n->state : NODE_GONE;
+    if (members_heartbeat(&h->members, &b, clock_now_ns(), &n) < 0) {
+        server_fail(&call, E_NOT_FOUND, "node %u is not a member: join again", b.node_id);
+        return;
+    }
+    take_report(h, n, before);
+    struct wire_heartbeat_reply reply = {
+        .epoch = h->placement.epoch, .holdings_version = placement_version(&h->placement, n->id)};
+    struct buf message = {0};
+    wire_heartbeat_reply_encode(&reply, &message);
+    server_reply(&call, &(struct server_answer){.message = &message});
+    buf_fini(&message);
+    hub_refresh(h);
+}
+
+static void on_leave(void *ud, struct server_call *call, const struct server_request *r)
+{
+    struct hub *h = ud;
+    struct wire_leave l;
+    struct node *n;
+    struct err e = {0};
+    int rc = wire_leave_decode(r->message, &l, &e);
+    if (rc < 0) {
+        server_fail(&call, rc, "%s", e.text);
+        return;
+    }
+    /* Leaving twice, or after the lease, is the same as leaving. */
+    if (members_leave(&h->members, &l, &n) == 0)
+        node_gone(h, n->id, n->join.name, n->join.role, PLACEMENT_LEFT, l.reason);
+    server_reply(&call, &(struct server_answer){0});
+    hub_refresh(h);
+}
+
+/* ---- what they fetch --------------------------------------------------------------------------- */
+
+static void on_holdings(void *ud, struct server_call *call, const struct server_request *r)
+{
+    struct hub *h = ud;
+    struct wire_holdings_request q;
+    struct err e = {0};
+    int rc = wire_holdings_request_decode(r->message, &q, &e);
+    if (rc < 0) {
+        server_fail(&call, rc, "%s", e.text);
+        return;
+    }
+    uint8_t *bitmap = mem_alloc(placement_bitmap_bytes(&h->placement));
+    if (!placement_holdings(&h->placement, q.node_id, bitmap)) {
+        mem_free(bitmap);
+        server_fail(&call, E_NOT_FOUND, "node %u is not a member: join again", q.node_id);
+        return;
+    }
+    struct wire_holdings m = {.version = placement_version(&h->placement, q.node_id),
+                              .n_layers = h->placement.config.n_layers,
+                              .n_experts = h->placement.config.n_experts,
+                              .bitmap = bitmap};
+    struct buf message = {0};
+    struct blob *payload = NULL;
+    wire_holdings_encode(&m, &message, &payload);
+    server_reply(
+        &call, &(struct server_answer){.message = &message, .payloads = &payload, .n_payloads = 1});
+    blob_unref(&payload);
+    buf_fini(&message);
+    mem_free(bitmap);
+}
+
+static void on_table(void *ud, struct server_call *call, const struct server_request *r)
+{
+    struct hub *h = ud;
+    const struct placement *p = &h->placement;
+    (void)r;
+    struct wire_table_node *nodes = mem_array((size_t)p->n_nodes + 1, sizeof *nodes);
+    uint16_t *holder = mem_array((size_t)p->n_total, sizeof *holder);
+    struct wire_table table;
+    placement_table(p, nodes, holder, &table);
+    struct buf message = {0};
+    struct blob *payload = NULL;
+    wire_table_encode(&table, &message, &payload);
+    server_reply(
+        &call, &(struct server_answer){.message = &message, .payloads = &payload, .n_payloads = 1});
+    blob_unref(&payload);
+    buf_fini(&message);
+    mem_free(nodes);
+    mem_free(holder);
+}
+
+/* ---- time, and opening ------------------------------------------------------------------------- */
+
+static uint64_t oldest_epoch(const struct hub *h)
+{
+    uint64_t oldest = UINT64_MAX;
+    for (int i = 0; i < h->members.n_nodes; i++) {
+        const struct node *n = h->members.nodes[i];
+        if (n->join.role == NODE_ATTENTION && n->state != NODE_GONE && n->last.epoch < oldest)
+            oldest = n->last.epoch;
+    }
+    return oldest;
+}
+
+void hub_cluster_tick(struct hub *h, int64_t now_ns)
+{
+    const struct node *n;
+    while ((n = members_expire(&h->members, now_ns)))
+        node_gone(h, n->id, n->join.name, n->join.role, PLACEMENT_LOST, "its lease has ended");
+    placement_tick(&h->placement, oldest_epoch(h), now_ns);
+}
+
+int hub_cluster_open(struct hub *h, struct err *e)
+{
+    static server_handler *const handlers[CLUSTER_METHODS] = {
+        [CLUSTER_JOIN] = on_join,         [CLUSTER_HEARTBEAT] = on_heartbeat,
+        [CLUSTER_HOLDINGS] = on_holdings, [CLUSTER_TABLE] = on_table,
+        [CLUSTER_LEAVE] = on_leave,
+    };
+    const char *endpoints[2] = {h->config->cluster_listen, HUB_INPROC_CLUSTER};
+    for (int i = 0; i < 2; i++) {
+        struct server_options o = {
+            .endpoint = endpoints[i], .name = "cluster", .max_frame_bytes = 1 << 20};
+        int rc = server_open(&o, &h->servers[i], e);
+        if (rc < 0)
+            return err_prefix(e, "cluster.listen");
+        server_add(h->servers[i], WIRE_CLUSTER, handlers, h);
+        server_attach(h->servers[i], h->loop);
+    }
+    log_info("cluster.listening", "endpoint=%s", server_endpoint(h->servers[0]));
+    return 0;
+}

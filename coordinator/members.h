@@ -1,0 +1,64 @@
+/* coordinator/members.h - who is in the cluster: joins, heartbeats, leases.
+ *
+ * Pure: time comes with every call, changes go back to the caller (coordinator/hub_cluster.c),
+ * who tells placement and scheduler.  A node lives as long as its lease, which every
+ * heartbeat renews; nothing else makes it dead but its own Leave.
+ *
+ * Owner: coordinator loop. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "rpc/wire.h"
+
+/* What every node must share with the coordinator. */
+struct members_config {
+    uint64_t fingerprint;
+    enum weight_format format;
+    enum combine_mode combine;
+    int64_t lease_ns;
+};
+
+struct node {
+    struct wire_join join; /* as it introduced itself */
+    uint32_t id;           /* never 0, never used twice */
+    enum node_state state; /* NODE_GONE entries stay for show until their name comes back */
+    int64_t joined_ns, seen_ns;
+    struct wire_heartbeat last; /* all-zero before the first */
+};
+
+struct members {
+    struct members_config config;
+    struct node **nodes;
+    int n_nodes, room;
+    uint32_t last_id;
+};
+
+void members_init(struct members *m, const struct members_config *c);
+void members_fini(struct members *m);
+
+/* What a Join did.  `gone_id` is the node that the newcomer displaced, or 0: a process that
+ * holds the same address on the same host proves that its predecessor is dead. */
+struct members_joined {
+    struct node *node;
+    bool is_new; /* false: the same process said it again */
+    uint32_t gone_id;
+};
+/* E_PRECONDITION: protocol, model, format or combine mode differ (the text names the field and
+ * both values); E_EXISTS: the name belongs to another live process; E_BUSY: too many nodes. */
+int members_join(struct members *m, const struct wire_join *j, int64_t now_ns,
+                 struct members_joined *out, struct err *e);
+/* Renews the lease and takes the report.  E_NOT_FOUND: unknown, gone or another process:
+ * the node shall join again. */
+int members_heartbeat(struct members *m, const struct wire_heartbeat *h, int64_t now_ns,
+                      struct node **out);
+/* The node is GONE at once.  E_NOT_FOUND as above. */
+int members_leave(struct members *m, const struct wire_leave *l, struct node **out);
+/* The next node whose lease has ended, now GONE; NULL when there is none left. */
+struct node *members_expire(struct members *m, int64_t now_ns);
+
+/* NULL if unknown or gone. */
+struct node *members_find(const struct members *m, uint32_t id);
+int members_count(const struct members *m, enum node_role role);

@@ -1,0 +1,322 @@
+/* coordinator/openai.c - what every generating endpoint has in common, and /v1/completions;
+ * see openai.h. */
+#include "coordinator/openai.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/rng.h"
+#include "coordinator/openai_json.h"
+
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+bool openai_is_model(const struct openai_model *m, struct str name)
+{
+    return name.len == 0 || str_equal(name, str_of(m->name)) ||
+           str_equal(name, str_of(base_name(m->name)));
+}
+
+static int parse_model(const struct openai_model *m, const json_t *body, struct openai_error *e)
+{
+    const json_t *v = json_field(body, "model");
+    if (!v)
+        return 0;
+    if (!json_is_string(v))
+        return openai_refuse(e, "type", "model", "model must be a string, not %s",
+                             json_type_name(v));
+    if (openai_is_model(m, json_str(v)))
+        return 0;
+    openai_refuse(e, "model", "model", "the model \"%.80s\" does not exist; this server has \"%s\"",
+                  json_string_value(v), m->name);
+    e->status = 404;
+    e->code = "model_not_found";
+    return E_INVALID;
+}
+
+static int parse_sampling_numbers(const struct openai_model *m, const json_t *body,
+                                  struct sampling *s, struct openai_error *e)
+{
+    double temperature = m->config->temperature, top_p = m->config->top_p, min_p = 0;
+    double repetition = 1, frequency = 0, presence = 0;
+    int64_t top_k = m->config->top_k_sampling, seed = (int64_t)rng_entropy();
+    int rc = json_read_number(body, "temperature", 0, 2, &temperature, e);
+    if (rc == 0)
+        rc = json_read_number(body, "top_p", 0, 1, &top_p, e);
+    if (rc == 0)
+        rc = json_read_int(body, "top_k", -1, INT32_MAX, &top_k, e);
+    if (rc == 0)
+        rc = json_read_number(body, "min_p", 0, 1, &min_p, e);
+    if (rc == 0)
+        rc = json_read_number(body, "repetition_penalty", 0.01, 100, &repetition, e);
+    if (rc == 0)
+        rc = json_read_number(body, "frequency_penalty", -2, 2, &frequency, e);
+    if (rc == 0)
+        rc = json_read_number(body, "presence_penalty", -2, 2, &presence, e);
+    if (rc == 0)
+        rc = json_read_int(body, "seed", INT64_MIN, INT64_MAX, &seed, e);
+    if (rc < 0)
+        return rc;
+    /* Nothing above probability 0 is left at top_p 0 but the likeliest token: that is greedy. */
+    if (top_p == 0)
+        temperature = 0;
+    s->temperature = (float)temperature;
+    s->top_p = (float)top_p;
+    s->top_k = top_k > 0 ? (int)top_k : 0;
+    s->min_p = (float)min_p;
+    s->repetition_penalty = (float)repetition;
+    s->frequency_penalty = (float)frequency;
+    s->presence_penalty = (float)presence;
+    s->seed = (uint64_t)seed;
+    return 0;
+}
+
+/* A token id written as an object's key. */
+static bool parse_id(const char *text, int vocab_size, int32_t *out)
+{
+    char *end;
+    errno = 0;
+    long v = strtol(text, &end, 10);
+    if (errno || end == text || *end || v < 0 || v >= vocab_size)
+        return false;
+    *out = (int32_t)v;
+    return true;
+}
+
+static int parse_bias(const struct openai_model *m, const json_t *body, struct sampling *s,
+                      struct openai_error *e)
+{
+    json_t *bias = json_field(body, "logit_bias"), *v;
+    if (!bias)
+        return 0;
+    if (!json_is_object(bias))
+        return openai_refuse(e, "type", "logit_bias", "logit_bias must be an object, not %s",
+                             json_type_name(bias));
+    if (json_object_size(bias) > SAMPLING_MAX_BIAS)
+        return openai_refuse(e, "range", "logit_bias", "logit_bias has %zu entries; at most %d",
+                             json_object_size(bias), SAMPLING_MAX_BIAS);
+    const char *key;
+    json_object_foreach(bias, key, v)
+    {
+        int32_t id;
+        if (!parse_id(key, m->config->vocab_size, &id))
+            return openai_refuse(e, "range", "logit_bias",
+                                 "logit_bias: \"%.40s\" is not a token id below %d", key,
+                                 m->config->vocab_size);
+        double x = json_is_number(v) ? json_number_value(v) : 1000;
+        if (!(x >= -100 && x <= 100))
+            return openai_refuse(e, "range", "logit_bias",
+                                 "logit_bias[\"%d\"] must be a number between -100 and 100", id);
+        s->bias[s->n_bias].token = id;
+        s->bias[s->n_bias++].bias = (float)x;
+    }
+    return 0;
+}
+
+static int add_stop(const json_t *v, struct request *r, struct openai_error *e)
+{
+    if (!json_is_string(v))
+        return openai_refuse(e, "type", "stop", "stop must be strings, not %s", json_type_name(v));
+    struct str s = json_str(v);
+    if (s.len == 0 || s.len > STREAM_MAX_STOP_BYTES || memchr(s.ptr, 0, s.len))
+        return openai_refuse(e, "range", "stop",
+                             "a stop string must have 1 to %d bytes and no NUL; this one has %zu",
+                             STREAM_MAX_STOP_BYTES, s.len);
+    stream_add_stop(&r->text_of, s);
+    return 0;
+}
+
+static int parse_stops(const struct openai_model *m, const json_t *body, struct request *r,
+                       struct openai_error *e)
+{
+    const json_t *stop = json_field(body, "stop");
+    stream_init(&r->text_of, m->tokenizer);
+    if (!stop || (json_is_array(stop) && json_array_size(stop) == 0))
+        return 0;
+    if (!m->tokenizer)
+        return openai_refuse(e, "unsupported", "stop",
+                             "stop strings need a tokenizer, and this model has none");
+    if (!json_is_array(stop))
+        return add_stop(stop, r, e);
+    if (json_array_size(stop) > STREAM_MAX_STOPS)
+        return openai_refuse(e, "range", "stop", "stop has %zu strings; at most %d",
+                             json_array_size(stop), STREAM_MAX_STOPS);
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < json_array_size(stop); i++)
+        rc = add_stop(json_array_get(stop, i), r, e);
+    return rc;
+}
+
+static int parse_max_tokens(const struct openai_model *m, const json_t *body, struct request *r,
+                            struct openai_error *e)
+{
+    int64_t n = 0;
+    int rc = json_read_int(body, "max_tokens", 1, m->config->max_positions, &n, e);
+    if (rc == 0)
+        rc = json_read_int(body, "max_completion_tokens", 1, m->config->max_positions, &n, e);
+    r->max_tokens = (uint32_t)n;
+    return rc;
+}
+
+/* What we would have to ignore silently is refused. */
+static int refuse_unsupported(const json_t *body, struct openai_error *e)
+{
+    int64_t n = 1, best_of = 1;
+    int rc = json_read_int(body, "n", 1, 1, &n, e);
+    if (rc == 0)
+        rc = json_read_int(body, "best_of", 1, 1, &best_of, e);
+    if (rc < 0) {
+        e->reason = "unsupported";
+        return rc;
+    }
+    bool echo = false;
+    rc = json_read_bool(body, "echo", &echo, e);
+    if (rc < 0)
+        return rc;
+    if (echo)
+        return openai_refuse(e, "unsupported", "echo", "echo is not supported");
+    const json_t *suffix = json_field(body, "suffix");
+    if (suffix && json_string_length(suffix) > 0)
+        return openai_refuse(e, "unsupported", "suffix", "suffix is not supported");
+    const json_t *format = json_field(body, "response_format");
+    const char *type = format ? json_string_value(json_object_get(format, "type")) : NULL;
+    if (format && (!type || strcmp(type, "text") != 0))
+        return openai_refuse(e, "unsupported", "response_format",
+                             "response_format other than {\"type\": \"text\"} is not supported");
+    return 0;
+}
+
+static int parse_stream(const json_t *body, struct request *r, struct openai_error *e)
+{
+    int rc = json_read_bool(body, "stream", &r->streams, e);
+    const json_t *options = json_field(body, "stream_options");
+    if (rc < 0 || !options)
+        return rc;
+    if (!json_is_object(options))
+        return openai_refuse(e, "type", "stream_options",
+                             "stream_options must be an object, not %s", json_type_name(options));
+    return json_read_bool(options, "include_usage", &r->wants_usage, e);
+}
+
+int openai_parse_common(const struct openai_model *m, const json_t *body, struct request *r,
+                        struct openai_error *e)
+{
+    int rc = parse_model(m, body, e);
+    if (rc == 0)
+        rc = refuse_unsupported(body, e);
+    if (rc == 0)
+        rc = parse_stream(body, r, e);
+    if (rc == 0)
+        rc = parse_max_tokens(m, body, r, e);
+    if (rc == 0)
+        rc = parse_sampling_numbers(m, body, &r->sampling, e);
+    if (rc == 0)
+        rc = parse_bias(m, body, &r->sampling, e);
+    if (rc == 0)
+        rc = parse_stops(m, body, r, e);
+    if (rc == 0)
+        rc = json_read_bool(body, "return_token_ids", &r->wants_token_ids, e);
+    if (rc == 0)
+        rc = json_read_bool(body, "return_logits_hash", &r->sampling.logits_hash, e);
+    if (rc == 0)
+        rc = json_read_bool(body, "ignore_eos", &r->ignores_eos, e);
+    return rc;
+}
+
+int openai_check_prompt(const struct openai_model *m, const struct request *r,
+                        struct openai_error *e)
+{
+    if (r->prompt.len == 0)
+        return openai_refuse(e, "empty", "prompt", "the prompt is empty");
+    /* One position is left for the answer. */
+    if (r->prompt.len < (size_t)m->config->max_positions)
+        return 0;
+    openai_refuse(e, "context", "prompt",
+                  "the prompt has %zu tokens; the model's context is %d tokens", r->prompt.len,
+                  m->config->max_positions);
+    e->code = "context_length_exceeded";
+    return E_INVALID;
+}
+
+/* ---- /v1/completions ----------------------------------------------------------------- */
+
+static int parse_ids(const struct openai_model *m, const json_t *ids, struct request *r,
+                     struct openai_error *e)
+{
+    for (size_t i = 0; i < json_array_size(ids); i++) {
+        const json_t *v = json_array_get(ids, i);
+        if (!json_is_integer(v))
+            return openai_refuse(e, "type", "prompt", "prompt[%zu] must be a token id, not %s", i,
+                                 json_type_name(v));
+        json_int_t id = json_integer_value(v);
+        if (id < 0 || id >= m->config->vocab_size)
+            return openai_refuse(e, "range", "prompt",
+                                 "prompt[%zu] is %lld; token ids are from 0 to %d", i,
+                                 (long long)id, m->config->vocab_size - 1);
+        tokens_push(&r->prompt, (int32_t)id);
+    }
+    return 0;
+}
+
+static int parse_text(const struct openai_model *m, const json_t *text, struct request *r,
+                      struct openai_error *e)
+{
+    if (!m->tokenizer)
+        return openai_refuse(e, "unsupported", "prompt",
+                             "this model has no tokenizer.json: give the prompt as token ids");
+    /* As the publisher's tokenizer does with a raw text: markers in it are markers. */
+    if (tokenizer_encode(m->tokenizer, json_str(text), TOKENIZER_WITH_MARKERS, &r->prompt) < 0)
+        return openai_refuse(e, "range", "prompt", "the prompt's text is too long");
+    return 0;
+}
+
+static int parse_prompt(const struct openai_model *m, const json_t *body, struct request *r,
+                        struct openai_error *e)
+{
+    const json_t *prompt = json_field(body, "prompt");
+    if (!prompt)
+        return openai_refuse(e, "missing", "prompt", "prompt is missing");
+    const json_t *first = json_array_get(prompt, 0);
+    if (first && (json_is_string(first) || json_is_array(first))) {
+        if (json_array_size(prompt) > 1)
+            return openai_refuse(e, "unsupported", "prompt",
+                                 "prompt has %zu texts; one request has one prompt",
+                                 json_array_size(prompt));
+        prompt = first;
+    }
+    if (json_is_string(prompt))
+        return parse_text(m, prompt, r, e);
+    if (json_is_array(prompt))
+        return parse_ids(m, prompt, r, e);
+    return openai_refuse(e, "type", "prompt",
+                         "prompt must be a string or an array of token ids, not %s",
+                         json_type_name(prompt));
+}
+
+int openai_parse_completion(const struct openai_model *m, struct str text, struct request *r,
+                            struct openai_error *e)
+{
+    json_t *body;
+    int rc = json_body(text, &body, e);
+    if (rc < 0)
+        return rc;
+    rc = openai_parse_common(m, body, r, e);
+    if (rc == 0)
+        rc = parse_prompt(m, body, r, e);
+    if (rc == 0)
+        rc = openai_check_prompt(m, r, e);
+    int64_t n_top = -1;
+    if (rc == 0)
+        rc = json_read_int(body, "logprobs", 0, SAMPLING_MAX_TOP, &n_top, e);
+    if (rc == 0 && n_top >= 0) {
+        r->wants_logprobs = r->sampling.logprobs = true;
+        r->sampling.n_top = (int)n_top;
+    }
+    json_decref(body);
+    return rc;
+}

@@ -1,0 +1,31 @@
+/* coordinator/openai_json.h - typed fields of a request's JSON, shared by the openai_*.c files.
+ *
+ * null counts as absent.  A reader leaves its target alone if the field is absent and
+ * returns E_INVALID with the field named if it has another type or is out of range. */
+#pragma once
+
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "coordinator/openai.h"
+
+/* Parses a whole body: one object, no duplicate keys. */
+int json_body(struct str body, json_t **out, struct openai_error *e);
+/* NULL if absent or null. */
+json_t *json_field(const json_t *object, const char *name);
+struct str json_str(const json_t *string);
+const char *json_type_name(const json_t *v);
+
+int json_read_bool(const json_t *object, const char *name, bool *out, struct openai_error *e);
+/* Inclusive bounds. */
+int json_read_number(const json_t *object, const char *name, double min, double max, double *out,
+                     struct openai_error *e);
+int json_read_int(const json_t *object, const char *name, int64_t min, int64_t max, int64_t *out,
+                  struct openai_error *e);
+
+/* Reads what chat and completions have in common. */
+int openai_parse_common(const struct openai_model *m, const json_t *body, struct request *r,
+                        struct openai_error *e);
+/* After the prompt is known: is it within the context? */
+int openai_check_prompt(const struct openai_model *m, const struct request *r,
+                        struct openai_error *e);

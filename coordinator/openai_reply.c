@@ -1,0 +1,303 @@
+/* coordinator/openai_reply.c - answers, chunks and errors as OpenAI's JSON; see openai.h. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/must.h"
+#include "coordinator/openai.h"
+#include "coordinator/openai_json.h"
+#include "model/utf8.h"
+
+/* Digits that give back the same float. */
+enum { FLOAT_DIGITS = 9 };
+
+static void dump(json_t *v, struct buf *out)
+{
+    char *text = json_dumps(v, JSON_COMPACT | JSON_REAL_PRECISION(FLOAT_DIGITS));
+    must(text); /* everything in it is ours or was made valid UTF-8 */
+    buf_puts(out, text);
+    free(text);
+    json_decref(v);
+}
+
+/* As JSON text; bytes that are no characters become U+FFFD. */
+static json_t *text_of(struct str s)
+{
+    if (utf8_is_valid(s))
+        return json_stringn_nocheck(s.ptr ? s.ptr : "", s.len);
+    struct buf clean = {0};
+    struct utf8_stream stream = {0};
+    utf8_feed(&stream, s, &clean);
+    utf8_finish(&stream, &clean);
+    json_t *v = json_stringn_nocheck(clean.data ? clean.data : "", clean.len);
+    buf_fini(&clean);
+    return v;
+}
+
+static void set(json_t *object, const char *key, json_t *v)
+{
+    must_zero(json_object_set_new_nocheck(object, key, v));
+}
+
+static void add(json_t *array, json_t *v)
+{
+    must_zero(json_array_append_new(array, v));
+}
+
+/* ---- errors and models --------------------------------------------------------------- */
+
+static json_t *error_object(const struct openai_error *e)
+{
+    json_t *error = json_object(), *root = json_object();
+    set(error, "message", text_of(str_of(e->message)));
+    set(error, "type", json_string(e->type));
+    set(error, "param", e->param[0] ? text_of(str_of(e->param)) : json_null());
+    set(error, "code", e->code ? json_string(e->code) : json_null());
+    set(root, "error", error);
+    return root;
+}
+
+void openai_write_error(const struct openai_error *e, struct buf *out)
+{
+    dump(error_object(e), out);
+}
+
+static void write_event(json_t *v, struct buf *out)
+{
+    buf_puts(out, "data: ");
+    dump(v, out);
+    buf_puts(out, "\n\n");
+}
+
+void openai_write_error_event(const struct openai_error *e, struct buf *out)
+{
+    write_event(error_object(e), out);
+}
+
+static json_t *model_object(const struct openai_model *m)
+{
+    json_t *o = json_object();
+    set(o, "id", text_of(str_of(m->name)));
+    set(o, "object", json_string("model"));
+    set(o, "created", json_integer(m->created_s));
+    set(o, "owned_by", json_string("polymath"));
+    set(o, "max_model_len", json_integer(m->config->max_positions));
+    return o;
+}
+
+void openai_write_model(const struct openai_model *m, struct buf *out)
+{
+    dump(model_object(m), out);
+}
+
+void openai_write_models(const struct openai_model *m, struct buf *out)
+{
+    json_t *root = json_object(), *data = json_array();
+    add(data, model_object(m));
+    set(root, "object", json_string("list"));
+    set(root, "data", data);
+    dump(root, out);
+}
+
+/* ---- tokens -------------------------------------------------------------------------- */
+
+static struct str token_text(const struct openai_model *m, int32_t id)
+{
+    return m->tokenizer ? tokenizer_token_bytes(m->tokenizer, id) : (struct str){"", 0};
+}
+
+/* A log-probability that JSON can hold: it knows no infinity. */
+static json_t *logprob(float x)
+{
+    return json_real(x >= -9999.0f ? (double)x : -9999.0);
+}
+
+static json_t *chat_token(const struct openai_model *m, int32_t id, float lp)
+{
+    json_t *o = json_object(), *bytes = json_array();
+    struct str text = token_text(m, id);
+    for (size_t i = 0; i < text.len; i++)
+        add(bytes, json_integer((unsigned char)text.ptr[i]));
+    set(o, "token", text_of(text));
+    set(o, "logprob", logprob(lp));
+    set(o, "bytes", bytes);
+    return o;
+}
+
+static json_t *chat_logprobs(const struct openai_model *m, const struct request *r, size_t from)
+{
+    json_t *content = json_array(), *root = json_object();
+    for (size_t i = from; i < r->output.len; i++) {
+        const struct sampled *s = &r->samples[i];
+        json_t *o = chat_token(m, s->token, s->logprob), *top = json_array();
+        for (int k = 0; k < s->n_top; k++)
+            add(top, chat_token(m, s->top[k].token, s->top[k].logprob));
+        set(o, "top_logprobs", top);
+        add(content, o);
+    }
+    set(root, "content", content);
+    return root;
+}
+
+static json_t *completion_logprobs(const struct openai_model *m, const struct request *r,
+                                   size_t from)
+{
+    json_t *root = json_object(), *texts = json_array(), *lps = json_array();
+    json_t *tops = json_array(), *offsets = json_array();
+    size_t offset = 0;
+    for (size_t i = 0; i < r->output.len; i++) {
+        const struct sampled *s = &r->samples[i];
+        struct str text = token_text(m, s->token);
+        if (i >= from) {
+            json_t *top = json_object();
+            for (int k = 0; k < s->n_top; k++) {
+                json_t *key = text_of(token_text(m, s->top[k].token));
+                set(top, json_string_value(key), logprob(s->top[k].logprob));
+                json_decref(key);
+            }
+            add(texts, text_of(text));
+            add(lps, logprob(s->logprob));
+            add(tops, top);
+            add(offsets, json_integer((json_int_t)offset));
+        }
+        offset += text.len;
+    }
+    set(root, "tokens", texts);
+    set(root, "token_logprobs", lps);
+    set(root, "top_logprobs", tops);
+    set(root, "text_offset", offsets);
+    return root;
+}
+
+/* The extensions, for the tokens from `from` on. */
+static void add_extensions(const struct request *r, size_t from, json_t *choice)
+{
+    if (r->wants_token_ids) {
+        json_t *ids = json_array();
+        for (size_t i = from; i < r->output.len; i++)
+            add(ids, json_integer(r->output.ids[i]));
+        set(choice, "token_ids", ids);
+    }
+    if (r->sampling.logits_hash) {
+        json_t *hashes = json_array();
+        for (size_t i = from; i < r->output.len; i++) {
+            char hex[17];
+            snprintf(hex, sizeof hex, "%016" PRIx64, r->samples[i].logits_hash);
+            add(hashes, json_string(hex));
+        }
+        set(choice, "logits_hashes", hashes);
+    }
+}
+
+/* ---- answers ------------------------------------------------------------------------- */
+
+static json_t *finish_reason(const struct request *r)
+{
+    if (r->state != REQUEST_DONE)
+        return json_null();
+    return json_string(r->finish == SCHED_LENGTH ? "length" : "stop");
+}
+
+static json_t *usage(const struct request *r)
+{
+    json_t *o = json_object();
+    set(o, "prompt_tokens", json_integer((json_int_t)r->prompt.len));
+    set(o, "completion_tokens", json_integer((json_int_t)r->output.len));
+    set(o, "total_tokens", json_integer((json_int_t)(r->prompt.len + r->output.len)));
+    return o;
+}
+
+static json_t *envelope(const struct openai_model *m, const struct request *r, const char *object)
+{
+    json_t *root = json_object();
+    set(root, "id", json_string(r->id));
+    set(root, "object", json_string(object));
+    set(root, "created", json_integer(r->created_s));
+    set(root, "model", text_of(str_of(m->name)));
+    return root;
+}
+
+/* `what` is "message", "delta" or "text". */
+static json_t *choice_of(const struct openai_model *m, const struct request *r, size_t from,
+                         const char *what, json_t *said)
+{
+    json_t *choice = json_object(), *logprobs = NULL;
+    if (r->wants_logprobs)
+        logprobs =
+            r->kind == REQUEST_CHAT ? chat_logprobs(m, r, from) : completion_logprobs(m, r, from);
+    set(choice, "index", json_integer(0));
+    set(choice, what, said);
+    set(choice, "logprobs", logprobs ? logprobs : json_null());
+    set(choice, "finish_reason", finish_reason(r));
+    add_extensions(r, from, choice);
+    return choice;
+}
+
+static json_t *chat_message(const struct request *r)
+{
+    json_t *message = json_object();
+    set(message, "role", json_string("assistant"));
+    set(message, "content", text_of(buf_str(&r->text.content)));
+    if (r->text.thinking.len > 0)
+        set(message, "reasoning_content", text_of(buf_str(&r->text.thinking)));
+    return message;
+}
+
+void openai_write_reply(const struct openai_model *m, const struct request *r, struct buf *out)
+{
+    bool chat = r->kind == REQUEST_CHAT;
+    json_t *root = envelope(m, r, chat ? "chat.completion" : "text_completion");
+    json_t *choices = json_array();
+    add(choices, chat ? choice_of(m, r, 0, "message", chat_message(r))
+                      : choice_of(m, r, 0, "text", text_of(buf_str(&r->text.content))));
+    set(root, "choices", choices);
+    set(root, "usage", usage(r));
+    dump(root, out);
+}
+
+static json_t *chat_delta(const struct request *r)
+{
+    json_t *delta = json_object();
+    if (r->n_sent == 0)
+        set(delta, "role", json_string("assistant"));
+    if (r->text.thinking.len > 0)
+        set(delta, "reasoning_content", text_of(buf_str(&r->text.thinking)));
+    if (r->text.content.len > 0 || r->n_sent == 0)
+        set(delta, "content", text_of(buf_str(&r->text.content)));
+    return delta;
+}
+
+static json_t *chunk(const struct openai_model *m, const struct request *r)
+{
+    bool chat = r->kind == REQUEST_CHAT;
+    json_t *root = envelope(m, r, chat ? "chat.completion.chunk" : "text_completion");
+    json_t *choices = json_array();
+    add(choices, chat ? choice_of(m, r, r->n_sent, "delta", chat_delta(r))
+                      : choice_of(m, r, r->n_sent, "text", text_of(buf_str(&r->text.content))));
+    set(root, "choices", choices);
+    if (r->wants_usage)
+        set(root, "usage", json_null());
+    return root;
+}
+
+void openai_write_events(const struct openai_model *m, const struct request *r, struct buf *out)
+{
+    bool done = r->state == REQUEST_DONE;
+    bool has_text = r->text.thinking.len > 0 || r->text.content.len > 0;
+    bool per_token = r->wants_token_ids || r->wants_logprobs || r->sampling.logits_hash;
+    bool has_tokens = r->output.len > r->n_sent;
+    if (!done && !has_text && !(per_token && has_tokens) && !(r->n_sent == 0 && has_tokens))
+        return;
+    write_event(chunk(m, r), out);
+    if (!done)
+        return;
+    if (r->wants_usage) {
+        json_t *root =
+            envelope(m, r, r->kind == REQUEST_CHAT ? "chat.completion.chunk" : "text_completion");
+        set(root, "choices", json_array());
+        set(root, "usage", usage(r));
+        write_event(root, out);
+    }
+    buf_puts(out, "data: [DONE]\n\n");
+}

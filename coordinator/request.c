@@ -1,0 +1,83 @@
+/* coordinator/request.c - see request.h. */
+#include "coordinator/request.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "base/err.h"
+#include "base/mem.h"
+#include "base/must.h"
+
+void request_init(struct request *r, enum request_kind kind, uint64_t seq, int64_t created_s)
+{
+    *r = (struct request){.seq = seq, .kind = kind, .created_s = created_s};
+    snprintf(r->id, sizeof r->id, "%s-%016" PRIx64, kind == REQUEST_CHAT ? "chatcmpl" : "cmpl",
+             seq);
+}
+
+void request_fini(struct request *r)
+{
+    tokens_fini(&r->prompt);
+    tokens_fini(&r->output);
+    stream_fini(&r->text_of);
+    reasoning_text_fini(&r->text);
+    mem_free(r->samples);
+    *r = (struct request){0};
+}
+
+void request_queued(struct request *r)
+{
+    must(r->state == REQUEST_RECEIVED && r->prompt.len > 0 && r->max_tokens > 0);
+    r->state = REQUEST_QUEUED;
+}
+
+void request_started(struct request *r)
+{
+    must(r->state == REQUEST_QUEUED);
+    r->state = REQUEST_PREFILL;
+}
+
+static void keep_sample(struct request *r, const struct sampled *sampled)
+{
+    if (r->output.len == r->samples_room) {
+        r->samples_room = r->samples_room ? 2 * r->samples_room : 64;
+        r->samples = mem_resize(r->samples, r->samples_room * sizeof *r->samples);
+    }
+    r->samples[r->output.len] = *sampled;
+}
+
+bool request_token(struct request *r, const struct sampled *sampled, enum sched_finish finish)
+{
+    must(r->state == REQUEST_PREFILL || r->state == REQUEST_DECODE);
+    r->state = REQUEST_DECODE;
+    if (r->wants_logprobs || r->sampling.logits_hash)
+        keep_sample(r, sampled);
+    tokens_push(&r->output, sampled->token);
+    r->finish = finish;
+    bool stopped = false;
+    /* The token that ends the sequence is counted but has no text. */
+    if (finish != SCHED_STOP)
+        stopped = stream_feed(&r->text_of, sampled->token, &r->text);
+    if (finish != SCHED_GOES_ON && !stopped)
+        stopped = stream_finish(&r->text_of, &r->text);
+    if (stopped)
+        r->finish = SCHED_STOP;
+    if (r->finish == SCHED_GOES_ON)
+        return false;
+    r->state = REQUEST_DONE;
+    return true;
+}
+
+void request_failed(struct request *r, int code, const char *text)
+{
+    must(!request_is_over(r));
+    r->state = REQUEST_FAILED;
+    r->code = code;
+    snprintf(r->error, sizeof r->error, "%s", text && text[0] ? text : err_text(code));
+}
+
+void request_sent(struct request *r)
+{
+    reasoning_text_reset(&r->text);
+    r->n_sent = r->output.len;
+}

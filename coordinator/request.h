@@ -1,0 +1,71 @@
+/* coordinator/request.h - one request's life as named steps:
+ *
+ *   RECEIVED -> QUEUED -> PREFILL -> DECODE -> DONE
+ *                  \---------\----------\----> FAILED
+ *
+ * It holds what was asked, what came out so far, and what the client has not been sent yet.
+ * Pure.  Owner: coordinator loop; the scheduler borrows prompt, sampling and stop ids while
+ * the request is in its hands (QUEUED to DECODE). */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "coordinator/sched.h"
+#include "coordinator/stream.h"
+#include "model/sampling.h"
+#include "model/tokenizer.h"
+
+enum request_kind { REQUEST_CHAT, REQUEST_COMPLETION };
+enum request_state {
+    REQUEST_RECEIVED,
+    REQUEST_QUEUED,
+    REQUEST_PREFILL,
+    REQUEST_DECODE,
+    REQUEST_DONE,
+    REQUEST_FAILED,
+};
+
+enum { REQUEST_ID_BYTES = 48 };
+
+struct request {
+    uint64_t seq;
+    char id[REQUEST_ID_BYTES]; /* "chatcmpl-...", as the client sees it */
+    int64_t created_s;         /* since 1970 */
+    enum request_kind kind;
+    enum request_state state;
+
+    /* what was asked */
+    struct tokens prompt;
+    uint32_t max_tokens; /* 0 until the limits are known: as many as fit the default */
+    struct sampling sampling;
+    bool streams, wants_usage, wants_token_ids, wants_logprobs, ignores_eos;
+    struct stream text_of;
+
+    /* what came out */
+    struct tokens output;
+    struct sampled *samples; /* beside `output`, if log-probabilities or hashes are wanted */
+    size_t samples_room;
+    struct reasoning_text text; /* not yet sent */
+    size_t n_sent;              /* tokens already sent */
+    enum sched_finish finish;
+    int code; /* of a failure */
+    char error[SCHED_TEXT_BYTES];
+};
+
+void request_init(struct request *r, enum request_kind kind, uint64_t seq, int64_t created_s);
+void request_fini(struct request *r);
+
+void request_queued(struct request *r);
+void request_started(struct request *r);
+/* One more token.  true if the request is DONE with it: by `finish`, or because a stop
+ * string came up (then the scheduler does not know yet). */
+bool request_token(struct request *r, const struct sampled *sampled, enum sched_finish finish);
+void request_failed(struct request *r, int code, const char *text);
+/* What was there to send has been sent. */
+void request_sent(struct request *r);
+static inline bool request_is_over(const struct request *r)
+{
+    return r->state == REQUEST_DONE || r->state == REQUEST_FAILED;
+}
