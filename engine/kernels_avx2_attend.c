@@ -20,15 +20,21 @@ struct tile {
     float keep[TILE];
 };
 
-/* n is a constant after inlining, so that s[][] lives in registers. */
-INLINE void score_group(const float *k, int head_dim, const float *q, size_t q_stride, const int n,
+/* Scores of 16 keys from `first_key` on.  n is a constant after inlining, so that s[][] lives
+ * in registers.  The group's values, needed right after, are fetched ahead meanwhile: they are
+ * read in columns, which the hardware does not foresee. */
+INLINE void score_group(const struct attend_block *b, int first_key, const float *q, const int n,
                         float *out)
 {
+    const size_t q_stride = (size_t)b->q_stride;
+    const float *k = b->k + (size_t)first_key * (size_t)b->head_dim;
+    const float *ahead = b->v + (size_t)first_key * (size_t)b->v_stride;
     __m256 s[TILE][2];
 #pragma GCC unroll 6
     for (int i = 0; i < n; i++)
         s[i][0] = s[i][1] = _mm256_setzero_ps();
-    for (int d = 0; d < head_dim; d++, k += LANES) {
+    for (int d = 0; d < b->head_dim; d++, k += LANES, ahead += LANES) {
+        _mm_prefetch((const char *)ahead, _MM_HINT_T0);
         __m256 k0 = _mm256_loadu_ps(k), k1 = _mm256_loadu_ps(k + HALF);
 #pragma GCC unroll 6
         for (int i = 0; i < n; i++) {
@@ -122,8 +128,7 @@ INLINE void fold_tile(const struct attend_block *b, int first, const int n)
     const float *q = b->q + (size_t)first * (size_t)b->q_stride;
     int n_padded = (b->n_keys + LANES - 1) / LANES * LANES;
     for (int j = 0; j < n_padded; j += LANES)
-        score_group(b->k + (size_t)j * (size_t)b->head_dim, b->head_dim, q, (size_t)b->q_stride, n,
-                    &t.p[0][j]);
+        score_group(b, j, q, n, &t.p[0][j]);
     for (int i = 0; i < n; i++)
         t.keep[i] = soften(&b->state[first + i], t.p[i], b->n_keys, n_padded);
     float *o = b->o + (size_t)first * (size_t)b->v_stride;

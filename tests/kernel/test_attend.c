@@ -217,3 +217,28 @@ TEST(attend_is_a_softmax)
         free_inputs(&f);
     }
 }
+
+/* Scores that are no numbers must not reach the lanes that hold no key. */
+TEST(attend_keeps_nan_in_the_lanes_of_its_keys)
+{
+    struct rng r = test_rng();
+    enum { KEYS = 5 };
+    for (const char *const *name = kernels_names(); *name; name++) {
+        const struct kernels *level = kernels_named(*name);
+        if (!level)
+            continue;
+        struct fixture f;
+        make_inputs(&f, (struct shape){3, 20, 32}, &r, 0.3);
+        make_outputs(&f);
+        for (size_t i = 0; i < o_floats(f.shape); i++)
+            f.q[i] = NAN;
+        fold(level, &f, KEYS);
+        for (int h = 1; h <= f.shape.n_heads; h++) {
+            CHECK(f.state[h].max == -INFINITY);
+            for (int lane = 0; lane < LANES; lane++)
+                CHECK(lane < KEYS ? isnan(f.state[h].sum[lane]) : f.state[h].sum[lane] == 0.0f);
+        }
+        free_outputs(&f);
+        free_inputs(&f);
+    }
+}
