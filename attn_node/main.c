@@ -3,48 +3,14 @@
  * Exit 0 after SIGTERM or SIGINT, 1 if it failed or was refused, 2 if it was misused.  A
  * second signal while stopping ends the process at once. */
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
-#include <sys/signalfd.h>
-#include <unistd.h>
 
 #include "attn_node/config.h"
 #include "attn_node/side.h"
 #include "base/log.h"
-#include "base/must.h"
+#include "base/signals.h"
 
 enum { REFUSAL_POLL_MS = 200, EXIT_FAILED = 1, EXIT_MISUSED = 2 };
-
-static sigset_t stop_signals(void)
-{
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    return set;
-}
-
-static int open_signals(void)
-{
-    sigset_t set = stop_signals();
-    signal(SIGPIPE, SIG_IGN);
-    must_zero(sigprocmask(SIG_BLOCK, &set, NULL));
-    int fd = signalfd(-1, &set, SFD_CLOEXEC);
-    must(fd >= 0);
-    return fd;
-}
-
-/* From here on a signal has its usual effect. */
-static void release_signals(int fd)
-{
-    struct signalfd_siginfo first;
-    struct pollfd p = {.fd = fd, .events = POLLIN};
-    if (poll(&p, 1, 0) == 1)
-        must(read(fd, &first, sizeof(first)) == (ssize_t)sizeof(first));
-    close(fd);
-    sigset_t set = stop_signals();
-    must_zero(sigprocmask(SIG_UNBLOCK, &set, NULL));
-}
 
 /* Until a signal comes or the coordinator has refused this node for good. */
 static int wait_for_end(const struct side *s, int fd)
@@ -63,7 +29,7 @@ static int wait_for_end(const struct side *s, int fd)
 
 static int run(const struct attn_node_config *c)
 {
-    int fd = open_signals();
+    int fd = signals_open();
     struct side *side = NULL;
     struct err e = {0};
     struct side_config config = attn_node_side(c);
@@ -73,7 +39,6 @@ static int run(const struct attn_node_config *c)
         return EXIT_FAILED;
     }
     int code = wait_for_end(side, fd);
-    release_signals(fd);
     side_stop(&side);
     return code;
 }

@@ -2,13 +2,10 @@
  *
  * Exit 0 after SIGTERM or SIGINT, 1 if it failed or was refused, 2 if it was misused.  A
  * second signal while stopping ends the process at once. */
-#include <signal.h>
 #include <stdio.h>
-#include <sys/signalfd.h>
-#include <unistd.h>
 
 #include "base/log.h"
-#include "base/must.h"
+#include "base/signals.h"
 #include "base/version.h"
 #include "engine/kernels.h"
 #include "expert_node/config.h"
@@ -21,41 +18,17 @@ struct control {
     int signal_fd;
 };
 
-static sigset_t stop_signals(void)
-{
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    return set;
-}
-
-static int open_signals(void)
-{
-    sigset_t set = stop_signals();
-    signal(SIGPIPE, SIG_IGN);
-    must_zero(sigprocmask(SIG_BLOCK, &set, NULL));
-    int fd = signalfd(-1, &set, SFD_CLOEXEC);
-    must(fd >= 0);
-    return fd;
-}
-
-/* From here on a signal has its usual effect. */
 static void on_signal(void *ud, int64_t now_ns)
 {
     struct control *c = ud;
-    struct signalfd_siginfo info;
     (void)now_ns;
-    must(read(c->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info));
     loop_remove_fd(c->loop, c->signal_fd);
-    sigset_t set = stop_signals();
-    must_zero(sigprocmask(SIG_UNBLOCK, &set, NULL));
     loop_stop(c->loop);
 }
 
 static int run(const struct expert_node_config *config)
 {
-    struct control control = {.signal_fd = open_signals()};
+    struct control control = {.signal_fd = signals_open()};
     struct node *node = NULL;
     struct err e = {0};
     log_init(config->name, (enum log_level)config->log_level);
@@ -70,7 +43,6 @@ static int run(const struct expert_node_config *config)
     }
     node_close(&node);
     loop_close(&control.loop);
-    close(control.signal_fd);
     if (rc == 0)
         return 0;
     fprintf(stderr, "expert_node: %s\n", e.text);

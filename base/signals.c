@@ -1,0 +1,37 @@
+/* base/signals.c - SIGTERM and SIGINT as a descriptor. */
+#include "base/signals.h"
+
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/must.h"
+
+static int signal_fd = -1;
+static volatile sig_atomic_t n_signals;
+
+static void on_signal(int number)
+{
+    (void)number;
+    if (++n_signals > 1)
+        _exit(1);
+    uint64_t one = 1;
+    /* an eventfd takes eight bytes or nothing, and there is no remedy in a handler */
+    if (write(signal_fd, &one, sizeof one) != (ssize_t)sizeof one)
+        _exit(1);
+}
+
+int signals_open(void)
+{
+    must(signal_fd < 0);
+    signal_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    must(signal_fd >= 0);
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    must_zero(sigaction(SIGTERM, &action, NULL));
+    must_zero(sigaction(SIGINT, &action, NULL));
+    action.sa_handler = SIG_IGN;
+    must_zero(sigaction(SIGPIPE, &action, NULL));
+    return signal_fd;
+}

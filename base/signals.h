@@ -1,0 +1,10 @@
+/* base/signals.h - SIGTERM and SIGINT as a descriptor to poll on.
+ *
+ * A handler and not signalfd: a library may start threads when it is loaded, before main()
+ * can block anything (OpenBLAS does), and a blocked signal then ends the process through
+ * one of them. */
+#pragma once
+
+/* Readable (POLLIN) once a signal has come, for good.  A second signal ends the process at
+ * once with exit code 1.  SIGPIPE is ignored from here on.  Call once; never fails. */
+int signals_open(void);
