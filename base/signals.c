@@ -1,6 +1,7 @@
 /* base/signals.c - SIGTERM and SIGINT as a descriptor. */
 #include "base/signals.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -18,9 +19,11 @@ static void on_signal(int number)
     if (++n_signals > 1)
         _exit(1);
     uint64_t one = 1;
+    int saved = errno;
     /* an eventfd takes eight bytes or nothing, and there is no remedy in a handler */
     if (write(signal_fd, &one, sizeof one) != (ssize_t)sizeof one)
         _exit(1);
+    errno = saved;
 }
 
 int signals_open(void)
