@@ -19,12 +19,16 @@ struct member;
 
 struct member_options {
     const char *coordinator_endpoint;
-    struct wire_join join; /* incarnation is filled in by the member if 0 */
-    /* New state to take over; borrowed for the call.  Only the one of the role is set. */
+    /* protocol_version is filled in by the member, and incarnation if 0 */
+    struct wire_join join;
+    /* New state to take over; borrowed for the call.  Only the one of the role is set.
+     * After every (new) join it is handed over again, also if it has not changed. */
     void (*on_holdings)(void *ud, const struct wire_holdings *h);
     void (*on_table)(void *ud, const struct wire_table *t);
-    /* The coordinator refuses this node for good (another model, a name in use): the
-     * program should end with `e`.  Runs once. */
+    /* The coordinator refuses this node for good (another model, another version): the
+     * program should end with `e`.  Runs once, inside a callback of the loop: stop the loop
+     * there and close the member afterwards.  A name in use is not for good: it is mostly
+     * the lease of a dead predecessor. */
     void (*on_refused)(void *ud, const struct err *e);
     void *ud;
 };

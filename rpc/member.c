@@ -1,0 +1,352 @@
+/* rpc/member.c - a node's side of membership.
+ *
+ *   AWAY ---- Join ----> JOINING ---- reply ----> JOINED
+ *    ^                      |                        |
+ *    +------ backoff -------+<-- no heartbeat heard for a lease, or forgotten
+ *
+ * Which answers to Join are for good: those that another try cannot change, because the
+ * coordinator understood the node and does not want it (FAILED_PRECONDITION: another model
+ * or version; PERMISSION_DENIED; INVALID_ARGUMENT; UNIMPLEMENTED: not a coordinator).  A
+ * name in use (ALREADY_EXISTS) is tried again: mostly the lease of this node's own dead
+ * predecessor still runs.
+ *
+ * What was pulled counts per membership: after a new Join everything is pulled anew, since
+ * a coordinator that started again counts its versions from the beginning.
+ *
+ * Log events: member.joined, member.refused (for good: error), member.lost, and
+ * member.waiting while Join does not succeed. */
+#include "rpc/member.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/must.h"
+#include "base/rng.h"
+#include "base/thread.h"
+#include "base/version.h"
+#include "rpc/channel.h"
+
+#define JOIN_DEADLINE_NS (2 * CLOCK_S)
+#define PULL_DEADLINE_NS (5 * CLOCK_S)
+#define LEAVE_DEADLINE_NS (200 * CLOCK_MS)
+/* Between tries that reached the coordinator, doubled each time. */
+#define BACKOFF_FIRST_NS (100 * CLOCK_MS)
+#define BACKOFF_MOST_NS (5 * CLOCK_S)
+/* Looking whether the connection is there costs nothing. */
+#define DIAL_POLL_NS (20 * CLOCK_MS)
+
+enum { MEMBER_MAX_HEARTBEATS = 8 }; /* under way at a time */
+
+enum phase { AWAY, JOINING, JOINED, REFUSED, LEAVING };
+
+struct member {
+    struct owner owner;
+    struct loop *loop;
+    struct channel *channel;
+    struct member_options options;
+    char *endpoint;
+    struct loop_timer timer;
+    struct rng rng;
+    enum phase phase;
+    struct member_report report;
+    struct wire_join_reply joined;
+    int64_t backoff_ns, heard_ns, next_heartbeat_ns;
+    int n_heartbeats; /* under way */
+    bool is_pulling, has_left;
+    /* Newest that was handed over in this membership. */
+    uint64_t pulled;
+    struct buf message;
+};
+
+static void set_timer(struct member *m, int64_t deadline_ns)
+{
+    loop_set_timer(m->loop, &m->timer, deadline_ns);
+}
+
+/* Between half of `ns` and all of it: nodes that lost a coordinator together shall not
+ * come back together. */
+static int64_t with_jitter(struct member *m, int64_t ns)
+{
+    return ns / 2 + (int64_t)rng_below(&m->rng, (uint64_t)(ns / 2 + 1));
+}
+
+static int call(struct member *m, int method, int64_t for_ns, reply_callback *done)
+{
+    struct call c = {.method = wire_method(WIRE_CLUSTER, method),
+                     .message = &m->message,
+                     .deadline_ns = clock_now_ns() + for_ns,
+                     .done = done,
+                     .ud = m};
+    return channel_call(m->channel, &c, NULL);
+}
+
+static void go_away(struct member *m, int64_t wait_ns)
+{
+    m->phase = AWAY;
+    m->joined = (struct wire_join_reply){0};
+    set_timer(m, clock_now_ns() + wait_ns);
+}
+
+static void lose(struct member *m, const char *why)
+{
+    log_warn("member.lost", "coordinator=%s node_id=%u why=%s", log_quote(m->endpoint).text,
+             m->joined.node_id, log_quote(why).text);
+    m->backoff_ns = BACKOFF_FIRST_NS;
+    go_away(m, 0);
+}
+
+/* ---- Pulling what is new ---------------------------------------------------------- */
+
+static void on_holdings(void *ud, const struct reply *r)
+{
+    struct member *m = ud;
+    m->is_pulling = false;
+    if (r->code < 0 || m->phase != JOINED)
+        return;
+    struct wire_holdings holdings;
+    uint8_t *bitmap = NULL;
+    struct err e = {0};
+    if (wire_holdings_decode(r->message, r->payloads, r->n_payloads, &holdings, &bitmap, &e) < 0) {
+        log_warn("member.bad_reply", "method=Holdings why=%s", log_quote(e.text).text);
+        return;
+    }
+    m->pulled = holdings.version;
+    if (m->options.on_holdings)
+        m->options.on_holdings(m->options.ud, &holdings);
+    mem_free(bitmap);
+}
+
+static void on_table(void *ud, const struct reply *r)
+{
+    struct member *m = ud;
+    m->is_pulling = false;
+    if (r->code < 0 || m->phase != JOINED)
+        return;
+    struct wire_table *table = NULL;
+    struct err e = {0};
+    if (wire_table_decode(r->message, r->payloads, r->n_payloads, &table, &e) < 0) {
+        log_warn("member.bad_reply", "method=Table why=%s", log_quote(e.text).text);
+        return;
+    }
+    m->pulled = table->epoch;
+    if (m->options.on_table)
+        m->options.on_table(m->options.ud, table);
+    mem_free(table);
+}
+
+/* A pull that fails is repeated after the next heartbeat. */
+static void pull_if_newer(struct member *m, uint64_t newest)
+{
+    if (newest <= m->pulled || m->is_pulling)
+        return;
+    int rc;
+    if (m->options.join.role == NODE_EXPERT) {
+        wire_holdings_request_encode(&(struct wire_holdings_request){m->joined.node_id},
+                                     &m->message);
+        rc = call(m, CLUSTER_HOLDINGS, PULL_DEADLINE_NS, on_holdings);
+    } else {
+        buf_reset(&m->message);
+        rc = call(m, CLUSTER_TABLE, PULL_DEADLINE_NS, on_table);
+    }
+    m->is_pulling = rc == 0;
+}
+
+/* ---- Heartbeats ------------------------------------------------------------------- */
+
+static void on_heartbeat(void *ud, const struct reply *r)
+{
+    struct member *m = ud;
+    m->n_heartbeats--;
+    if (m->phase != JOINED)
+        return;
+    if (r->code == E_NOT_FOUND || r->code == E_PRECONDITION) {
+        lose(m, "the coordinator does not know this node");
+        return;
+    }
+    struct wire_heartbeat_reply reply;
+    if (r->code < 0 || wire_heartbeat_reply_decode(r->message, &reply, NULL) < 0)
+        return; /* the lease decides */
+    m->heard_ns = clock_now_ns();
+    pull_if_newer(m, m->options.join.role == NODE_EXPERT ? reply.holdings_version : reply.epoch);
+}
+
+static void send_heartbeat(struct member *m)
+{
+    int64_t now_ns = clock_now_ns();
+    m->next_heartbeat_ns = now_ns + m->joined.heartbeat_ms * CLOCK_MS;
+    set_timer(m, m->next_heartbeat_ns);
+    if (m->n_heartbeats == MEMBER_MAX_HEARTBEATS)
+        return;
+    struct wire_heartbeat h = {.node_id = m->joined.node_id,
+                               .incarnation = m->options.join.incarnation,
+                               .state = m->report.state,
+                               .epoch = m->report.epoch,
+                               .holdings_version = m->report.holdings_version,
+                               .experts_held = m->report.experts_held,
+                               .experts_wanted = m->report.experts_wanted,
+                               .held_bytes = m->report.held_bytes};
+    wire_heartbeat_encode(&h, &m->message);
+    if (call(m, CLUSTER_HEARTBEAT, m->joined.lease_ms * CLOCK_MS, on_heartbeat) == 0)
+        m->n_heartbeats++;
+}
+
+void member_report(struct member *m, const struct member_report *r)
+{
+    must_own(m);
+    bool is_urgent = r->state != m->report.state || r->epoch != m->report.epoch ||
+                     r->holdings_version != m->report.holdings_version;
+    m->report = *r;
+    if (is_urgent && m->phase == JOINED)
+        send_heartbeat(m);
+}
+
+/* ---- Joining ---------------------------------------------------------------------- */
+
+static bool is_for_good(int code)
+{
+    return code == E_PRECONDITION || code == E_DENIED || code == E_INVALID ||
+           code == E_UNIMPLEMENTED || code == E_UNAUTHENTICATED;
+}
+
+static void refuse(struct member *m, const struct reply *r)
+{
+    struct err e = {0};
+    err_set(&e, r->code, "the coordinator at %s refuses this node: %s", m->endpoint, r->text);
+    log_error("member.refused", "coordinator=%s why=%s", log_quote(m->endpoint).text,
+              log_quote(r->text).text);
+    m->phase = REFUSED;
+    set_timer(m, CLOCK_NEVER);
+    if (m->options.on_refused)
+        m->options.on_refused(m->options.ud, &e);
+}
+
+static void try_later(struct member *m, const char *why)
+{
+    log_warn("member.waiting", "coordinator=%s why=%s", log_quote(m->endpoint).text,
+             log_quote(why).text);
+    int64_t wait_ns = with_jitter(m, m->backoff_ns);
+    m->backoff_ns = m->backoff_ns * 2 < BACKOFF_MOST_NS ? m->backoff_ns * 2 : BACKOFF_MOST_NS;
+    go_away(m, wait_ns);
+}
+
+static void on_join(void *ud, const struct reply *r)
+{
+    struct member *m = ud;
+    if (m->phase != JOINING)
+        return;
+    if (is_for_good(r->code)) {
+        refuse(m, r);
+        return;
+    }
+    struct err e = {0};
+    struct wire_join_reply reply;
+    if (r->code < 0 || wire_join_reply_decode(r->message, &reply, &e) < 0) {
+        try_later(m, r->code < 0 ? r->text : e.text);
+        return;
+    }
+    m->phase = JOINED;
+    m->joined = reply;
+    m->backoff_ns = BACKOFF_FIRST_NS;
+    m->heard_ns = clock_now_ns();
+    m->pulled = 0;
+    log_info("member.joined", "coordinator=%s node_id=%u epoch=%llu heartbeat_ms=%u lease_ms=%u",
+             log_quote(m->endpoint).text, reply.node_id, (unsigned long long)reply.epoch,
+             reply.heartbeat_ms, reply.lease_ms);
+    send_heartbeat(m);
+}
+
+static void join(struct member *m)
+{
+    wire_join_encode(&m->options.join, &m->message);
+    if (channel_is_connected(m->channel) && call(m, CLUSTER_JOIN, JOIN_DEADLINE_NS, on_join) == 0) {
+        m->phase = JOINING;
+        set_timer(m, CLOCK_NEVER); /* the call's deadline is set */
+    } else {
+        set_timer(m, clock_now_ns() + with_jitter(m, DIAL_POLL_NS));
+    }
+}
+
+static void on_timer(void *ud, int64_t now_ns)
+{
+    struct member *m = ud;
+    if (m->phase == AWAY)
+        join(m);
+    else if (m->phase == JOINED && now_ns - m->heard_ns > m->joined.lease_ms * CLOCK_MS)
+        lose(m, "no heartbeat was answered for a lease");
+    else if (m->phase == JOINED)
+        send_heartbeat(m);
+}
+
+int member_open(struct loop *l, const struct member_options *o, struct member **out, struct err *e)
+{
+    *out = NULL;
+    struct channel *channel = NULL;
+    struct channel_options options = {.endpoint = o->coordinator_endpoint,
+                                      .peer_name = "coordinator"};
+    int rc = channel_open(&options, &channel, e);
+    if (rc < 0)
+        return rc;
+    struct member *m = mem_alloc(sizeof(*m));
+    owner_take(&m->owner);
+    m->loop = l;
+    m->channel = channel;
+    m->options = *o;
+    m->endpoint = mem_string(o->coordinator_endpoint);
+    m->options.coordinator_endpoint = m->endpoint;
+    m->rng = rng_seed(rng_entropy());
+    while (m->options.join.incarnation == 0)
+        m->options.join.incarnation = rng_next(&m->rng);
+    m->options.join.protocol_version = POLYMATH_PROTOCOL_VERSION;
+    m->backoff_ns = BACKOFF_FIRST_NS;
+    m->timer = (struct loop_timer){.cb = on_timer, .ud = m};
+    channel_attach(channel, l);
+    go_away(m, 0);
+    *out = m;
+    return 0;
+}
+
+static void on_leave(void *ud, const struct reply *r)
+{
+    (void)r;
+    struct member *m = ud;
+    m->has_left = true;
+}
+
+static void leave(struct member *m, const char *reason)
+{
+    struct wire_leave l = {.node_id = m->joined.node_id,
+                           .incarnation = m->options.join.incarnation};
+    snprintf(l.reason, sizeof(l.reason), "%s", reason ? reason : "");
+    wire_leave_encode(&l, &m->message);
+    m->phase = LEAVING;
+    int64_t deadline_ns = clock_now_ns() + LEAVE_DEADLINE_NS;
+    if (call(m, CLUSTER_LEAVE, LEAVE_DEADLINE_NS, on_leave) < 0)
+        return;
+    while (!m->has_left && clock_now_ns() < deadline_ns)
+        channel_wait(&m->channel, 1, -1, deadline_ns, 0);
+}
+
+void member_close(struct member **member, const char *reason)
+{
+    struct member *m = *member;
+    if (!m)
+        return;
+    *member = NULL;
+    must_own(m);
+    if (m->phase == JOINED)
+        leave(m, reason);
+    m->phase = LEAVING;
+    channel_close(&m->channel);
+    loop_remove_timer(m->loop, &m->timer);
+    buf_fini(&m->message);
+    mem_free(m->endpoint);
+    mem_free(m);
+}
+
+uint32_t member_node_id(const struct member *m)
+{
+    return m->joined.node_id;
+}
