@@ -47,8 +47,7 @@ void store_stop(struct store **s);
 /* Bytes of one expert as it will lie in memory. */
 int store_expert_bytes(struct checkpoint *c, enum weight_format format, size_t *out, struct err *e);
 
-/* The newest wish replaces older ones, finished or not.  E_INVALID: another model's shape;
- * E_BUSY: the loader is far behind (say it again with the next heartbeat). */
+/* The newest wish replaces older ones, finished or not.  E_INVALID: another model's shape. */
 int store_want(struct store *s, const struct wire_holdings *h, struct err *e);
 
 /* What became of a wish. */

@@ -1,0 +1,444 @@
+/* tests/unit/test_moe_remote.c - the experts over the wire: real workers, real sockets, and
+ * the bits of the in-process experts; whatever breaks is named, and the next step works. */
+#include "attn_node/moe_remote.h"
+
+#include <poll.h>
+#include <stdio.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "engine/sample.h"
+#include "expert_node/store.h"
+#include "expert_node/worker.h"
+#include "tests/lib/test.h"
+#include "tests/lib/tiny_model.h"
+
+enum { LAYERS = 3, EXPERTS = 12, HIDDEN = 72, TOP_K = 3, N_TOKENS = 40, MAX_WORKERS = 5 };
+enum { ROW_BYTES = (EXPERTS + 7) / 8, HOLDERS = LAYERS * EXPERTS };
+
+/* ---- a cluster of worker threads ----------------------------------------------------- */
+
+struct expert_worker {
+    struct queue *views, *retired;
+    struct store *store;
+    struct worker *worker;
+    char listen[64];
+    uint64_t incarnation;
+};
+
+struct world {
+    struct tiny_model model;
+    uint64_t fingerprint;
+    struct expert_worker workers[MAX_WORKERS];
+    int n_workers;
+    uint32_t max_rows; /* that the table says */
+    uint16_t holder[HOLDERS];
+    uint64_t epoch;
+    struct moe_remote *moe;
+    int32_t tokens[N_TOKENS];
+};
+
+static void load(struct world *w, int index)
+{
+    struct expert_worker *x = &w->workers[index];
+    uint8_t bitmap[LAYERS * ROW_BYTES] = {0};
+    for (int i = 0; i < HOLDERS; i++)
+        if (w->holder[i] == index)
+            bitmap[i / EXPERTS * ROW_BYTES + i % EXPERTS / 8] |= (uint8_t)(1 << (i % EXPERTS % 8));
+    struct wire_holdings h = {
+        .version = w->epoch, .n_layers = LAYERS, .n_experts = EXPERTS, .bitmap = bitmap};
+    struct err e = {0};
+    struct store_outcome o;
+    CHECK_INT(store_want(x->store, &h, &e), 0);
+    struct pollfd p = {.fd = store_fd(x->store), .events = POLLIN};
+    CHECK_INT(poll(&p, 1, 30000), 1);
+    CHECK(store_take_outcome(x->store, &o));
+    CHECK_INT(o.code, 0);
+}
+
+static void start_worker(struct world *w, int index)
+{
+    struct expert_worker *x = &w->workers[index];
+    struct err e = {0};
+    x->views = queue_new(4);
+    x->retired = queue_new(4);
+    x->incarnation += 1;
+    struct store_options s = {.checkpoint = w->model.checkpoint,
+                              .kernels = w->model.compute.kernels,
+                              .threads = 1,
+                              .memory_bytes = 64 << 20,
+                              .views = x->views,
+                              .retired = x->retired};
+    CHECK_INT(store_start(&s, &x->store, &e), 0);
+    struct worker_options o = {.name = "expert",
+                               .endpoint = x->listen,
+                               .config = w->model.config,
+                               .fingerprint = w->fingerprint,
+                               .kernels = w->model.compute.kernels,
+                               .threads = 1,
+                               .max_rows = 64,
+                               .views = x->views,
+                               .retired = x->retired};
+    if (worker_start(&o, &x->worker, &e) < 0)
+        test_fail(__FILE__, __LINE__, "%s", e.text);
+    load(w, index);
+}
+
+static void stop_worker(struct world *w, int index)
+{
+    struct expert_worker *x = &w->workers[index];
+    worker_stop(&x->worker);
+    store_stop(&x->store);
+    while (x->views && queue_pop(x->views))
+        ;
+    while (x->retired && queue_pop(x->retired))
+        ;
+    queue_free(&x->views);
+    queue_free(&x->retired);
+}
+
+static void place_randomly(struct world *w, struct rng *r)
+{
+    for (int i = 0; i < HOLDERS; i++)
+        w->holder[i] = (uint16_t)rng_below(r, (uint64_t)w->n_workers);
+}
+
+static void install(struct world *w)
+{
+    struct wire_table_node nodes[MAX_WORKERS] = {0};
+    for (int i = 0; i < w->n_workers; i++) {
+        nodes[i].node_id = (uint32_t)i + 1;
+        nodes[i].incarnation = w->workers[i].incarnation;
+        nodes[i].max_rows = w->max_rows;
+        snprintf(nodes[i].name, sizeof(nodes[i].name), "expert-%d", i);
+        snprintf(nodes[i].endpoint, sizeof(nodes[i].endpoint), "%s",
+                 w->workers[i].worker ? worker_endpoint(w->workers[i].worker)
+                                      : w->workers[i].listen);
+    }
+    struct wire_table t = {.epoch = ++w->epoch,
+                           .n_layers = LAYERS,
+                           .n_experts = EXPERTS,
+                           .n_nodes = (uint32_t)w->n_workers,
+                           .nodes = nodes,
+                           .holder = w->holder};
+    struct wire_table *copy = moe_remote_copy_table(&t);
+    struct err e = {0};
+    if (moe_remote_install(w->moe, &copy, &e) < 0)
+        test_fail(__FILE__, __LINE__, "%s", e.text);
+    CHECK(copy == NULL);
+    CHECK_INT(moe_remote_epoch(w->moe), w->epoch);
+}
+
+static void open_world(struct world *w, enum combine_mode mode, int n_workers,
+                       const char *transport)
+{
+    struct rng r = test_rng();
+    struct err e = {0};
+    *w = (struct world){.n_workers = n_workers, .max_rows = 64, .epoch = 1};
+    struct tiny_model_options o = {.combine = mode, .max_rows = 64};
+    tiny_model_write("model", LAYERS, 11);
+    tiny_model_open(&w->model, "model", &o);
+    CHECK_INT(checkpoint_fingerprint(w->model.checkpoint, &w->fingerprint, &e), 0);
+    struct moe_remote_options m = {.kernels = w->model.compute.kernels,
+                                   .n_layers = LAYERS,
+                                   .n_experts = EXPERTS,
+                                   .top_k = TOP_K,
+                                   .hidden = HIDDEN,
+                                   .max_rows = 64,
+                                   .mode = mode,
+                                   .fingerprint = w->fingerprint,
+                                   .call_timeout_ns = 20 * CLOCK_S,
+                                   .spin_ns = 20 * CLOCK_US};
+    w->moe = moe_remote_new(&m);
+    /* Tokens are fixed, so that the printed hashes can be compared between runs. */
+    struct rng fixed = rng_seed(3);
+    for (int i = 0; i < N_TOKENS; i++)
+        w->tokens[i] = (int32_t)rng_below(&fixed, 400);
+    place_randomly(w, &r);
+    for (int i = 0; i < n_workers; i++) {
+        if (strcmp(transport, "tcp") == 0)
+            snprintf(w->workers[i].listen, sizeof(w->workers[i].listen), "tcp://127.0.0.1:0");
+        else
+            snprintf(w->workers[i].listen, sizeof(w->workers[i].listen), "%s://expert-%d",
+                     transport, i);
+        start_worker(w, i);
+    }
+    install(w);
+}
+
+static void close_world(struct world *w)
+{
+    moe_remote_free(&w->moe);
+    for (int i = 0; i < w->n_workers; i++)
+        stop_worker(w, i);
+    tiny_model_close(&w->model);
+}
+
+/* ---- steps ---------------------------------------------------------------------------- */
+
+static const size_t all_bytes = (size_t)N_TOKENS * 400 * sizeof(float);
+
+static int run_chunk(struct world *w, struct kv_seq *seq, int n, const struct step *like,
+                     float *logits)
+{
+    struct step_seq s = {.kv = seq,
+                         .position = seq->length,
+                         .n_tokens = n,
+                         .tokens = w->tokens + seq->length,
+                         .all_logits = true};
+    struct step step = *like;
+    const float *got;
+    int n_got, at = seq->length;
+    step.n_seqs = 1;
+    step.seqs = &s;
+    CHECK_INT(kv_reserve(w->model.kv, seq, at + n), 0);
+    moe_remote_begin_step(w->moe, 7, clock_now_ns() + 30 * CLOCK_S);
+    int rc =
+        forward_step(w->model.forward, w->model.kv, &step, &moe_remote_ops, w->moe, &got, &n_got);
+    if (rc == 0) {
+        CHECK_INT(n_got, n);
+        memcpy(logits + (size_t)at * 400, got, (size_t)n * 400 * sizeof(float));
+    }
+    return rc;
+}
+
+static void run_remotely(struct world *w, int chunk_rows, float *logits)
+{
+    struct kv_seq seq = {0};
+    struct step plain = {0};
+    while (seq.length < N_TOKENS) {
+        int n = N_TOKENS - seq.length < chunk_rows ? N_TOKENS - seq.length : chunk_rows;
+        int rc = run_chunk(w, &seq, n, &plain, logits);
+        if (rc < 0)
+            test_fail(__FILE__, __LINE__, "%s: %s", err_name(rc), moe_remote_error(w->moe)->text);
+    }
+    CHECK(moe_remote_experts_ns(w->moe) > 0);
+    kv_truncate(w->model.kv, &seq, 0);
+}
+
+static float *run_locally(struct world *w)
+{
+    struct kv_seq seq = {0};
+    float *logits = mem_array(all_bytes, 1);
+    tiny_model_run(&w->model, &seq, w->tokens, N_TOKENS, 16, logits);
+    kv_truncate(w->model.kv, &seq, 0);
+    return logits;
+}
+
+static void compare(enum combine_mode mode, int n_workers, const char *transport)
+{
+    struct world w;
+    open_world(&w, mode, n_workers, transport);
+    float *want = run_locally(&w);
+    float *got = mem_array(all_bytes, 1);
+    const int chunks[] = {N_TOKENS, 1, 7};
+    for (size_t i = 0; i < sizeof(chunks) / sizeof(chunks[0]); i++) {
+        memset(got, 0, all_bytes);
+        run_remotely(&w, chunks[i], got);
+        CHECK_BYTES(got, want, all_bytes);
+    }
+    /* Parcels of at most three rows: every node is asked several times. */
+    w.max_rows = 3;
+    install(&w);
+    run_remotely(&w, N_TOKENS, got);
+    CHECK_BYTES(got, want, all_bytes);
+    test_say("%s, %d workers: hash of all logits %016llx", combine_name(mode), n_workers,
+             (unsigned long long)sample_logits_hash(got, N_TOKENS * 400));
+    mem_free(want);
+    mem_free(got);
+    close_world(&w);
+}
+
+TEST(moe_remote_has_the_local_bits_with_one_worker)
+{
+    for (int mode = 0; mode < COMBINE_COUNT; mode++)
+        compare((enum combine_mode)mode, 1, "tcp");
+}
+
+TEST(moe_remote_has_the_local_bits_with_two_workers)
+{
+    compare(COMBINE_FIXED, 2, "tcp");
+    compare(COMBINE_EXPERT, 2, "ipc");
+}
+
+TEST(moe_remote_has_the_local_bits_with_three_workers)
+{
+    compare(COMBINE_FIXED, 3, "inproc");
+    compare(COMBINE_EXPERT, 3, "tcp");
+}
+
+TEST(moe_remote_has_the_local_bits_with_five_workers)
+{
+    compare(COMBINE_FIXED, 5, "ipc");
+    compare(COMBINE_EXPERT, 5, "inproc");
+}
+
+/* Rows whose grid is too fine are asked again in mode expert. */
+TEST(moe_remote_asks_rows_again_that_do_not_fit_the_grid)
+{
+    enum { N = 9 };
+    struct world w;
+    struct rng r = test_rng();
+    open_world(&w, COMBINE_FIXED, 3, "tcp");
+    float rows[N * HIDDEN], local[N * HIDDEN], remote[N * HIDDEN], weights[N * TOP_K];
+    uint16_t experts[N * TOP_K];
+    int16_t exponents[N];
+    for (int i = 0; i < N * HIDDEN; i++)
+        rows[i] = local[i] = remote[i] = (float)rng_normal(&r);
+    for (int i = 0; i < N; i++) {
+        exponents[i] = i % 3 == 0 ? -60 : -20;
+        for (int k = 0; k < TOP_K; k++) {
+            experts[i * TOP_K + k] = (uint16_t)((i + 4 * k) % EXPERTS);
+            weights[i * TOP_K + k] = (float)rng_unit(&r);
+        }
+    }
+    struct routing routing = {.n_rows = N, .top_k = TOP_K, .experts = experts, .weights = weights};
+    struct moe_rows m = {.layer = 1,
+                         .n_rows = N,
+                         .hidden = HIDDEN,
+                         .rows = rows,
+                         .exponents = exponents,
+                         .routing = &routing};
+    CHECK_INT(moe_local_ops.scatter(w.model.moe, 0, &m), 0);
+    CHECK_INT(moe_local_ops.gather(w.model.moe, 0, local), 0);
+    moe_remote_begin_step(w.moe, 1, clock_now_ns() + 30 * CLOCK_S);
+    CHECK_INT(moe_remote_ops.scatter(w.moe, 0, &m), 0);
+    CHECK_INT(moe_remote_ops.gather(w.moe, 0, remote), 0);
+    CHECK_BYTES(remote, local, sizeof(local));
+    CHECK(memcmp(remote, rows, sizeof(rows)) != 0);
+    close_world(&w);
+}
+
+/* ---- trouble -------------------------------------------------------------------------- */
+
+struct murder {
+    struct world *world;
+    int victim;
+};
+
+static void kill_after_first_layer(void *ud, int layer, const float *x, int n_rows,
+                                   const struct routing *routing)
+{
+    struct murder *m = ud;
+    (void)x, (void)n_rows, (void)routing;
+    if (layer == 0)
+        stop_worker(m->world, m->victim);
+}
+
+TEST(moe_remote_names_a_worker_that_dies_and_works_when_it_is_back)
+{
+    struct world w;
+    open_world(&w, COMBINE_FIXED, 3, "ipc");
+    float *want = run_locally(&w), *got = mem_array(all_bytes, 1);
+    struct kv_seq seq = {0};
+    struct murder m = {.world = &w, .victim = 1};
+    struct step step = {.probe = kill_after_first_layer, .probe_ud = &m};
+    int64_t begun_ns = clock_now_ns();
+    CHECK_INT(run_chunk(&w, &seq, N_TOKENS, &step, got), E_UNAVAILABLE);
+    CHECK(clock_now_ns() - begun_ns < 10 * CLOCK_S);
+    CHECK_HAS(moe_remote_error(w.moe)->text, "expert-1");
+    CHECK_HAS(moe_remote_error(w.moe)->text, "layer ");
+    CHECK_INT(seq.length, 0);
+    /* Still away: named again, within the time that a connection may take. */
+    struct step plain = {0};
+    begun_ns = clock_now_ns();
+    CHECK_INT(run_chunk(&w, &seq, N_TOKENS, &plain, got), E_UNAVAILABLE);
+    CHECK(clock_now_ns() - begun_ns < 10 * CLOCK_S);
+    CHECK_HAS(moe_remote_error(w.moe)->text, "expert-1");
+    kv_truncate(w.model.kv, &seq, 0);
+    /* Back at the same place, as a new process: the table says so. */
+    start_worker(&w, 1);
+    install(&w);
+    run_remotely(&w, N_TOKENS, got);
+    CHECK_BYTES(got, want, all_bytes);
+    mem_free(want);
+    mem_free(got);
+    close_world(&w);
+}
+
+TEST(moe_remote_moves_to_another_placement_between_steps)
+{
+    struct world w;
+    struct rng r = test_rng();
+    open_world(&w, COMBINE_FIXED, 3, "tcp");
+    float *want = run_locally(&w), *got = mem_array(all_bytes, 1);
+    struct kv_seq seq = {0};
+    struct step plain = {0};
+    for (int at = 0; at < N_TOKENS; at += 10) {
+        CHECK_INT(run_chunk(&w, &seq, 10, &plain, got), 0);
+        place_randomly(&w, &r);
+        for (int i = 0; i < w.n_workers; i++)
+            load(&w, i);
+        install(&w);
+    }
+    CHECK_BYTES(got, want, all_bytes);
+    kv_truncate(w.model.kv, &seq, 0);
+    mem_free(want);
+    mem_free(got);
+    close_world(&w);
+}
+
+TEST(moe_remote_says_which_expert_is_missing_where)
+{
+    struct world w;
+    open_world(&w, COMBINE_FIXED, 2, "tcp");
+    float *got = mem_array(all_bytes, 1);
+    struct kv_seq seq = {0};
+    struct step plain = {0};
+    uint16_t right[HOLDERS];
+    memcpy(right, w.holder, sizeof(right));
+    for (int i = 0; i < EXPERTS; i++)
+        w.holder[EXPERTS + i] = WIRE_NO_HOLDER;
+    install(&w);
+    CHECK_INT(run_chunk(&w, &seq, 4, &plain, got), E_UNAVAILABLE);
+    CHECK_HAS(moe_remote_error(w.moe)->text, "of layer 1 is on no node");
+    /* A table that is wrong about who has what. */
+    for (int i = 0; i < HOLDERS; i++)
+        w.holder[i] = (uint16_t)(1 - right[i]);
+    install(&w);
+    CHECK_INT(run_chunk(&w, &seq, 4, &plain, got), E_NOT_FOUND);
+    CHECK_HAS(moe_remote_error(w.moe)->text, "of layer 0 is not on this node");
+    CHECK_HAS(moe_remote_error(w.moe)->text, "node expert-");
+    memcpy(w.holder, right, sizeof(right));
+    install(&w);
+    CHECK_INT(run_chunk(&w, &seq, 4, &plain, got), 0);
+    kv_truncate(w.model.kv, &seq, 0);
+    mem_free(got);
+    close_world(&w);
+}
+
+TEST(moe_remote_refuses_tables_and_models_that_do_not_fit)
+{
+    struct world w;
+    open_world(&w, COMBINE_FIXED, 1, "tcp");
+    uint16_t holder[HOLDERS + EXPERTS] = {0};
+    struct wire_table_node node = {.node_id = 1, .max_rows = 8};
+    struct wire_table t = {.epoch = 99,
+                           .n_layers = LAYERS + 1,
+                           .n_experts = EXPERTS,
+                           .n_nodes = 1,
+                           .nodes = &node,
+                           .holder = holder};
+    struct err e = {0};
+    uint64_t epoch = moe_remote_epoch(w.moe);
+    struct wire_table *copy = moe_remote_copy_table(&t);
+    CHECK_INT(moe_remote_install(w.moe, &copy, &e), E_INVALID);
+    CHECK(copy == NULL);
+    t.n_layers = LAYERS;
+    holder[5] = 1;
+    copy = moe_remote_copy_table(&t);
+    CHECK_INT(moe_remote_install(w.moe, &copy, &e), E_INVALID);
+    CHECK_INT(moe_remote_epoch(w.moe), epoch);
+    /* A worker of another model says so. */
+    stop_worker(&w, 0);
+    w.fingerprint ^= 1;
+    start_worker(&w, 0);
+    install(&w);
+    float got[400];
+    struct kv_seq seq = {0};
+    struct step plain = {0};
+    CHECK_INT(run_chunk(&w, &seq, 1, &plain, got), E_PRECONDITION);
+    CHECK_HAS(moe_remote_error(w.moe)->text, "is for model");
+    kv_truncate(w.model.kv, &seq, 0);
+    close_world(&w);
+}

@@ -1,0 +1,297 @@
+/* tests/unit/test_store.c - the store reads what it is asked for and nothing else, gives up
+ * what is no longer wanted only after the worker has let go of it, and knows its limit.
+ * The test plays the worker. */
+#include "expert_node/store.h"
+
+#include <math.h>
+#include <poll.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "tests/lib/test.h"
+#include "tests/lib/tiny_model.h"
+#include "tools/synth.h"
+
+enum { LAYERS = 4, EXPERTS = 12, ALL = LAYERS * EXPERTS, ROW_BYTES = (EXPERTS + 7) / 8 };
+
+struct world {
+    struct checkpoint *checkpoint;
+    struct queue *views, *retired;
+    struct store *store;
+    struct store_view *view;
+    size_t expert_bytes, stored_bytes;
+};
+
+static int64_t soon(void)
+{
+    return clock_now_ns() + 30 * CLOCK_S;
+}
+
+static void open_world(struct world *w, int room_for)
+{
+    struct err e = {0};
+    *w = (struct world){.views = queue_new(4), .retired = queue_new(4)};
+    CHECK_INT(checkpoint_open("model", &w->checkpoint, &e), 0);
+    CHECK_INT(store_expert_bytes(w->checkpoint, FORMAT_NATIVE, &w->expert_bytes, &e), 0);
+    CHECK_INT(checkpoint_expert_bytes(w->checkpoint, &w->stored_bytes, &e), 0);
+    struct store_options o = {.checkpoint = w->checkpoint,
+                              .kernels = kernels_best(),
+                              .threads = 1,
+                              .memory_bytes = (size_t)room_for * w->expert_bytes,
+                              .views = w->views,
+                              .retired = w->retired};
+    CHECK_INT(store_start(&o, &w->store, &e), 0);
+}
+
+static void close_world(struct world *w)
+{
+    store_stop(&w->store);
+    while (queue_pop(w->views))
+        ;
+    queue_free(&w->views);
+    queue_free(&w->retired);
+    checkpoint_close(&w->checkpoint);
+}
+
+/* Wants the experts of `layer` from `first` to `last`. */
+static void want(struct world *w, uint64_t version, int layer, int first, int last)
+{
+    uint8_t bitmap[LAYERS * ROW_BYTES] = {0};
+    for (int i = first; i <= last; i++)
+        bitmap[layer * ROW_BYTES + i / 8] |= (uint8_t)(1 << (i % 8));
+    struct wire_holdings h = {
+        .version = version, .n_layers = LAYERS, .n_experts = EXPERTS, .bitmap = bitmap};
+    struct err e = {0};
+    CHECK_INT(store_want(w->store, &h, &e), 0);
+}
+
+static struct store_outcome outcome(struct world *w)
+{
+    struct store_outcome o;
+    struct pollfd p = {.fd = store_fd(w->store), .events = POLLIN};
+    CHECK_INT(poll(&p, 1, 30000), 1);
+    CHECK(store_take_outcome(w->store, &o));
+    return o;
+}
+
+/* What the worker does between two parcels. */
+static void take_view(struct world *w)
+{
+    struct store_view *v = queue_pop_wait(w->views, soon());
+    CHECK(v != NULL);
+    struct store_view *old = w->view;
+    w->view = v;
+    if (old)
+        CHECK_INT(queue_push(w->retired, (void **)&old), 0);
+}
+
+static void check_held(const struct world *w, int layer, int first, int last)
+{
+    CHECK_INT(w->view->n_held, last - first + 1);
+    for (int i = 0; i < ALL; i++) {
+        bool is_wanted = i / EXPERTS == layer && i % EXPERTS >= first && i % EXPERTS <= last;
+        CHECK((w->view->held[i] != NULL) == is_wanted);
+        if (is_wanted)
+            CHECK_INT(expert_bytes(w->view->held[i]), w->expert_bytes);
+    }
+}
+
+/* Shards so small that every layer has some of its own. */
+static void write_model(void)
+{
+    struct synth_options o;
+    struct err e = {0};
+    synth_defaults(&o);
+    o.config = (struct model_config){.family = MODEL_MINIMAX_M2,
+                                     .vocab_size = 400,
+                                     .hidden_size = 72,
+                                     .n_layers = LAYERS,
+                                     .n_heads = 6,
+                                     .n_kv_heads = 3,
+                                     .head_dim = 20,
+                                     .rotary_dim = 10,
+                                     .expert_size = 24,
+                                     .n_experts = EXPERTS,
+                                     .top_k = 3,
+                                     .max_positions = 512,
+                                     .rope_theta = 5e6,
+                                     .rms_norm_eps = 1e-6f};
+    o.dir = "model";
+    o.shard_bytes = 32 << 10;
+    if (synth_write(&o, &e) < 0)
+        test_fail(__FILE__, __LINE__, "%s", e.text);
+}
+
+TEST(store_reads_only_what_is_asked_for)
+{
+    struct world w;
+    struct store_progress p;
+    write_model();
+    open_world(&w, ALL);
+    int shards_before = checkpoint_open_shards(w.checkpoint);
+    want(&w, 1, 2, 3, 6);
+    take_view(&w);
+    struct store_outcome o = outcome(&w);
+    CHECK_INT(o.code, 0);
+    CHECK_INT(o.version, 1);
+    check_held(&w, 2, 3, 6);
+    CHECK_INT(w.view->version, 1);
+    CHECK_INT(w.view->held_bytes, 4 * w.expert_bytes);
+    store_progress(w.store, &p);
+    CHECK_INT(p.held, 4);
+    CHECK_INT(p.wanted, 4);
+    CHECK_INT(p.held_bytes, 4 * w.expert_bytes);
+    CHECK_INT(p.read_bytes, 4 * w.stored_bytes);
+    CHECK_INT(p.serving_version, 1);
+    /* Four neighbours lie in one or two files of some fifteen. */
+    int opened = checkpoint_open_shards(w.checkpoint) - shards_before;
+    test_note("%d shards before, %d more", shards_before, opened);
+    CHECK(shards_before + opened <= 4);
+    close_world(&w);
+}
+
+TEST(store_gives_up_only_what_the_worker_has_let_go)
+{
+    struct world w;
+    struct store_progress p;
+    tiny_model_write("model", LAYERS, 5);
+    open_world(&w, ALL);
+    want(&w, 1, 0, 0, 5);
+    take_view(&w);
+    CHECK_INT(outcome(&w).code, 0);
+    want(&w, 2, 0, 4, 9);
+    struct store_view *next = queue_pop_wait(w.views, soon());
+    CHECK(next != NULL);
+    /* The new view is there, the old one still ours: ten experts are in memory, and the
+     * ones that go are still whole. */
+    store_progress(w.store, &p);
+    CHECK_INT(p.held, 10);
+    check_held(&w, 0, 0, 5);
+    CHECK(next->held[4] == w.view->held[4]);
+    CHECK_INT(p.read_bytes, 10 * w.stored_bytes);
+    struct store_view *old = w.view;
+    w.view = next;
+    CHECK_INT(queue_push(w.retired, (void **)&old), 0);
+    struct store_outcome o = outcome(&w);
+    CHECK_INT(o.code, 0);
+    CHECK_INT(o.version, 2);
+    store_progress(w.store, &p);
+    CHECK_INT(p.held, 6);
+    CHECK_INT(p.held_bytes, 6 * w.expert_bytes);
+    check_held(&w, 0, 4, 9);
+    close_world(&w);
+}
+
+TEST(store_refuses_more_than_fits_and_says_what_does)
+{
+    struct world w;
+    struct store_progress p;
+    tiny_model_write("model", LAYERS, 5);
+    open_world(&w, 7);
+    want(&w, 1, 1, 0, 7);
+    struct store_outcome o = outcome(&w);
+    CHECK_INT(o.code, E_BUSY);
+    CHECK_HAS(o.why.text, "8 experts");
+    CHECK_HAS(o.why.text, "room for 7");
+    store_progress(w.store, &p);
+    CHECK_INT(p.held, 0);
+    CHECK_INT(p.read_bytes, 0);
+    want(&w, 2, 1, 0, 6);
+    take_view(&w);
+    CHECK_INT(outcome(&w).code, 0);
+    check_held(&w, 1, 0, 6);
+    close_world(&w);
+}
+
+TEST(store_gives_up_first_when_memory_is_too_small_for_both)
+{
+    struct world w;
+    struct store_progress p;
+    tiny_model_write("model", LAYERS, 5);
+    open_world(&w, 7);
+    want(&w, 1, 1, 0, 5);
+    take_view(&w);
+    CHECK_INT(outcome(&w).code, 0);
+    want(&w, 2, 1, 4, 9);
+    take_view(&w);
+    /* What stays is served meanwhile; the node is not whole. */
+    check_held(&w, 1, 4, 5);
+    store_progress(w.store, &p);
+    CHECK_INT(p.serving_version, 0);
+    take_view(&w);
+    CHECK_INT(outcome(&w).code, 0);
+    check_held(&w, 1, 4, 9);
+    store_progress(w.store, &p);
+    CHECK_INT(p.held, 6);
+    CHECK_INT(p.serving_version, 2);
+    close_world(&w);
+}
+
+TEST(store_serves_the_newest_wish)
+{
+    struct world w;
+    tiny_model_write("model", LAYERS, 5);
+    open_world(&w, ALL);
+    for (uint64_t version = 1; version <= 40; version++)
+        want(&w, version, (int)version % LAYERS, 0, EXPERTS - 1);
+    struct store_outcome o;
+    do {
+        /* Some were served on the way, the last one is in any case. */
+        take_view(&w);
+        o = outcome(&w);
+        CHECK_INT(o.code, 0);
+    } while (o.version != 40);
+    check_held(&w, 40 % LAYERS, 0, EXPERTS - 1);
+    close_world(&w);
+}
+
+TEST(store_refuses_holdings_of_another_model)
+{
+    struct world w;
+    tiny_model_write("model", LAYERS, 5);
+    open_world(&w, ALL);
+    uint8_t bitmap[64] = {0};
+    struct err e = {0};
+    struct wire_holdings h = {
+        .version = 1, .n_layers = LAYERS + 1, .n_experts = EXPERTS, .bitmap = bitmap};
+    CHECK_INT(store_want(w.store, &h, &e), E_INVALID);
+    CHECK_HAS(e.text, "5 layers");
+    close_world(&w);
+}
+
+/* Kernels that are wrong by one bit in one place. */
+static void matmul_off_by_a_bit(const struct matrix *m, int first_panel, int n_panels,
+                                const float *x, size_t x_stride, int n_rows, float *y,
+                                size_t y_stride)
+{
+    kernels_named("portable")
+        ->matmul_fp8(m, first_panel, n_panels, x, x_stride, n_rows, y, y_stride);
+    if (first_panel == 0)
+        y[0] = nextafterf(y[0], 1e9f);
+}
+
+TEST(store_does_not_serve_what_fails_its_self_test)
+{
+    struct world w;
+    struct err e = {0};
+    tiny_model_write("model", LAYERS, 5);
+    open_world(&w, ALL);
+    store_stop(&w.store);
+    struct kernels wrong = *kernels_named("portable");
+    wrong.matmul_fp8 = matmul_off_by_a_bit;
+    wrong.name = "wrong";
+    struct store_options o = {.checkpoint = w.checkpoint,
+                              .kernels = &wrong,
+                              .threads = 1,
+                              .memory_bytes = (size_t)ALL * w.expert_bytes,
+                              .views = w.views,
+                              .retired = w.retired};
+    CHECK_INT(store_start(&o, &w.store, &e), 0);
+    want(&w, 1, 0, 0, 3);
+    struct store_outcome out = outcome(&w);
+    CHECK_INT(out.code, E_CORRUPT);
+    CHECK_HAS(out.why.text, "self-test");
+    CHECK_HAS(out.why.text, "wrong");
+    CHECK(queue_pop(w.views) == NULL);
+    close_world(&w);
+}
