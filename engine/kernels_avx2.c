@@ -20,7 +20,14 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { LANES = 16, VECTOR = 8, ROWS_IN_CACHE = 64, PANELS_AT_ONCE = 4, LARGEST_TILE = 6 };
+enum {
+    LANES = 16,
+    VECTOR = 8,
+    ROWS_IN_CACHE = 64,
+    PANELS_AT_ONCE = 4,
+    TILE_ROWS = 4,
+    LARGEST_TILE = 6
+};
 
 static int min_int(int a, int b)
 {
@@ -37,11 +44,33 @@ static const char *panel_at(const struct matrix *w, int panel)
     return (const char *)w->panels + (size_t)panel * w->panel_bytes;
 }
 
+/* FP8: the scales of a panel, one per block of columns. */
+static const float *block_scales(const struct matrix *w, int panel)
+{
+    int n_blocks = (w->cols + SCALE_BLOCK - 1) / SCALE_BLOCK;
+    return w->scales + (size_t)(panel * PANEL_ROWS / SCALE_BLOCK) * (size_t)n_blocks;
+}
+
 /* The 16 results of a panel for one row; rows of W past the end are not written. */
 static void store_panel(const struct matrix *w, int panel, const float *acc, float *y)
 {
     int first = panel * PANEL_ROWS;
     memcpy(y + first, acc, (size_t)min_int(w->rows - first, PANEL_ROWS) * sizeof(float));
+}
+
+/* The last n < 8 floats; the other lanes are zero. */
+INLINE __m256 load_part(const float *from, int n)
+{
+    _Alignas(32) float part[VECTOR] = {0};
+    memcpy(part, from, (size_t)n * sizeof(float));
+    return _mm256_load_ps(part);
+}
+
+INLINE void store_part(float *to, __m256 v, int n)
+{
+    _Alignas(32) float part[VECTOR];
+    _mm256_store_ps(part, v);
+    memcpy(to, part, (size_t)n * sizeof(float));
 }
 
 /* ---- weights to floats ---- */
@@ -222,15 +251,22 @@ static void one_row(const struct matrix *w, int first_panel, int n_panels, const
     }
 }
 
-/* out = x * FP8_FACTOR; false if that is not exact, because it overflows. */
+/* out = x * FP8_FACTOR for a block of n columns, at most SCALE_BLOCK, and zeros up to the
+ * next multiple of 8; false if that is not exact, because it overflows. */
 static bool scale_block(const float *x, int n, float *out)
 {
-    bool is_exact = true;
-    for (int k = 0; k < n; k++) {
-        out[k] = x[k] * FP8_FACTOR;
-        is_exact = is_exact && (!isinf(out[k]) || isinf(x[k]));
+    const __m256 factor = _mm256_set1_ps(FP8_FACTOR), sign = _mm256_set1_ps(-0.0f);
+    const __m256 infinity = _mm256_set1_ps(INFINITY);
+    __m256 is_bad = _mm256_setzero_ps();
+    for (int k = 0; k < n; k += VECTOR) {
+        __m256 v = k + VECTOR <= n ? _mm256_loadu_ps(x + k) : load_part(x + k, n - k);
+        __m256 scaled = _mm256_mul_ps(v, factor);
+        _mm256_store_ps(out + k, scaled);
+        __m256 was = _mm256_cmp_ps(_mm256_andnot_ps(sign, v), infinity, _CMP_EQ_OQ);
+        __m256 is = _mm256_cmp_ps(_mm256_andnot_ps(sign, scaled), infinity, _CMP_EQ_OQ);
+        is_bad = _mm256_or_ps(is_bad, _mm256_andnot_ps(was, is));
     }
-    return is_exact;
+    return _mm256_movemask_ps(is_bad) == 0;
 }
 
 /* ---- more rows ---- */
@@ -261,7 +297,20 @@ static void unpack_fp8(const char *from, int n_cols, float *out)
 
 /* n rows x 16 weights over a block of columns.  chain_n goes on where acc [n][16] is;
  * block_n begins at 0 and folds the result into acc. */
-#define TILE_X(i) const float *x##i = x + i * x_stride;
+struct block {
+    const float *w; /* [n_cols][16] */
+    int n_cols;
+    const float *x; /* [n rows], from this column on */
+    size_t x_stride;
+    const float *scale;
+    /* What to fetch meanwhile, so many bytes per column.  The last block of a matrix points
+     * past its end, which a prefetch may. */
+    const char *ahead;
+    size_t ahead_step;
+};
+typedef void tile(const struct block *b, float *acc);
+
+#define TILE_X(i) const float *x##i = b->x + i * b->x_stride;
 #define TILE_LOAD(i) \
     __m256 low##i = _mm256_load_ps(acc + 16 * i), high##i = _mm256_load_ps(acc + 16 * i + 8);
 #define TILE_STEP(i) \
@@ -275,21 +324,21 @@ static void unpack_fp8(const char *from, int n_cols, float *out)
     _mm256_store_ps(acc + 16 * i + 8, \
                     _mm256_fmadd_ps(s, high##i, _mm256_load_ps(acc + 16 * i + 8)));
 #define TILE_LOOP(n) \
-    for (int k = 0; k < n_cols; k++) { \
-        __m256 w0 = _mm256_load_ps(w + 16 * k), w1 = _mm256_load_ps(w + 16 * k + 8); \
+    const float *w = b->w; \
+    const char *ahead = b->ahead; \
+    for (int k = 0, n_cols = b->n_cols; k < n_cols; k++, w += 16, ahead += b->ahead_step) { \
+        __m256 w0 = _mm256_load_ps(w), w1 = _mm256_load_ps(w + 8); \
+        _mm_prefetch(ahead, _MM_HINT_T0); \
         EACH_##n(TILE_STEP) \
     }
 #define TILE(n) \
-    static void chain_##n(const float *w, int n_cols, const float *x, size_t x_stride, \
-                          const float *scale, float *acc) \
+    static void chain_##n(const struct block *b, float *acc) \
     { \
-        (void)scale; \
         EACH_##n(TILE_X) EACH_##n(TILE_LOAD) TILE_LOOP(n) EACH_##n(ACC_STORE) \
     } \
-    static void block_##n(const float *w, int n_cols, const float *x, size_t x_stride, \
-                          const float *scale, float *acc) \
+    static void block_##n(const struct block *b, float *acc) \
     { \
-        EACH_##n(TILE_X) EACH_##n(ACC_ZERO) TILE_LOOP(n) __m256 s = _mm256_broadcast_ss(scale); \
+        EACH_##n(TILE_X) EACH_##n(ACC_ZERO) TILE_LOOP(n) __m256 s = _mm256_broadcast_ss(b->scale); \
         EACH_##n(TILE_FOLD) \
     }
 TILE(1)
@@ -299,8 +348,6 @@ TILE(4)
 TILE(5)
 TILE(6)
 
-typedef void tile(const float *w, int n_cols, const float *x, size_t x_stride, const float *scale,
-                  float *acc);
 static tile *const chain_tiles[] = {NULL, chain_1, chain_2, chain_3, chain_4, chain_5, chain_6};
 static tile *const block_tiles[] = {NULL, block_1, block_2, block_3, block_4, block_5, block_6};
 
@@ -308,7 +355,20 @@ static tile *const block_tiles[] = {NULL, block_1, block_2, block_3, block_4, bl
  * rows is better spent in a larger last tile. */
 static int rows_next(int left)
 {
-    return left <= LARGEST_TILE ? left : 4;
+    return left <= LARGEST_TILE ? left : TILE_ROWS;
+}
+
+/* Takes b->ahead along; a copy of the block would stall on its fields just written. */
+INLINE void all_tiles(tile *const *tiles, struct block *b, int n_rows, float *acc)
+{
+    const float *x = b->x;
+    for (int m = 0, n; m < n_rows; m += n) {
+        n = rows_next(n_rows - m);
+        tiles[n](b, acc + m * PANEL_ROWS);
+        b->x += (size_t)n * b->x_stride;
+        b->ahead += (size_t)b->n_cols * b->ahead_step;
+    }
+    b->x = x;
 }
 
 /* One panel for at most ROWS_IN_CACHE rows. */
@@ -319,27 +379,28 @@ static void panel_rows(const struct matrix *w, int panel, const float *x, size_t
     const char *from = panel_at(w, panel);
     size_t column_bytes = w->panel_bytes / (size_t)w->padded_cols;
     tile *const *tiles = w->format == FORMAT_FP8 ? block_tiles : chain_tiles;
-    int n_blocks = (w->cols + SCALE_BLOCK - 1) / SCALE_BLOCK;
-    const float *scale = NULL;
+    struct block b = {.x = x, .x_stride = x_stride};
+    /* The next block is fetched evenly over the tiles of this one: all at once it would
+     * come too late for the first and leave the memory idle during the others. */
+    b.ahead_step = column_bytes / (size_t)((n_rows + TILE_ROWS - 1) / TILE_ROWS);
     if (w->format == FORMAT_FP8)
-        scale = w->scales + (size_t)(panel * PANEL_ROWS / SCALE_BLOCK) * (size_t)n_blocks;
+        b.scale = block_scales(w, panel);
     memset(acc, 0, (size_t)n_rows * PANEL_ROWS * sizeof(float));
     for (int first = 0; first < w->cols; first += SCALE_BLOCK) {
-        int n_cols = min_int(w->cols - first, SCALE_BLOCK);
-        const float *weights = unpacked;
+        b.n_cols = min_int(w->cols - first, SCALE_BLOCK);
+        b.w = unpacked;
         if (w->format == FORMAT_F32)
-            weights = (const float *)(const void *)from;
+            b.w = (const float *)(const void *)from;
         else if (w->format == FORMAT_BF16)
-            unpack_bf16(from, n_cols, unpacked);
+            unpack_bf16(from, b.n_cols, unpacked);
         else
-            unpack_fp8(from, n_cols, unpacked);
-        for (int m = 0, n; m < n_rows; m += n) {
-            n = rows_next(n_rows - m);
-            tiles[n](weights, n_cols, x + (size_t)m * x_stride + first, x_stride, scale,
-                     acc + m * PANEL_ROWS);
-        }
+            unpack_fp8(from, b.n_cols, unpacked);
         from += column_bytes * SCALE_BLOCK;
-        scale = scale ? scale + 1 : NULL;
+        b.ahead = from;
+        all_tiles(tiles, &b, n_rows, acc);
+        b.x += SCALE_BLOCK;
+        if (b.scale)
+            b.scale++;
     }
 }
 
@@ -371,10 +432,9 @@ static bool one_row_fp8(const struct matrix *w, int panel, int n_panels, const f
 {
     _Alignas(32) float scaled[SCALE_BLOCK];
     const char *from = panel_at(w, panel);
-    int n_blocks = (w->cols + SCALE_BLOCK - 1) / SCALE_BLOCK;
     const float *scales[PANELS_AT_ONCE];
     for (int i = 0; i < n_panels; i++)
-        scales[i] = w->scales + (size_t)((panel + i) * PANEL_ROWS / SCALE_BLOCK) * (size_t)n_blocks;
+        scales[i] = block_scales(w, panel + i);
     memset(acc, 0, (size_t)n_panels * PANEL_ROWS * sizeof(float));
     for (int first = 0; first < w->cols; first += SCALE_BLOCK) {
         int n_cols = min_int(w->cols - first, SCALE_BLOCK);
@@ -439,21 +499,6 @@ static void rms_norm(const float *x, const float *w, int n, float eps, float *ou
     }
     for (; i < n; i++)
         out[i] = x[i] * r * w[i];
-}
-
-/* The last n < 8 floats; the other lanes are zero. */
-INLINE __m256 load_part(const float *from, int n)
-{
-    _Alignas(32) float part[VECTOR] = {0};
-    memcpy(part, from, (size_t)n * sizeof(float));
-    return _mm256_load_ps(part);
-}
-
-INLINE void store_part(float *to, __m256 v, int n)
-{
-    _Alignas(32) float part[VECTOR];
-    _mm256_store_ps(part, v);
-    memcpy(to, part, (size_t)n * sizeof(float));
 }
 
 static void swiglu(float *gate, const float *up, int n)
