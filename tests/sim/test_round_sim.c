@@ -1,0 +1,267 @@
+/* tests/sim/test_round_sim.c - rounds in simulated time: answers are delayed, lost, doubled
+ * and come after their round has ended; nodes die and come back under another table between
+ * steps.  Every round that ends well has the same bits as one without any trouble. */
+#include "attn_node/round.h"
+
+#include <stdio.h>
+
+#include "base/mem.h"
+#include "engine/moe_fold.h"
+#include "tests/lib/test.h"
+
+enum { ROWS = 8, TOP_K = 4, HIDDEN = 16, EXPERTS = 24, NODES = 6, SLOTS = ROWS * TOP_K };
+enum { TIMEOUT_US = 1000, MAX_EVENTS = 8 * SLOTS };
+
+enum event_kind { REPLY, DISCONNECT, TIMEOUT };
+struct event {
+    int64_t at_us;
+    enum event_kind kind;
+    struct round_ticket ticket;
+    int node, n_rows, n_routes;
+    enum combine_mode mode;
+    uint32_t overflow[ROWS];
+    int n_overflow;
+    char bytes[SLOTS * HIDDEN * 4];
+};
+
+struct sim {
+    struct rng rng;
+    int64_t now_us;
+    struct event *events[MAX_EVENTS];
+    int n_events;
+    bool is_dead[NODES];
+    struct round_node nodes[NODES];
+    uint16_t holder[EXPERTS];
+    struct round *round;
+
+    struct moe_rows rows;
+    struct routing routing;
+    uint16_t experts[SLOTS];
+    float weights[SLOTS];
+    int16_t exponents[ROWS];
+    float outputs[ROWS][EXPERTS][HIDDEN];
+    int n_done, n_failed, n_stale;
+};
+
+static void post(struct sim *s, struct event *e, int64_t delay_us)
+{
+    CHECK(s->n_events < MAX_EVENTS);
+    e->at_us = s->now_us + delay_us;
+    s->events[s->n_events++] = e;
+}
+
+static struct event *next_event(struct sim *s)
+{
+    int first = 0;
+    CHECK(s->n_events > 0);
+    for (int i = 1; i < s->n_events; i++)
+        if (s->events[i]->at_us < s->events[first]->at_us)
+            first = i;
+    struct event *e = s->events[first];
+    s->events[first] = s->events[--s->n_events];
+    CHECK(e->at_us >= s->now_us);
+    s->now_us = e->at_us;
+    return e;
+}
+
+static void compute_fixed(const struct sim *s, const struct round_parcel *p, struct event *e)
+{
+    const struct kernels *k = kernels_named("portable");
+    for (int i = 0; i < p->n_rows; i++) {
+        int32_t sum[HIDDEN] = {0};
+        int over = 0;
+        for (int j = p->first_route[i]; j < p->first_route[i + 1]; j++)
+            over += k->fixed_add(s->outputs[p->rows[i]][p->experts[j]], p->weights[j],
+                                 p->exponents[i], HIDDEN, sum);
+        memcpy(e->bytes + (size_t)i * sizeof(sum), sum, sizeof(sum));
+        if (over > 0)
+            e->overflow[e->n_overflow++] = (uint32_t)i;
+    }
+}
+
+static void compute(const struct sim *s, const struct round_parcel *p, struct event *e)
+{
+    size_t bytes = HIDDEN * sizeof(float);
+    e->mode = p->mode;
+    e->n_rows = p->n_rows;
+    e->n_routes = p->n_routes;
+    if (p->mode == COMBINE_FIXED) {
+        compute_fixed(s, p, e);
+        return;
+    }
+    for (int i = 0; i < p->n_rows; i++)
+        for (int j = p->first_route[i]; j < p->first_route[i + 1]; j++)
+            memcpy(e->bytes + (size_t)j * bytes, s->outputs[p->rows[i]][p->experts[j]], bytes);
+}
+
+static struct event *new_event(enum event_kind kind, struct round_ticket t)
+{
+    struct event *e = mem_alloc(sizeof(*e));
+    e->kind = kind;
+    e->ticket = t;
+    return e;
+}
+
+/* What the network makes of one parcel: an answer (perhaps late, perhaps twice), silence,
+ * or a broken connection.  The deadline comes in any case. */
+static void send_parcel(struct sim *s, int index)
+{
+    const struct round_parcel *p = round_parcel(s->round, index);
+    int node = p->node;
+    struct round_ticket t = round_sent(s->round, index);
+    post(s, new_event(TIMEOUT, t), TIMEOUT_US);
+    uint64_t fate = rng_below(&s->rng, 200);
+    if (s->is_dead[node]) {
+        post(s, new_event(DISCONNECT, t), 1 + (int64_t)rng_below(&s->rng, 20));
+        return;
+    }
+    if (fate == 0)
+        return;
+    int copies = fate < 30 ? 2 : 1;
+    for (int i = 0; i < copies; i++) {
+        struct event *e = new_event(REPLY, t);
+        compute(s, p, e);
+        /* Some answers come after the deadline, into a later round. */
+        post(s, e, 10 + (int64_t)rng_below(&s->rng, fate == 199 ? 3 * TIMEOUT_US : 300));
+    }
+}
+
+static void deliver(struct sim *s, struct event *e)
+{
+    int rc = 0;
+    if (e->kind == REPLY) {
+        struct round_reply r = {
+            .mode = e->mode,
+            .n_rows = e->n_rows,
+            .data = e->bytes,
+            .bytes = (size_t)(e->mode == COMBINE_EXPERT ? e->n_routes : e->n_rows) * HIDDEN * 4,
+            .overflow_rows = e->overflow,
+            .n_overflow = e->n_overflow};
+        rc = round_take(s->round, e->ticket, &r, NULL);
+    } else if (e->kind == DISCONNECT) {
+        rc = round_fail(s->round, e->ticket, E_UNAVAILABLE, "the connection broke");
+    } else {
+        rc = round_fail(s->round, e->ticket, E_DEADLINE, "no answer in time");
+    }
+    CHECK(rc == 0 || rc == E_STALE);
+    s->n_stale += e->kind == REPLY && rc == E_STALE;
+    mem_free(e);
+}
+
+static void fold_without_trouble(const struct sim *s, enum combine_mode mode, float *x)
+{
+    const struct kernels *k = kernels_named("portable");
+    for (int row = 0; row < ROWS; row++) {
+        int32_t sum[HIDDEN] = {0};
+        const void *slots[TOP_K];
+        int over = 0;
+        for (int i = 0; i < TOP_K; i++) {
+            slots[i] = s->outputs[row][s->experts[row * TOP_K + i]];
+            over +=
+                k->fixed_add(slots[i], s->weights[row * TOP_K + i], s->exponents[row], HIDDEN, sum);
+        }
+        if (mode == COMBINE_EXPERT || over > 0)
+            moe_fold_expert(slots, s->weights + (size_t)row * TOP_K, TOP_K, HIDDEN,
+                            x + (size_t)row * HIDDEN);
+        else
+            moe_fold_fixed(k, sum, s->exponents[row], HIDDEN, x + (size_t)row * HIDDEN);
+    }
+}
+
+/* One layer: to its good or bad end.  Events of older rounds come in between. */
+static void run_round(struct sim *s, enum combine_mode mode)
+{
+    float got[ROWS * HIDDEN], want[ROWS * HIDDEN];
+    for (int i = 0; i < ROWS * HIDDEN; i++)
+        got[i] = want[i] = (float)rng_normal(&s->rng);
+    struct round_plan plan = {.rows = &s->rows, .mode = mode, .holder = s->holder};
+    struct err e = {0};
+    CHECK_INT(round_begin(s->round, &plan, &e), 0);
+    while (round_state(s->round) == ROUND_RUNNING) {
+        for (int i = round_next(s->round, -1); i >= 0; i = round_next(s->round, i))
+            send_parcel(s, i);
+        deliver(s, next_event(s));
+    }
+    if (round_state(s->round) == ROUND_DONE) {
+        round_fold(s->round, got);
+        fold_without_trouble(s, mode, want);
+        CHECK_BYTES(got, want, sizeof(got));
+        s->n_done++;
+    } else {
+        CHECK(round_error(s->round)->code == E_UNAVAILABLE ||
+              round_error(s->round)->code == E_DEADLINE);
+        CHECK_HAS(round_error(s->round)->text, "node n-");
+        round_abandon(s->round);
+        s->n_failed++;
+    }
+}
+
+static void make_step(struct sim *s)
+{
+    for (int slot = 0; slot < SLOTS; slot++) {
+        /* Distinct experts of a row: a random start and a stride. */
+        int row = slot / TOP_K, k = slot % TOP_K;
+        s->experts[slot] = k == 0 ? (uint16_t)rng_below(&s->rng, EXPERTS)
+                                  : (uint16_t)((s->experts[row * TOP_K] + 5 * k) % EXPERTS);
+        s->weights[slot] = (float)rng_unit(&s->rng);
+    }
+    for (int row = 0; row < ROWS; row++) {
+        s->exponents[row] = -20;
+        for (int e = 0; e < EXPERTS; e++)
+            for (int i = 0; i < HIDDEN; i++)
+                s->outputs[row][e][i] =
+                    (rng_below(&s->rng, 3000) == 0 ? 1e6f : 1) * (float)rng_normal(&s->rng);
+    }
+}
+
+/* A new table, as after a change of membership: only nodes that live hold anything. */
+static void change_table(struct sim *s)
+{
+    static const char *const names[NODES] = {"n-0", "n-1", "n-2", "n-3", "n-4", "n-5"};
+    for (int i = 0; i < NODES; i++) {
+        s->is_dead[i] = i > 0 && rng_below(&s->rng, 4) == 0;
+        s->nodes[i] =
+            (struct round_node){.name = names[i], .max_rows = 1 + (int)rng_below(&s->rng, ROWS)};
+    }
+    for (int i = 0; i < EXPERTS; i++) {
+        do
+            s->holder[i] = (uint16_t)rng_below(&s->rng, NODES);
+        while (s->is_dead[s->holder[i]]);
+    }
+    round_install(s->round, s->nodes, NODES);
+}
+
+TEST(round_sim_ends_with_the_right_bits_or_a_named_failure)
+{
+    struct sim *s = mem_alloc(sizeof(*s));
+    struct round_limits limits = {
+        .kernels = kernels_named("portable"), .max_rows = ROWS, .top_k = TOP_K, .hidden = HIDDEN};
+    s->rng = test_rng();
+    s->round = round_new(&limits);
+    s->routing = (struct routing){
+        .n_rows = ROWS, .top_k = TOP_K, .experts = s->experts, .weights = s->weights};
+    s->rows = (struct moe_rows){.n_rows = ROWS,
+                                .hidden = HIDDEN,
+                                .rows = s->outputs[0][0],
+                                .exponents = s->exponents,
+                                .routing = &s->routing};
+    for (int step = 0; step < 400; step++) {
+        if (step % 4 == 0)
+            change_table(s);
+        /* A node dies after the table was made, until the next one. */
+        if (step % 40 == 3)
+            s->is_dead[s->holder[0]] = true;
+        make_step(s);
+        for (int layer = 0; layer < 3; layer++) {
+            s->rows.layer = layer;
+            run_round(s, step % 2 ? COMBINE_FIXED : COMBINE_EXPERT);
+        }
+    }
+    test_say("%d rounds done, %d failed, %d answers came late or twice", s->n_done, s->n_failed,
+             s->n_stale);
+    CHECK(s->n_done > 600 && s->n_failed > 0 && s->n_stale > 0);
+    while (s->n_events > 0)
+        deliver(s, next_event(s));
+    round_free(&s->round);
+    mem_free(s);
+}
