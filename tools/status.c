@@ -33,10 +33,13 @@ static long long number_of(const json_t *object, const char *key)
 
 static void print_node(const json_t *node)
 {
-    char held[32];
-    snprintf(held, sizeof held, "%lld/%lld", number_of(node, "experts_held"),
-             number_of(node, "experts_wanted"));
-    printf("  %-16s %-10s %-9s %7lld  %-13s %9.1f  %8lld  %s\n", text_of(node, "name"),
+    char held[48] = "-";
+    if (strcmp(text_of(node, "role"), "expert") == 0)
+        snprintf(held, sizeof held, "%lld/%lld", number_of(node, "experts_held"),
+                 number_of(node, "experts_wanted"));
+    else
+        snprintf(held, sizeof held, "%lld KV pages", number_of(node, "kv_pages_free"));
+    printf("  %-22s %-10s %-9s %7lld  %-15s %9.1f  %8lld  %s\n", text_of(node, "name"),
            text_of(node, "role"), text_of(node, "state"), number_of(node, "pid"), held,
            (double)number_of(node, "held_bytes") / (1 << 20), number_of(node, "heartbeat_age_ms"),
            text_of(node, "endpoint"));
@@ -53,12 +56,12 @@ static void print_cluster(const json_t *root)
     printf("%s: %s%s\n", text_of(model, "name"),
            ready ? "ready" : "not ready: ", ready ? "" : text_of(root, "why"));
     printf("  epoch %lld, experts %lld of %lld placed, weights %s, combine %s, fingerprint %s\n",
-           number_of(root, "epoch"), number_of(coverage, "held"), number_of(coverage, "total"),
+           number_of(root, "epoch"), number_of(coverage, "live"), number_of(coverage, "experts"),
            text_of(model, "format"), text_of(model, "combine"), text_of(model, "fingerprint"));
     printf("  requests: %lld running, %lld queued\n\n", number_of(requests, "running"),
            number_of(requests, "queued"));
-    printf("  %-16s %-10s %-9s %7s  %-13s %9s  %8s  %s\n", "node", "role", "state", "pid",
-           "experts", "MiB", "seen ms", "endpoint");
+    printf("  %-22s %-10s %-9s %7s  %-15s %9s  %8s  %s\n", "node", "role", "state", "pid",
+           "experts/free KV", "MiB", "seen ms", "endpoint");
     for (size_t i = 0; i < json_array_size(nodes); i++)
         print_node(json_array_get(nodes, i));
 }

@@ -72,7 +72,7 @@ TEST_WITHIN(a_node_that_joins_takes_its_share, 90)
     struct cluster c;
     cluster_start(&c, 1, 0, NULL);
     char *before = ids_of(&c);
-    cluster_wait_value(&c, "coverage.held", 3 * 256, 10);
+    cluster_wait_value(&c, "coverage.live", 3 * 256, 10);
     cluster_start_node(&c, "expert_node", "expert-1");
     int64_t deadline = clock_now_ns() + 40 * CLOCK_S;
     for (long long held[2] = {0}; held[0] != 3 * 128 || held[1] != 3 * 128;) {
