@@ -183,8 +183,6 @@ static void step_failed(struct hub_attention *a, int code, const char *text)
 {
     struct hub *h = a->hub;
     h->counters.step_failures++;
-    log_warn("step.failed", "side=%s step=%llu code=%s why=%s", channel_peer_name(a->channel),
-             (unsigned long long)a->step, err_name(code), log_quote(text).text);
     struct sched_event e = {.kind = SCHED_STEP_FAILED,
                             .side.id = a->node_id,
                             .step = a->step,

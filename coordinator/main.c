@@ -1,11 +1,13 @@
 /* coordinator/main.c - the front door of a cluster: options, wiring, loop, exit.
  *
  * Threads: the loop (this one) owns everything; the embedded attention side brings its own.
- * SIGTERM and SIGINT drain, a second one exits at once. */
+ * SIGTERM and SIGINT drain, a second one exits at once.  They are caught by a handler, not a
+ * signalfd: OpenBLAS starts threads before main(), which cannot be told to block them. */
 #include <errno.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
-#include <sys/signalfd.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "attn_node/side.h"
@@ -21,22 +23,30 @@ struct program {
     struct loop *loop;
     struct hub *hub;
     struct embed *embed;
-    int signals; /* descriptor */
-    int exit_status, n_signals;
+    int exit_status;
 };
+
+/* For the handler, which has no other way to know. */
+static int signal_fd = -1;
+static volatile sig_atomic_t n_signals;
+
+static void on_raw_signal(int number)
+{
+    const uint64_t one = 1;
+    (void)number;
+    int saved = errno;
+    if (++n_signals > 1 || write(signal_fd, &one, sizeof one) != (ssize_t)sizeof one)
+        _exit(1);
+    errno = saved;
+}
 
 static void on_signal(void *ud, int64_t now_ns)
 {
     struct program *p = ud;
-    struct signalfd_siginfo what;
+    uint64_t count;
     (void)now_ns;
-    if (read(p->signals, &what, sizeof what) != (ssize_t)sizeof what)
-        return;
-    if (++p->n_signals > 1) {
-        log_info("program.exit", "why=\"second signal\"");
-        _exit(1);
-    }
-    hub_drain(p->hub);
+    if (read(signal_fd, &count, sizeof count) == (ssize_t)sizeof count)
+        hub_drain(p->hub);
 }
 
 static void on_side_failed(void *ud, const struct err *e)
@@ -48,28 +58,28 @@ static void on_side_failed(void *ud, const struct err *e)
     loop_stop(p->loop);
 }
 
-/* Before any thread starts, so that all threads leave these signals to the loop. */
-static int take_signals(struct program *p, struct err *e)
+static int take_signals(struct err *e)
 {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    must_zero(sigprocmask(SIG_BLOCK, &set, NULL));
+    struct sigaction action = {.sa_handler = on_raw_signal, .sa_flags = SA_RESTART};
+    signal_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (signal_fd < 0)
+        return err_set_errno(e, errno, "eventfd");
     signal(SIGPIPE, SIG_IGN);
-    p->signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
-    return p->signals < 0 ? err_set_errno(e, errno, "signalfd") : 0;
+    must_zero(sigaction(SIGTERM, &action, NULL));
+    must_zero(sigaction(SIGINT, &action, NULL));
+    return 0;
 }
 
 static int start(struct program *p, struct err *e)
 {
-    int rc = take_signals(p, e);
+    int rc = loop_open(&p->loop, e);
     if (rc == 0)
-        rc = loop_open(&p->loop, e);
+        rc = hub_open(p->loop, &p->config, &p->hub, e);
+    if (rc == 0)
+        rc = take_signals(e);
     if (rc < 0)
         return rc;
-    loop_add_fd(p->loop, p->signals, on_signal, p);
-    rc = hub_open(p->loop, &p->config, &p->hub, e);
+    loop_add_fd(p->loop, signal_fd, on_signal, p);
     if (rc == 0 && p->config.attention_embedded)
         rc = embed_start(p->loop, &p->config, on_side_failed, p, &p->embed, e);
     return rc;
@@ -85,16 +95,15 @@ static void stop(struct program *p)
     embed_stop(&p->embed);
     hub_close(&p->hub);
     if (p->loop) {
-        loop_remove_fd(p->loop, p->signals);
+        if (signal_fd >= 0)
+            loop_remove_fd(p->loop, signal_fd);
         loop_close(&p->loop);
     }
-    if (p->signals >= 0)
-        close(p->signals);
 }
 
 int main(int argc, char **argv)
 {
-    static struct program p = {.signals = -1};
+    static struct program p;
     struct err e = {0};
     switch (conf_main(&coordinator_options, &p.config, argc, argv, coordinator_config_check,
                       side_print_version)) {

@@ -167,13 +167,14 @@ static int parse_max_tokens(const struct openai_model *m, const json_t *body, st
 static int refuse_unsupported(const json_t *body, struct openai_error *e)
 {
     int64_t n = 1, best_of = 1;
-    int rc = json_read_int(body, "n", 1, 1, &n, e);
+    int rc = json_read_int(body, "n", 1, INT32_MAX, &n, e);
     if (rc == 0)
-        rc = json_read_int(body, "best_of", 1, 1, &best_of, e);
-    if (rc < 0) {
-        e->reason = "unsupported";
+        rc = json_read_int(body, "best_of", 1, INT32_MAX, &best_of, e);
+    if (rc < 0)
         return rc;
-    }
+    if (n > 1 || best_of > 1)
+        return openai_refuse(e, "unsupported", n > 1 ? "n" : "best_of",
+                             "one request gives one answer: %s must be 1", n > 1 ? "n" : "best_of");
     bool echo = false;
     rc = json_read_bool(body, "echo", &echo, e);
     if (rc < 0)
