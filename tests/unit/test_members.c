@@ -1,0 +1,177 @@
+/* tests/unit/test_members.c - who may join, who is alive. */
+#include "coordinator/members.h"
+
+#include <stdio.h>
+
+#include "base/clock.h"
+#include "base/version.h"
+#include "tests/lib/test.h"
+
+static struct members members;
+static struct err err;
+
+static void begin(void)
+{
+    struct members_config c = {
+        .fingerprint = 0xabc, .format = FORMAT_FP8, .combine = COMBINE_FIXED, .lease_ns = CLOCK_S};
+    members_init(&members, &c);
+}
+
+static struct wire_join joiner(const char *name, uint64_t incarnation)
+{
+    struct wire_join j = {.role = NODE_EXPERT,
+                          .incarnation = incarnation,
+                          .protocol_version = POLYMATH_PROTOCOL_VERSION,
+                          .fingerprint = 0xabc,
+                          .format = FORMAT_FP8,
+                          .combine = COMBINE_FIXED};
+    snprintf(j.name, sizeof j.name, "%s", name);
+    snprintf(j.endpoint, sizeof j.endpoint, "tcp://127.0.0.1:%llu",
+             (unsigned long long)(5000 + incarnation));
+    snprintf(j.host, sizeof j.host, "h");
+    return j;
+}
+
+static struct members_joined joined;
+static int join(const char *name, uint64_t incarnation, int64_t now_ns)
+{
+    struct wire_join j = joiner(name, incarnation);
+    err = (struct err){0};
+    return members_join(&members, &j, now_ns, &joined, &err);
+}
+
+TEST(members_give_every_process_its_own_id)
+{
+    begin();
+    CHECK_INT(join("a", 1, 0), 0);
+    CHECK(joined.is_new);
+    uint32_t a = joined.node->id;
+    CHECK(a != 0);
+    CHECK_INT(join("b", 2, 0), 0);
+    CHECK(joined.node->id != a);
+    CHECK_INT(members_count(&members, NODE_EXPERT), 2);
+    CHECK_INT(members_count(&members, NODE_ATTENTION), 0);
+    members_fini(&members);
+}
+
+TEST(members_take_a_repeated_join_as_one)
+{
+    begin();
+    CHECK_INT(join("a", 1, 0), 0);
+    uint32_t id = joined.node->id;
+    CHECK_INT(join("a", 1, 10), 0);
+    CHECK(!joined.is_new);
+    CHECK_INT(joined.node->id, id);
+    CHECK_INT(members_count(&members, NODE_EXPERT), 1);
+    members_fini(&members);
+}
+
+TEST(members_refuse_another_model_and_name_the_field)
+{
+    begin();
+    struct wire_join j = joiner("a", 1);
+    j.fingerprint = 0xdef;
+    CHECK_INT(members_join(&members, &j, 0, &joined, &err), E_PRECONDITION);
+    CHECK_HAS(err.text, "fingerprint");
+    CHECK_HAS(err.text, "0000000000000def");
+    CHECK_HAS(err.text, "0000000000000abc");
+    j = joiner("a", 1);
+    j.format = FORMAT_F32;
+    CHECK_INT(members_join(&members, &j, 0, &joined, &err), E_PRECONDITION);
+    CHECK_HAS(err.text, "weights.format: a uses f32, the coordinator fp8");
+    j = joiner("a", 1);
+    j.combine = COMBINE_NODE;
+    CHECK_INT(members_join(&members, &j, 0, &joined, &err), E_PRECONDITION);
+    CHECK_HAS(err.text, "weights.combine: a uses node, the coordinator fixed");
+    j = joiner("a", 1);
+    j.protocol_version++;
+    CHECK_INT(members_join(&members, &j, 0, &joined, &err), E_PRECONDITION);
+    CHECK_HAS(err.text, "protocol_version");
+    CHECK_INT(members.n_nodes, 0);
+    members_fini(&members);
+}
+
+TEST(members_keep_a_live_name_from_another_process)
+{
+    begin();
+    CHECK_INT(join("a", 1, 0), 0);
+    CHECK_INT(join("a", 2, CLOCK_MS), E_EXISTS);
+    CHECK_HAS(err.text, "\"a\"");
+    /* Once the lease is over the name is free. */
+    CHECK(members_expire(&members, 2 * CLOCK_S) != NULL);
+    CHECK_INT(join("a", 2, 2 * CLOCK_S), 0);
+    CHECK(joined.is_new);
+    CHECK_INT(joined.gone_id, 0);
+    CHECK_INT(members.n_nodes, 1);
+    members_fini(&members);
+}
+
+TEST(members_replace_a_process_that_lost_its_address)
+{
+    begin();
+    CHECK_INT(join("a", 1, 0), 0);
+    uint32_t before = joined.node->id;
+    struct wire_join j = joiner("a", 1);
+    j.incarnation = 99;
+    CHECK_INT(members_join(&members, &j, 1, &joined, &err), 0);
+    CHECK(joined.is_new);
+    CHECK_INT(joined.gone_id, before);
+    CHECK(joined.node->id != before);
+    members_fini(&members);
+}
+
+TEST(members_live_by_their_lease)
+{
+    begin();
+    CHECK_INT(join("a", 1, 0), 0);
+    uint32_t a = joined.node->id;
+    CHECK_INT(join("b", 2, 0), 0);
+    struct wire_heartbeat beat = {.node_id = a, .incarnation = 1, .state = NODE_READY, .epoch = 7};
+    struct node *n;
+    CHECK_INT(members_heartbeat(&members, &beat, 900 * CLOCK_MS, &n), 0);
+    CHECK_INT(n->state, NODE_READY);
+    CHECK_INT(n->last.epoch, 7);
+    CHECK(members_expire(&members, CLOCK_S) == NULL);
+    n = members_expire(&members, CLOCK_S + 1);
+    CHECK(n != NULL);
+    CHECK_STR(n->join.name, "b");
+    CHECK(members_expire(&members, CLOCK_S + 1) == NULL);
+    CHECK(members_find(&members, a) != NULL);
+    CHECK(members_find(&members, n->id) == NULL);
+    /* A report of the dead brings nobody back. */
+    beat = (struct wire_heartbeat){.node_id = n->id, .incarnation = 2, .state = NODE_READY};
+    CHECK_INT(members_heartbeat(&members, &beat, CLOCK_S + 2, &n), E_NOT_FOUND);
+    members_fini(&members);
+}
+
+TEST(members_hear_only_the_process_that_joined)
+{
+    begin();
+    CHECK_INT(join("a", 1, 0), 0);
+    uint32_t a = joined.node->id;
+    struct node *n;
+    struct wire_heartbeat beat = {.node_id = a, .incarnation = 2, .state = NODE_READY};
+    CHECK_INT(members_heartbeat(&members, &beat, 1, &n), E_NOT_FOUND);
+    struct wire_leave leave = {.node_id = a, .incarnation = 2};
+    CHECK_INT(members_leave(&members, &leave, &n), E_NOT_FOUND);
+    CHECK(members_find(&members, a) != NULL);
+    leave.incarnation = 1;
+    CHECK_INT(members_leave(&members, &leave, &n), 0);
+    CHECK(members_find(&members, a) == NULL);
+    members_fini(&members);
+}
+
+TEST(members_forget_the_long_gone)
+{
+    begin();
+    for (int i = 0; i < 1000; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "n%d", i);
+        CHECK_INT(join(name, (uint64_t)i + 1, i), 0);
+        struct wire_leave leave = {.node_id = joined.node->id, .incarnation = (uint64_t)i + 1};
+        struct node *n;
+        CHECK_INT(members_leave(&members, &leave, &n), 0);
+    }
+    CHECK(members.n_nodes < 100);
+    members_fini(&members);
+}

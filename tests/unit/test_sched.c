@@ -1,0 +1,399 @@
+/* tests/unit/test_sched.c - the timetable, one story each; tests/sim/ plays random ones. */
+#include "coordinator/sched.h"
+
+#include <string.h>
+
+#include "base/err.h"
+#include "base/mem.h"
+#include "tests/lib/test.h"
+
+static struct sched sched;
+static struct sched_actions got;
+static const int32_t PROMPT[64] = {10, 11, 12, 13, 14, 15, 16, 17, 18, 19};
+static const struct sampling SAMPLING = {.temperature = 1};
+static const int EOS[] = {99};
+
+static void begin(int queue_limit)
+{
+    sched_init(&sched, queue_limit);
+}
+
+static void finish(void)
+{
+    sched_actions_fini(&got);
+    sched_fini(&sched);
+}
+
+static void event(const struct sched_event *e)
+{
+    got.n = 0;
+    sched_step(&sched, e, &got);
+}
+
+static void side_up(uint32_t id, uint32_t pages, uint32_t max_rows, uint32_t max_seqs)
+{
+    event(&(struct sched_event){.kind = SCHED_SIDE_UP,
+                                .side = {.id = id,
+                                         .pages = pages,
+                                         .page_tokens = 4,
+                                         .max_rows = max_rows,
+                                         .max_seqs = max_seqs}});
+}
+
+static void submit(uint64_t seq, uint32_t n_prompt, uint32_t max_tokens)
+{
+    event(&(struct sched_event){.kind = SCHED_SUBMIT,
+                                .submit = {.seq = seq,
+                                           .prompt = PROMPT,
+                                           .n_prompt = n_prompt,
+                                           .max_tokens = max_tokens,
+                                           .sampling = &SAMPLING,
+                                           .stop_ids = EOS,
+                                           .n_stop_ids = 1,
+                                           .deadline_ns = 1000}});
+}
+
+static void tick(int64_t now_ns)
+{
+    event(&(struct sched_event){.kind = SCHED_TICK, .now_ns = now_ns});
+}
+
+static const struct sched_action *find(enum sched_action_kind kind)
+{
+    for (int i = 0; i < got.n; i++)
+        if (got.items[i].kind == kind)
+            return &got.items[i];
+    return NULL;
+}
+
+static int count(enum sched_action_kind kind)
+{
+    int n = 0;
+    for (int i = 0; i < got.n; i++)
+        n += got.items[i].kind == kind;
+    return n;
+}
+
+/* Answers the step in `got`: every sample is `token`. */
+static void answer(int32_t token)
+{
+    const struct sched_action *a = find(SCHED_SEND);
+    CHECK(a != NULL);
+    static struct wire_step_sample samples[64];
+    struct wire_step_reply reply = {.step = a->step->step, .samples = samples};
+    for (uint32_t i = 0; i < a->step->n_seqs; i++)
+        if (a->step->seqs[i].sample)
+            samples[reply.n_samples++] =
+                (struct wire_step_sample){.seq = a->step->seqs[i].seq, .sampled.token = token};
+    event(&(struct sched_event){
+        .kind = SCHED_STEP_DONE, .side.id = a->side, .step = a->step->step, .reply = &reply});
+}
+
+TEST(sched_runs_a_prompt_in_chunks_and_then_token_by_token)
+{
+    begin(8);
+    side_up(1, 100, 4, 8);
+    submit(7, 10, 3);
+    tick(0);
+    CHECK(find(SCHED_STARTED) != NULL);
+    const struct wire_step *s = find(SCHED_SEND)->step;
+    CHECK_INT(s->n_tokens, 4);
+    CHECK_INT(s->seqs[0].position, 0);
+    CHECK_INT(s->seqs[0].n_prompt, 10);
+    CHECK(s->seqs[0].sampling == &SAMPLING);
+    CHECK(!s->seqs[0].sample);
+    CHECK_INT(s->tokens[3], 13);
+    answer(0);
+    CHECK_INT(got.n, 0);
+    tick(0);
+    s = find(SCHED_SEND)->step;
+    CHECK_INT(s->seqs[0].position, 4);
+    CHECK(s->seqs[0].sampling == NULL);
+    answer(0);
+    tick(0);
+    s = find(SCHED_SEND)->step;
+    CHECK_INT(s->n_tokens, 2);
+    CHECK(s->seqs[0].sample);
+    answer(50);
+    CHECK_INT(find(SCHED_TOKEN)->sampled->token, 50);
+    CHECK_INT(find(SCHED_TOKEN)->finish, SCHED_GOES_ON);
+    tick(0);
+    s = find(SCHED_SEND)->step;
+    CHECK_INT(s->n_tokens, 1);
+    CHECK_INT(s->tokens[0], 50);
+    CHECK_INT(s->seqs[0].position, 10);
+    answer(51);
+    tick(0);
+    answer(52);
+    CHECK_INT(find(SCHED_TOKEN)->finish, SCHED_LENGTH);
+    CHECK_INT(find(SCHED_RELEASE)->seq, 7);
+    tick(0);
+    CHECK_INT(got.n, 0);
+    CHECK_INT(sched.n_running, 0);
+    finish();
+}
+
+TEST(sched_stops_at_the_end_of_sequence)
+{
+    begin(8);
+    side_up(1, 100, 16, 8);
+    submit(7, 3, 10);
+    tick(0);
+    answer(99);
+    CHECK_INT(find(SCHED_TOKEN)->finish, SCHED_STOP);
+    CHECK_INT(count(SCHED_RELEASE), 1);
+    finish();
+}
+
+TEST(sched_mixes_decoding_and_prompts_in_one_step)
+{
+    begin(8);
+    side_up(1, 100, 8, 8);
+    submit(1, 3, 10);
+    tick(0);
+    answer(5);
+    submit(2, 10, 10);
+    tick(0);
+    const struct wire_step *s = find(SCHED_SEND)->step;
+    CHECK_INT(s->n_seqs, 2);
+    CHECK_INT(s->seqs[0].seq, 1);
+    CHECK_INT(s->seqs[0].n_tokens, 1);
+    CHECK_INT(s->seqs[1].seq, 2);
+    CHECK_INT(s->seqs[1].n_tokens, 7);
+    finish();
+}
+
+TEST(sched_has_one_step_in_flight_per_side)
+{
+    begin(8);
+    side_up(1, 100, 8, 8);
+    submit(1, 3, 10);
+    tick(0);
+    CHECK_INT(count(SCHED_SEND), 1);
+    submit(2, 3, 10);
+    tick(0);
+    CHECK_INT(count(SCHED_SEND), 0);
+    CHECK_INT(count(SCHED_STARTED), 1);
+    finish();
+}
+
+TEST(sched_admits_only_what_the_kv_cache_can_hold_to_the_end)
+{
+    begin(8);
+    side_up(1, 4, 16, 8); /* 16 tokens */
+    submit(1, 3, 6);      /* 8 tokens: 2 pages */
+    submit(2, 3, 7);      /* 9 tokens: 3 pages */
+    submit(3, 1, 1);      /* fits, but nobody overtakes */
+    tick(0);
+    CHECK_INT(count(SCHED_STARTED), 1);
+    CHECK_INT(sched.n_queued, 2);
+    for (int i = 0; i < 6; i++) {
+        answer(5);
+        CHECK_INT(find(SCHED_TOKEN)->seq, 1);
+        tick(0);
+    }
+    CHECK_INT(count(SCHED_STARTED), 2);
+    finish();
+}
+
+TEST(sched_refuses_what_can_never_fit)
+{
+    begin(8);
+    side_up(1, 4, 16, 8);
+    CHECK_INT(sched_capacity_tokens(&sched), 16);
+    submit(1, 10, 8); /* 17 tokens are fed */
+    CHECK_INT(find(SCHED_FAIL)->code, E_RANGE);
+    CHECK_HAS(find(SCHED_FAIL)->text, "16 tokens");
+    submit(2, 10, 7);
+    CHECK_INT(got.n, 0);
+    finish();
+}
+
+TEST(sched_answers_a_full_queue)
+{
+    begin(2);
+    side_up(1, 100, 8, 1);
+    submit(1, 3, 10);
+    tick(0);
+    submit(2, 3, 10);
+    submit(3, 3, 10);
+    CHECK_INT(got.n, 0);
+    submit(4, 3, 10);
+    CHECK_INT(find(SCHED_FAIL)->code, E_BUSY);
+    CHECK_INT(find(SCHED_FAIL)->seq, 4);
+    finish();
+}
+
+TEST(sched_refuses_without_a_side)
+{
+    begin(2);
+    submit(1, 3, 10);
+    CHECK_INT(find(SCHED_FAIL)->code, E_UNAVAILABLE);
+    finish();
+}
+
+TEST(sched_fails_the_sequences_of_a_failed_step_and_goes_on)
+{
+    begin(8);
+    side_up(1, 100, 8, 8);
+    submit(1, 3, 10);
+    tick(0);
+    uint64_t step = find(SCHED_SEND)->step->step;
+    submit(2, 3, 10);
+    event(&(struct sched_event){.kind = SCHED_STEP_FAILED,
+                                .side.id = 1,
+                                .step = step,
+                                .code = E_UNAVAILABLE,
+                                .text = "expert node e1 is gone"});
+    CHECK_INT(count(SCHED_FAIL), 1);
+    CHECK_INT(find(SCHED_FAIL)->seq, 1);
+    CHECK_STR(find(SCHED_FAIL)->text, "expert node e1 is gone");
+    CHECK_INT(find(SCHED_RELEASE)->seq, 1);
+    tick(0);
+    CHECK_INT(find(SCHED_SEND)->step->seqs[0].seq, 2);
+    finish();
+}
+
+TEST(sched_keeps_the_pages_of_a_cancelled_sequence_until_its_step_is_over)
+{
+    begin(8);
+    side_up(1, 2, 8, 8);
+    submit(1, 3, 6);
+    tick(0);
+    const struct sched_action sent = *find(SCHED_SEND);
+    uint64_t step = sent.step->step;
+    event(&(struct sched_event){.kind = SCHED_CANCEL, .seq = 1});
+    CHECK_INT(got.n, 0);
+    submit(2, 3, 6);
+    tick(0);
+    CHECK_INT(got.n, 0);
+    struct wire_step_sample sample = {.seq = 1, .sampled.token = 5};
+    struct wire_step_reply reply = {.step = step, .n_samples = 1, .samples = &sample};
+    event(&(struct sched_event){
+        .kind = SCHED_STEP_DONE, .side.id = 1, .step = step, .reply = &reply});
+    CHECK_INT(got.n, 1);
+    CHECK_INT(find(SCHED_RELEASE)->seq, 1);
+    tick(0);
+    CHECK_INT(find(SCHED_SEND)->step->seqs[0].seq, 2);
+    finish();
+}
+
+TEST(sched_does_not_trust_an_answer_that_does_not_fit)
+{
+    begin(8);
+    side_up(1, 100, 8, 8);
+    submit(1, 3, 10);
+    tick(0);
+    uint64_t step = find(SCHED_SEND)->step->step;
+    struct wire_step_sample sample = {.seq = 2, .sampled.token = 5};
+    struct wire_step_reply reply = {.step = step, .n_samples = 1, .samples = &sample};
+    struct sched_event e = {
+        .kind = SCHED_STEP_DONE, .side.id = 1, .step = step + 1, .reply = &reply};
+    event(&e);
+    CHECK_INT(got.n, 0); /* another step's: nobody's */
+    e.step = step;
+    event(&e);
+    CHECK_INT(find(SCHED_FAIL)->code, E_INTERNAL);
+    CHECK_INT(count(SCHED_TOKEN), 0);
+    finish();
+}
+
+TEST(sched_fails_one_sequence_with_unusable_output_alone)
+{
+    begin(8);
+    side_up(1, 100, 8, 8);
+    submit(1, 3, 10);
+    submit(2, 3, 10);
+    tick(0);
+    uint64_t step = find(SCHED_SEND)->step->step;
+    struct wire_step_sample samples[] = {{.seq = 1, .code = E_CORRUPT},
+                                         {.seq = 2, .sampled.token = 5}};
+    struct wire_step_reply reply = {.step = step, .n_samples = 2, .samples = samples};
+    event(&(struct sched_event){
+        .kind = SCHED_STEP_DONE, .side.id = 1, .step = step, .reply = &reply});
+    CHECK_INT(find(SCHED_FAIL)->seq, 1);
+    CHECK_INT(find(SCHED_TOKEN)->seq, 2);
+    CHECK_INT(sched.n_running, 1);
+    finish();
+}
+
+TEST(sched_fails_what_is_too_late_wherever_it_is)
+{
+    begin(8);
+    side_up(1, 100, 8, 1);
+    submit(1, 3, 10);
+    submit(2, 3, 10);
+    tick(0);
+    tick(999);
+    CHECK_INT(got.n, 0);
+    tick(1000);
+    CHECK_INT(count(SCHED_FAIL), 2);
+    CHECK_INT(got.items[0].code, E_DEADLINE);
+    CHECK_INT(sched.n_running + sched.n_queued, 0);
+    finish();
+}
+
+TEST(sched_fails_everything_of_a_side_that_is_gone)
+{
+    begin(8);
+    side_up(1, 100, 8, 1);
+    side_up(2, 200, 8, 1);
+    submit(1, 3, 10); /* on 2, the roomier */
+    submit(2, 3, 10); /* on 1 */
+    submit(3, 3, 10); /* waits */
+    tick(0);
+    CHECK_INT(count(SCHED_SEND), 2);
+    struct sched_event down = {
+        .kind = SCHED_SIDE_DOWN, .side.id = 2, .code = E_UNAVAILABLE, .text = "gone"};
+    event(&down);
+    CHECK_INT(count(SCHED_FAIL), 1);
+    CHECK_INT(find(SCHED_FAIL)->seq, 1);
+    CHECK_INT(find(SCHED_RELEASE)->side, 2);
+    CHECK_INT(sched.n_queued, 1);
+    down.side.id = 1;
+    event(&down); /* the last one: there is nobody to wait for */
+    CHECK_INT(count(SCHED_FAIL), 2);
+    CHECK_INT(sched.n_queued, 0);
+    finish();
+}
+
+TEST(sched_takes_turns_when_there_are_more_sequences_than_rows)
+{
+    begin(8);
+    side_up(1, 100, 2, 8);
+    for (uint64_t i = 1; i <= 3; i++) {
+        submit(i, 1, 50);
+        tick(0);
+        answer(5);
+    }
+    int served[4] = {0};
+    for (int i = 0; i < 30; i++) {
+        tick(0);
+        const struct wire_step *s = find(SCHED_SEND)->step;
+        for (uint32_t k = 0; k < s->n_seqs; k++)
+            served[s->seqs[k].seq]++;
+        answer(5);
+    }
+    CHECK_INT(served[1], 20);
+    CHECK_INT(served[2], 20);
+    CHECK_INT(served[3], 20);
+    finish();
+}
+
+TEST(sched_lets_prompts_in_although_every_row_could_decode)
+{
+    begin(8);
+    side_up(1, 100, 2, 8);
+    submit(1, 1, 50);
+    tick(0);
+    answer(5);
+    submit(2, 1, 50);
+    tick(0);
+    answer(5);
+    submit(3, 2, 50);
+    tick(0);
+    const struct wire_step *s = find(SCHED_SEND)->step;
+    CHECK_INT(s->n_seqs, 2);
+    CHECK_INT(s->seqs[1].seq, 3);
+    finish();
+}
