@@ -6,7 +6,6 @@
  * job of its own and waits in `next_table` while that one is out. */
 #include "attn_node/side.h"
 
-#include <cblas.h>
 #include <inttypes.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -427,6 +426,9 @@ bool side_is_refused(const struct side *s, struct err *why)
         *why = s->refusal;
     return is_refused;
 }
+
+/* <cblas.h> stays in engine/gemm.c; this one call is about the build, not about arithmetic. */
+extern char *openblas_get_config(void);
 
 void side_print_version(FILE *out)
 {
