@@ -427,7 +427,7 @@ bool side_is_refused(const struct side *s, struct err *why)
     return is_refused;
 }
 
-/* <cblas.h> stays in engine/gemm.c; this one call is about the build, not about arithmetic. */
+/* The BLAS header stays in engine/gemm.c; this one call is about the build, not about arithmetic. */
 extern char *openblas_get_config(void);
 
 void side_print_version(FILE *out)
