@@ -25,6 +25,7 @@
 #include <unistd.h>
 #include <zmq.h>
 
+#include "base/buf.h"
 #include "base/clock.h"
 #include "base/list.h"
 #include "base/mem.h"
@@ -71,6 +72,7 @@ static void take_over(void *data)
 
 enum {
     LINK_MAX_SPARE = 16,     /* receive blocks kept */
+    LINK_UNBIND_MS = 200,    /* for libzmq to give an address back; takes less than one */
     LINK_REFUSE_AT_ONCE = 64 /* malformed messages that one link_receive() skips */
 };
 #define LINK_DEFAULT_FRAME_BYTES ((size_t)256 << 20)
@@ -190,20 +192,22 @@ static int bind_server(struct link *l, const struct endpoint *where, struct err 
     return 0;
 }
 
-static int open_monitor(struct link *l, struct err *e)
+static int open_monitor(struct link *l, int events, struct err *e)
 {
     static _Atomic unsigned long long counter;
     char name[64];
     snprintf(name, sizeof(name), "inproc://link-monitor-%llu", atomic_fetch_add(&counter, 1));
-    if (zmq_socket_monitor(l->socket, name, ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED))
+    if (zmq_socket_monitor(l->socket, name, events) < 0)
         return set_failed(e, "monitor", name);
     l->monitor = zmq_socket(context(), ZMQ_PAIR);
-    if (!l->monitor)
-        return set_failed(e, "monitor", name);
-    set_option(l->monitor, ZMQ_LINGER, 0);
-    if (zmq_connect(l->monitor, name) < 0)
-        return set_failed(e, "monitor", name);
-    return 0;
+    if (l->monitor) {
+        set_option(l->monitor, ZMQ_LINGER, 0);
+        if (zmq_connect(l->monitor, name) == 0)
+            return 0;
+    }
+    int rc = set_failed(e, "monitor", name);
+    zmq_socket_monitor(l->socket, NULL, 0); /* nobody would drain it */
+    return rc;
 }
 
 static int dial(struct link *l, const struct endpoint *where, struct err *e)
@@ -212,7 +216,7 @@ static int dial(struct link *l, const struct endpoint *where, struct err *e)
     if (where->kind == ENDPOINT_INPROC) {
         l->is_connected = l->has_news = true;
     } else {
-        int rc = open_monitor(l, e);
+        int rc = open_monitor(l, ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED, e);
         if (rc < 0)
             return rc;
     }
@@ -269,6 +273,28 @@ static void drain_monitor(struct link *l)
         continue;
 }
 
+static void close_monitor(struct link *l)
+{
+    if (!l->monitor)
+        return;
+    drain_monitor(l);
+    zmq_socket_monitor(l->socket, NULL, 0);
+    drain_monitor(l);
+    zmq_close(l->monitor);
+    l->monitor = NULL;
+}
+
+/* zmq_close() alone leaves the address taken until libzmq's threads get to it, and removes
+ * a socket file that a successor may have made by then. */
+static void free_address(struct link *l)
+{
+    if (zmq_unbind(l->socket, l->endpoint) < 0 ||
+        str_has_prefix(str_of(l->endpoint), STR("inproc:")))
+        return;
+    zmq_pollitem_t item = {.socket = l->monitor, .events = ZMQ_POLLIN};
+    (void)zmq_poll(&item, 1, LINK_UNBIND_MS);
+}
+
 static void free_received(struct received *r)
 {
     list_remove(&r->link);
@@ -282,12 +308,10 @@ void link_close(struct link **link)
         return;
     *link = NULL;
     must_own(l);
-    drain_monitor(l);
-    if (l->monitor) {
-        zmq_socket_monitor(l->socket, NULL, 0);
-        drain_monitor(l);
-        zmq_close(l->monitor);
-    }
+    if (l->role == LINK_SERVER && l->endpoint[0] &&
+        open_monitor(l, ZMQ_EVENT_CLOSED | ZMQ_EVENT_CLOSE_FAILED, NULL) == 0)
+        free_address(l);
+    close_monitor(l);
     if (l->socket)
         zmq_close(l->socket);
     while (!list_is_empty(&l->spare))
