@@ -305,6 +305,13 @@ TEST(moe_remote_asks_rows_again_that_do_not_fit_the_grid)
     CHECK_INT(moe_remote_ops.scatter(w.moe, 0, &m), 0);
     CHECK_INT(moe_remote_ops.gather(w.moe, 0, remote), 0);
     CHECK_BYTES(remote, local, sizeof(local));
+    /* Many small parcels, which the workers merge, each with its own list of such rows. */
+    w.max_rows = 2;
+    install(&w);
+    memcpy(remote, rows, sizeof(remote));
+    CHECK_INT(moe_remote_ops.scatter(w.moe, 0, &m), 0);
+    CHECK_INT(moe_remote_ops.gather(w.moe, 0, remote), 0);
+    CHECK_BYTES(remote, local, sizeof(local));
     CHECK(memcmp(remote, rows, sizeof(rows)) != 0);
     close_world(&w);
 }
