@@ -228,8 +228,8 @@ TEST(raw_bytes_at_the_http_port_are_survived)
     static const char *const openings[] = {
         "\0\0\0\0", "GET / HTTP/9.9\r\n\r\n", "POST /v1/completions",
         "GET /\x01\xff HTTP/1.1\r\nHost: x\r\n\r\n",
-        "POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
-        "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"};
+        ("POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+         "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n")};
     for (size_t i = 0; i < sizeof openings / sizeof openings[0]; i++) {
         int fd = socket(AF_INET, SOCK_STREAM, 0);
         struct sockaddr_in address = {.sin_family = AF_INET,
