@@ -21,7 +21,7 @@ static int wait_for_end(const struct side *s, int fd)
         if (poll(&p, 1, REFUSAL_POLL_MS) == 1)
             return 0;
         if (side_is_refused(s, &why)) {
-            fprintf(stderr, "attn_node: refused by the coordinator: %s\n", why.text);
+            fprintf(stderr, "attn_node: %s\n", why.text);
             return EXIT_FAILED;
         }
     }

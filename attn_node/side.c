@@ -196,8 +196,6 @@ static void on_table(void *ud, const struct wire_table *t)
 static void finish_table(struct side *s)
 {
     s->is_table_out = false;
-    if (s->table_job.code < 0)
-        log_error("side.table_refused", "why=%s", log_quote(s->table_job.why.text).text);
     s->epoch = s->table_job.epoch;
     if (s->member)
         report(s);
@@ -218,10 +216,10 @@ static void on_done(void *ud, int64_t now_ns)
     }
 }
 
+/* The member has logged it. */
 static void on_refused(void *ud, const struct err *e)
 {
     struct side *s = ud;
-    log_error("side.refused", "why=%s", log_quote(e->text).text);
     s->refusal = *e;
     atomic_store(&s->is_refused, true);
 }

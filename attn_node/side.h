@@ -3,7 +3,7 @@
  * thing: a control thread (member, Attention service) and an engine thread (KV, layers,
  * links to experts).  Everything else is messages.
  *
- * Log events: node.listening, side.ready, side.refused, side.table_refused. */
+ * Log events: node.listening, side.ready. */
 #pragma once
 
 #include <stdbool.h>

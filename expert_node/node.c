@@ -113,13 +113,10 @@ static void on_outcome(void *ud, int64_t now_ns)
     }
 }
 
+/* The member has logged it. */
 static void on_refused(void *ud, const struct err *e)
 {
-    struct node *n = ud;
-    struct err why = *e;
-    log_error("node.refused", "why=%s", log_quote(e->text).text);
-    err_prefix(&why, "refused by the coordinator");
-    fail(n, &why);
+    fail(ud, e);
 }
 
 static int join(struct node *n, struct err *e)
