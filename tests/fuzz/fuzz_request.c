@@ -1,0 +1,92 @@
+/* tests/fuzz/fuzz_request.c - a request body is outside data: any bytes, a request or one error.
+ *
+ * First byte: bit 0 chat or completion, bit 1 without a tokenizer; the rest is the body.  An accepted
+ * request gets a few tokens and must give answers that are JSON. */
+#include "tests/lib/fuzz.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/must.h"
+#include "coordinator/openai.h"
+#include "model/tokenizer_write.h"
+
+enum { VOCAB = 900 };
+static const struct model_config config = {.vocab_size = VOCAB,
+                                           .max_positions = 2000,
+                                           .temperature = 1.0,
+                                           .top_p = 0.95,
+                                           .top_k_sampling = 40};
+static struct tokenizer *words;
+static struct chat chat;
+
+static void open_words(void)
+{
+    char dir[] = "words-XXXXXX";
+    struct err e = {0};
+    char path[64];
+    must(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/tokenizer.json", dir);
+    must_zero(tokenizer_write_synthetic(path, VOCAB, &e));
+    must_zero(tokenizer_open(dir, &words, &e));
+    must_zero(chat_init(&chat, words, &e));
+    unlink(path);
+    rmdir(dir);
+}
+
+static void check_json(const char *text)
+{
+    json_t *v = json_loads(text, 0, NULL);
+    must(v);
+    json_decref(v);
+}
+
+static void answer(const struct openai_model *m, struct request *r)
+{
+    struct buf out = {0};
+    r->max_tokens = 4;
+    request_queued(r);
+    request_started(r);
+    for (int i = 0; !request_is_over(r); i++) {
+        struct sampled s = {.token = r->prompt.ids[(size_t)i % r->prompt.len]};
+        request_token(r, &s, i == 3 ? SCHED_LENGTH : SCHED_GOES_ON);
+    }
+    openai_write_events(m, r, &out);
+    buf_reset(&out);
+    openai_write_reply(m, r, &out);
+    check_json(out.data);
+    buf_fini(&out);
+}
+
+FUZZ(request)
+{
+    if (bytes == 0)
+        return;
+    if (!words)
+        open_words();
+    bool talks = data[0] & 1, has_words = !(data[0] & 2);
+    struct openai_model m = {.name = "m",
+                             .config = &config,
+                             .tokenizer = has_words ? words : NULL,
+                             .chat = has_words ? &chat : NULL};
+    struct str body = {(const char *)data + 1, bytes - 1};
+    struct openai_error e = {0};
+    struct request r;
+    request_init(&r, talks ? REQUEST_CHAT : REQUEST_COMPLETION, 1, 0);
+    int rc =
+        talks ? openai_parse_chat(&m, body, &r, &e) : openai_parse_completion(&m, body, &r, &e);
+    if (rc == 0) {
+        must(r.prompt.len > 0 && r.prompt.len < (size_t)config.max_positions);
+        answer(&m, &r);
+    } else {
+        struct buf out = {0};
+        must(e.status >= 400 && e.message[0] && e.reason);
+        openai_write_error(&e, &out);
+        check_json(out.data);
+        buf_fini(&out);
+    }
+    request_fini(&r);
+}
