@@ -1,0 +1,161 @@
+/* tests/fuzz/fuzz_wire.c - every decoder of rpc/wire.h.
+ *
+ * Input: byte 0 selects the decoder; two numbers of two bytes each, low byte first, say how
+ * long the message and payload 0 are; the message, payload 0, and payload 1 (the rest)
+ * follow. */
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/must.h"
+#include "rpc/wire.h"
+#include "tests/lib/fuzz.h"
+
+struct input {
+    struct str message;
+    struct frame payloads[2];
+    int n_payloads;
+};
+
+static const struct wire_forward_limits forward_limits = {
+    .fingerprint = 1, .n_layers = 4, .n_experts = 16, .hidden = 4, .max_rows = 16, .max_top_k = 4};
+static const struct wire_step_limits step_limits = {
+    .max_rows = 64, .max_seqs = 16, .vocab_size = 1000, .max_positions = 1000};
+
+static void decode_holdings(const struct input *in)
+{
+    struct wire_holdings out;
+    uint8_t *bitmap = NULL;
+    if (wire_holdings_decode(in->message, in->payloads, in->n_payloads, &out, &bitmap, NULL) == 0) {
+        must(out.n_layers > 0 && out.n_experts > 0);
+        /* The last byte that the sizes promise: the sanitizer knows whether it is there. */
+        volatile uint8_t last = out.bitmap[(size_t)out.n_layers * ((out.n_experts + 7) / 8) - 1];
+        (void)last;
+    }
+    mem_free(bitmap);
+}
+
+static void decode_table(const struct input *in)
+{
+    struct wire_table *out = NULL;
+    if (wire_table_decode(in->message, in->payloads, in->n_payloads, &out, NULL) == 0)
+        for (size_t i = 0; i < (size_t)out->n_layers * out->n_experts; i++)
+            must(out->holder[i] == WIRE_NO_HOLDER || out->nodes[out->holder[i]].node_id != 0);
+    mem_free(out);
+}
+
+static void decode_forward(const struct input *in)
+{
+    struct wire_forward out;
+    int32_t first_route[16 + 1];
+    int16_t exponents[16];
+    uint16_t experts[16 * 4];
+    float weights[16 * 4];
+    if (wire_forward_decode(in->message, in->payloads, in->n_payloads, &forward_limits, &out,
+                            NULL) == 0 &&
+        wire_forward_unpack_routes(&out, &in->payloads[0], &forward_limits, first_route, exponents,
+                                   experts, weights, NULL) == 0)
+        for (uint32_t i = 0; i < out.n_rows; i++)
+            must(first_route[i] < first_route[i + 1] && experts[first_route[i]] < 16);
+}
+
+static void decode_forward_reply(const struct input *in)
+{
+    static const struct wire_forward expect = {
+        .step = 3, .layer = 2, .lane = 1, .n_rows = 4, .hidden = 4, .n_routes = 6};
+    static struct wire_forward_reply out;
+    if (wire_forward_reply_decode(in->message, in->payloads, in->n_payloads, &expect, &out, NULL) ==
+        0)
+        must(out.n_overflow <= 4 && (out.n_overflow == 0 || out.overflow_rows[0] < 4));
+}
+
+static void decode_step(const struct input *in)
+{
+    struct wire_step *out = NULL;
+    if (wire_step_decode(in->message, in->payloads, in->n_payloads, &step_limits, &out, NULL) == 0)
+        for (uint32_t i = 0; i < out->n_tokens; i++)
+            must(out->tokens[i] >= 0 && out->tokens[i] < 1000);
+    mem_free(out);
+}
+
+static void decode_step_reply(const struct input *in)
+{
+    struct wire_step_reply *out = NULL;
+    if (wire_step_reply_decode(in->message, &out, NULL) == 0)
+        for (uint32_t i = 0; i < out->n_samples; i++)
+            must(out->samples[i].sampled.n_top <= SAMPLING_MAX_TOP);
+    mem_free(out);
+}
+
+static void decode_release(const struct input *in)
+{
+    struct wire_release *out = NULL;
+    if (wire_release_decode(in->message, &out, NULL) == 0)
+        must(out->n_seqs <= WIRE_MAX_SEQS);
+    mem_free(out);
+}
+
+#define DECODER(name) \
+    static void decode_##name(const struct input *in) \
+    { \
+        static struct wire_##name out; \
+        struct err e = {0}; \
+        int rc = wire_##name##_decode(in->message, &out, &e); \
+        must(rc == 0 || (rc == E_INVALID && e.text[0])); \
+    }
+DECODER(join)
+DECODER(join_reply)
+DECODER(heartbeat)
+DECODER(heartbeat_reply)
+DECODER(holdings_request)
+DECODER(leave)
+DECODER(expert_description)
+DECODER(attention_description)
+DECODER(call_header)
+DECODER(reply_header)
+DECODER(health)
+DECODER(listing)
+
+/* The corpus depends on this order: append only. */
+static void (*const decoders[])(const struct input *in) = {
+    decode_call_header,
+    decode_reply_header,
+    decode_join,
+    decode_join_reply,
+    decode_heartbeat,
+    decode_heartbeat_reply,
+    decode_holdings_request,
+    decode_holdings,
+    decode_table,
+    decode_leave,
+    decode_forward,
+    decode_forward_reply,
+    decode_expert_description,
+    decode_step,
+    decode_step_reply,
+    decode_release,
+    decode_attention_description,
+    decode_health,
+    decode_listing,
+};
+
+/* The next `bytes` bytes, or what there is. */
+static struct frame take(struct str *rest, size_t bytes)
+{
+    struct frame f = {rest->ptr, bytes < rest->len ? bytes : rest->len};
+    rest->ptr += f.size_bytes;
+    rest->len -= f.size_bytes;
+    return f;
+}
+
+FUZZ(wire)
+{
+    if (bytes < 5)
+        return;
+    struct str rest = {(const char *)data + 5, bytes - 5};
+    struct frame message = take(&rest, (size_t)data[1] | (size_t)data[2] << 8);
+    struct input in = {.message = {message.data, message.size_bytes}};
+    in.payloads[0] = take(&rest, (size_t)data[3] | (size_t)data[4] << 8);
+    in.payloads[1] = take(&rest, rest.len);
+    in.n_payloads = in.payloads[1].size_bytes > 0 ? 2 : 1;
+    decoders[data[0] % (sizeof(decoders) / sizeof(decoders[0]))](&in);
+}
