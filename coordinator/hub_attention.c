@@ -207,6 +207,8 @@ static void on_step_done(void *ud, const struct reply *r)
         rc = wire_step_reply_decode(r->message, &reply, &e);
     if (rc < 0) {
         step_failed(a, rc, e.text);
+        /* If it is gone, nothing may be given to it any more. */
+        hub_refresh(h);
     } else {
         h->counters.steps++;
         a->kv_pages_free = reply->kv_pages_free;
@@ -244,10 +246,13 @@ void hub_attention_send(struct hub *h, uint32_t node_id, const struct wire_step 
     int rc = channel_call(a->channel, &call, &id);
     blob_unref(&payload);
     buf_fini(&message);
-    if (rc == 0)
+    if (rc == 0) {
         a->stepping = true;
-    else
-        step_failed(a, rc, "the attention side cannot be reached");
+        return;
+    }
+    step_failed(a, rc, "the attention side cannot be reached");
+    a->described = false;
+    hub_refresh(h);
 }
 
 /* ---- Release ----------------------------------------------------------------------------------------- */

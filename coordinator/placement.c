@@ -489,6 +489,9 @@ void placement_why(const struct placement *p, char *text, size_t bytes)
         snprintf(text, bytes, ": %d expert nodes have memory for %lld of them", present,
                  (long long)room);
     else
-        snprintf(text, bytes, ": %lld are loading, %lld wait for a lost node to come back",
-                 (long long)loading, (long long)reserved);
+        snprintf(text, bytes,
+                 ": %lld are loading, %lld wait for a lost node to come back, %lld are about to be "
+                 "placed",
+                 (long long)loading, (long long)reserved,
+                 (long long)(missing - loading - reserved));
 }
