@@ -651,7 +651,9 @@ TEST(wire_forward_refuses_bad_routes)
             put16(&p, 0, 0);
             break;
         case 1:
-            put16(&p, 0, (uint16_t)(p.first_route[1] - 1)); /* the sum is short by one */
+            /* One route too many, or a last row without any. */
+            put16(&p, p.m.n_rows - 1,
+                  (uint16_t)(p.first_route[p.m.n_rows] - p.first_route[p.m.n_rows - 1] - 1));
             break;
         case 2:
             put16(&p, experts, 16);
