@@ -45,9 +45,10 @@ struct link_options {
 };
 
 struct link; /* Owner: the thread that opened it. */
-/* E_INVALID: malformed endpoint, or a non-loopback bind; E_EXISTS: address in use. */
+/* E_INVALID: malformed endpoint, or a non-loopback bind; E_EXISTS: address in use (tried
+ * for 50 ms, as a link closed just now may still hold it). */
 int link_open(const struct link_options *o, struct link **out, struct err *e);
-/* A server's address is free again when it returns; its last messages get 200 ms to leave. */
+/* Last messages get 200 ms to leave, in the background. */
 void link_close(struct link **l);
 /* The endpoint as bound (real port) or as dialled. */
 const char *link_endpoint(const struct link *l);

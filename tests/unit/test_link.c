@@ -1,8 +1,11 @@
 /* tests/unit/test_link.c - endpoints, and frames over real sockets. */
 #include "rpc/link.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -291,4 +294,60 @@ TEST(link_wait_keeps_its_deadline_and_sees_what_is_there)
     close(fd);
     link_close(&client);
     link_close(&server);
+}
+
+/* A server in a process of its own that takes what comes until it is killed. */
+static pid_t start_taker(void)
+{
+    pid_t parent = getpid(), child = fork();
+    CHECK(child >= 0);
+    if (child > 0)
+        return child;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent)
+        _exit(0);
+    struct link *server = open_link(LINK_SERVER, "ipc://taker.sock", 0, 0);
+    for (struct message m = {0};;) {
+        link_wait(&server, 1, -1, CLOCK_NEVER, 0);
+        while (link_receive(server, &m) == 0)
+            message_fini(&m);
+    }
+}
+
+/* Closes a link in the middle of its messages, at about the time at which the peer dies. */
+static void close_while_the_peer_dies(void *ud)
+{
+    struct rng *r = ud;
+    pid_t taker = start_taker(); /* before this process has a context of its own */
+    struct link *l = open_link(LINK_CLIENT, "ipc://taker.sock", 0, 100);
+    wait_event(l, LINK_CONNECTED);
+    struct blob *blobs[8];
+    for (int i = 0; i < 8; i++)
+        blobs[i] = blob_new(20000);
+    for (int i = 0; i < 100; i++)
+        CHECK_INT(link_send(l, &(struct link_send){.blobs = blobs, .n_blobs = 8}), 0);
+    for (int i = 0; i < 8; i++)
+        blob_unref(&blobs[i]);
+    clock_sleep_until(clock_now_ns() + (int64_t)rng_below(r, 2000) * CLOCK_US);
+    if (rng_below(r, 2)) {
+        kill(taker, SIGKILL);
+        link_close(&l);
+    } else {
+        link_close(&l);
+        kill(taker, SIGKILL);
+    }
+    waitpid(taker, NULL, 0);
+    /* libzmq's thread goes on; nothing tells when it is through with the link. */
+    clock_sleep_until(clock_now_ns() + 20 * CLOCK_MS);
+}
+
+TEST(link_close_survives_a_peer_that_dies)
+{
+    struct rng r = test_rng();
+    for (int i = 0; i < (test_is_slow_build() ? 5 : 40); i++) {
+        struct test_end end = test_run_apart(close_while_the_peer_dies, &r);
+        CHECK_STR(end.output, "");
+        CHECK_INT(end.signal, 0);
+        rng_next(&r);
+    }
 }

@@ -1,0 +1,660 @@
+/* tests/unit/test_wire_tensors.c - messages with payloads or lists: holdings, tables, Forward,
+ * Step; there and back, damaged, and refused where the contracts say so. */
+#include <math.h>
+
+#include "base/mem.h"
+#include "rpc/wire.h"
+#include "tests/unit/wire_random.h"
+
+#define SAME(field) CHECK(a->field == b->field)
+
+/* ---- Messages with payloads or lists ------------------------------------------------ */
+
+static struct frame frame_of(const struct blob *b)
+{
+    return (struct frame){b->data, b->size_bytes};
+}
+
+static int check_holdings(void *ud, struct str message, const struct frame *payloads, int n)
+{
+    (void)ud;
+    struct wire_holdings out;
+    uint8_t *bitmap = NULL;
+    int rc = wire_holdings_decode(message, payloads, n, &out, &bitmap, NULL);
+    CHECK((rc == 0) == (bitmap != NULL));
+    mem_free(bitmap);
+    return rc;
+}
+
+TEST(wire_holdings_come_back)
+{
+    struct rng r = test_rng();
+    for (int i = 0; i < 20; i++) {
+        uint8_t bits[5 * 32];
+        for (size_t k = 0; k < sizeof(bits); k++)
+            bits[k] = (uint8_t)rng_next(&r);
+        struct wire_holdings in = {.version = wire_random_64(&r),
+                                   .n_layers = 1 + (uint32_t)rng_below(&r, 5),
+                                   .n_experts = 1 + (uint32_t)rng_below(&r, 256),
+                                   .bitmap = bits},
+                             out;
+        struct buf message = {0};
+        struct blob *payload = NULL;
+        wire_holdings_encode(&in, &message, &payload);
+        CHECK_INT(payload->size_bytes, in.n_layers * ((in.n_experts + 7) / 8));
+        struct frame frame = frame_of(payload);
+        uint8_t *bitmap = NULL;
+        CHECK_INT(wire_holdings_decode(buf_str(&message), &frame, 1, &out, &bitmap, NULL), 0);
+        CHECK(out.version == in.version);
+        CHECK_INT(out.n_layers, in.n_layers);
+        CHECK_INT(out.n_experts, in.n_experts);
+        CHECK_BYTES(out.bitmap, bits, payload->size_bytes);
+        mem_free(bitmap);
+        if (i < 3)
+            wire_damage(buf_str(&message), &frame, 1, check_holdings, NULL);
+        blob_unref(&payload);
+        buf_fini(&message);
+    }
+}
+
+static int check_table(void *ud, struct str message, const struct frame *payloads, int n)
+{
+    (void)ud;
+    struct wire_table *out = NULL;
+    int rc = wire_table_decode(message, payloads, n, &out, NULL);
+    CHECK((rc == 0) == (out != NULL));
+    mem_free(out);
+    return rc;
+}
+
+TEST(wire_table_comes_back)
+{
+    enum { LAYERS = 3, EXPERTS = 40, NODES = 5 };
+    struct rng r = test_rng();
+    struct wire_table_node nodes[NODES] = {0};
+    uint16_t holder[LAYERS * EXPERTS];
+    for (int i = 0; i < NODES; i++) {
+        nodes[i].node_id = 1 + wire_random_32(&r) / 2;
+        wire_random_text(&r, nodes[i].name, sizeof(nodes[i].name));
+        wire_random_text(&r, nodes[i].endpoint, sizeof(nodes[i].endpoint));
+        nodes[i].incarnation = wire_random_64(&r);
+        nodes[i].max_rows = wire_random_32(&r);
+    }
+    for (int i = 0; i < LAYERS * EXPERTS; i++)
+        holder[i] = rng_below(&r, 6) == 5 ? WIRE_NO_HOLDER : (uint16_t)rng_below(&r, NODES);
+    struct wire_table in = {77, LAYERS, EXPERTS, NODES, nodes, holder}, *out = NULL;
+    struct buf message = {0};
+    struct blob *payload = NULL;
+    wire_table_encode(&in, &message, &payload);
+    struct frame frame = frame_of(payload);
+    CHECK_INT(wire_table_decode(buf_str(&message), &frame, 1, &out, NULL), 0);
+    CHECK_INT(out->epoch, 77);
+    CHECK_INT(out->n_nodes, NODES);
+    for (int i = 0; i < NODES; i++) {
+        CHECK(out->nodes[i].node_id == nodes[i].node_id);
+        CHECK_STR(out->nodes[i].name, nodes[i].name);
+        CHECK_STR(out->nodes[i].endpoint, nodes[i].endpoint);
+        CHECK(out->nodes[i].incarnation == nodes[i].incarnation);
+        CHECK(out->nodes[i].max_rows == nodes[i].max_rows);
+    }
+    CHECK_BYTES(out->holder, holder, sizeof(holder));
+    mem_free(out);
+    wire_damage(buf_str(&message), &frame, 1, check_table, NULL);
+
+    uint16_t *sent = payload->data;
+    sent[7] = NODES; /* a node that the table does not name */
+    CHECK_INT(check_table(NULL, buf_str(&message), &frame, 1), E_INVALID);
+    sent[7] = WIRE_NO_HOLDER;
+    CHECK_INT(check_table(NULL, buf_str(&message), &frame, 1), 0);
+    blob_unref(&payload);
+    buf_fini(&message);
+}
+
+/* ---- Forward ---------------------------------------------------------------------- */
+
+static const struct wire_forward_limits limits = {
+    .fingerprint = 42, .n_layers = 4, .n_experts = 16, .hidden = 8, .max_rows = 32, .max_top_k = 4};
+
+struct parcel {
+    struct wire_forward m;
+    int32_t first_route[33];
+    int16_t exponents[32];
+    uint16_t experts[128];
+    float weights[128];
+    float rows[32 * 8];
+    uint8_t routes[4096];
+    struct frame frames[2];
+    struct buf message;
+};
+
+static void fill_parcel(struct rng *r, struct parcel *p)
+{
+    memset(p, 0, sizeof(*p));
+    p->m = (struct wire_forward){.fingerprint = limits.fingerprint,
+                                 .epoch = wire_random_64(r),
+                                 .step = wire_random_64(r),
+                                 .layer = (uint32_t)rng_below(r, limits.n_layers),
+                                 .lane = (uint32_t)rng_below(r, 2),
+                                 .n_rows = 1 + (uint32_t)rng_below(r, limits.max_rows),
+                                 .hidden = limits.hidden,
+                                 .mode = (enum combine_mode)rng_below(r, COMBINE_COUNT)};
+    for (uint32_t i = 0; i < p->m.n_rows; i++) {
+        uint32_t n = 1 + (uint32_t)rng_below(r, limits.max_top_k);
+        p->first_route[i] = (int32_t)p->m.n_routes;
+        p->exponents[i] = (int16_t)rng_next(r);
+        for (uint32_t k = 0; k < n; k++) {
+            p->experts[p->m.n_routes] = (uint16_t)(k * 4 + rng_below(r, 4));
+            p->weights[p->m.n_routes++] = wire_random_float(r, -2, 2);
+        }
+    }
+    p->first_route[p->m.n_rows] = (int32_t)p->m.n_routes;
+    size_t routes_bytes = wire_forward_routes_bytes(p->m.n_rows, p->m.n_routes);
+    CHECK(routes_bytes < sizeof(p->routes));
+    /* At an odd address, as libzmq delivers it. */
+    wire_forward_pack_routes(&p->m, p->first_route, p->exponents, p->experts, p->weights,
+                             p->routes + 1);
+    p->frames[0] = (struct frame){p->routes + 1, routes_bytes};
+    p->frames[1] = (struct frame){p->rows, p->m.n_rows * limits.hidden * sizeof(float)};
+    wire_forward_encode(&p->m, &p->message);
+}
+
+static int unpack(const struct parcel *p, struct err *e)
+{
+    static int32_t first_route[33];
+    static int16_t exponents[32];
+    static uint16_t experts[128];
+    static float weights[128];
+    struct wire_forward out;
+    int rc = wire_forward_decode(buf_str(&p->message), p->frames, 2, &limits, &out, e);
+    if (rc < 0)
+        return rc;
+    rc = wire_forward_unpack_routes(&out, &p->frames[0], &limits, first_route, exponents, experts,
+                                    weights, e);
+    if (rc == 0) {
+        CHECK_BYTES(first_route, p->first_route, (out.n_rows + 1) * sizeof(int32_t));
+        CHECK_BYTES(exponents, p->exponents, out.n_rows * sizeof(int16_t));
+        CHECK_BYTES(experts, p->experts, out.n_routes * sizeof(uint16_t));
+        CHECK_BYTES(weights, p->weights, out.n_routes * sizeof(float));
+    }
+    return rc;
+}
+
+static int check_forward(void *ud, struct str message, const struct frame *payloads, int n)
+{
+    (void)ud;
+    struct wire_forward out;
+    return wire_forward_decode(message, payloads, n, &limits, &out, NULL);
+}
+
+TEST(wire_forward_comes_back)
+{
+    struct rng r = test_rng();
+    static struct parcel p;
+    for (int i = 0; i < 100; i++) {
+        fill_parcel(&r, &p);
+        struct err e = {0};
+        struct wire_forward out;
+        CHECK_INT(wire_forward_decode(buf_str(&p.message), p.frames, 2, &limits, &out, &e), 0);
+        CHECK(out.epoch == p.m.epoch && out.step == p.m.step && out.layer == p.m.layer);
+        CHECK(out.lane == p.m.lane && out.n_rows == p.m.n_rows && out.n_routes == p.m.n_routes);
+        CHECK(out.mode == p.m.mode && out.fingerprint == 42 && out.hidden == 8);
+        if (unpack(&p, &e) < 0)
+            test_fail(__FILE__, __LINE__, "%s", e.text);
+        if (i < 3)
+            wire_damage(buf_str(&p.message), p.frames, 2, check_forward, NULL);
+        buf_fini(&p.message);
+    }
+}
+
+static void check_forward_refused(struct parcel *p, const char *why)
+{
+    struct err e = {0};
+    struct wire_forward out;
+    wire_forward_encode(&p->m, &p->message);
+    CHECK_INT(wire_forward_decode(buf_str(&p->message), p->frames, 2, &limits, &out, &e),
+              E_INVALID);
+    CHECK_HAS(e.text, why);
+}
+
+TEST(wire_forward_refuses_what_the_worker_cannot_take)
+{
+    struct rng r = test_rng();
+    static struct parcel p;
+    fill_parcel(&r, &p);
+    struct wire_forward good = p.m;
+    p.m.fingerprint++;
+    check_forward_refused(&p, "fingerprint");
+    p.m = good;
+    p.m.layer = limits.n_layers;
+    check_forward_refused(&p, "layer 4 of 4");
+    p.m = good;
+    p.m.hidden = 16;
+    check_forward_refused(&p, "rows of 16");
+    p.m = good;
+    p.m.n_rows = 0;
+    check_forward_refused(&p, "0 rows");
+    p.m.n_rows = limits.max_rows + 1;
+    check_forward_refused(&p, "33 rows");
+    p.m = good;
+    p.m.n_routes = good.n_rows - 1;
+    check_forward_refused(&p, "routes");
+    p.m.n_routes = good.n_rows * limits.max_top_k + 1;
+    check_forward_refused(&p, "routes");
+    p.m.n_routes = UINT32_MAX;
+    check_forward_refused(&p, "routes");
+    p.m = good;
+    p.m.mode = COMBINE_COUNT;
+    check_forward_refused(&p, "combine mode");
+    buf_fini(&p.message);
+}
+
+static void put16(struct parcel *p, size_t index, uint16_t value)
+{
+    memcpy(p->routes + 1 + index * sizeof(value), &value, sizeof(value));
+}
+
+TEST(wire_forward_refuses_bad_routes)
+{
+    struct rng r = test_rng();
+    static struct parcel p;
+    struct err e = {0};
+    for (int i = 0; i < 6; i++) {
+        do {
+            buf_fini(&p.message);
+            fill_parcel(&r, &p);
+        } while (p.first_route[1] < 2 || p.m.n_rows < 2);
+        size_t experts = (size_t)p.m.n_rows * 2;
+        float weight = i == 4 ? NAN : -INFINITY;
+        static const char *const why[] = {"row 0 has 0 routes", "routes",     "expert 16 of 16",
+                                          "twice in one row",   "not finite", "not finite"};
+        switch (i) {
+        case 0:
+            put16(&p, 0, 0);
+            break;
+        case 1:
+            /* One route too many, or a last row without any. */
+            put16(&p, p.m.n_rows - 1,
+                  (uint16_t)(p.first_route[p.m.n_rows] - p.first_route[p.m.n_rows - 1] - 1));
+            break;
+        case 2:
+            put16(&p, experts, 16);
+            break;
+        case 3:
+            put16(&p, experts + 1, p.experts[0]);
+            break;
+        default:
+            memcpy(p.routes + 1 + (experts + p.m.n_routes) * 2 + (p.m.n_routes - 1) * sizeof(float),
+                   &weight, sizeof(weight));
+        }
+        CHECK_INT(unpack(&p, &e), E_INVALID);
+        CHECK_HAS(e.text, why[i]);
+    }
+    buf_fini(&p.message);
+}
+
+static int check_forward_reply(void *ud, struct str message, const struct frame *payloads, int n)
+{
+    static struct wire_forward_reply out;
+    return wire_forward_reply_decode(message, payloads, n, ud, &out, NULL);
+}
+
+TEST(wire_forward_reply_comes_back_in_every_mode)
+{
+    static struct wire_forward_reply in, out;
+    static const uint8_t data[10000];
+    for (int mode = 0; mode < COMBINE_COUNT; mode++) {
+        struct wire_forward asked = {.step = 9,
+                                     .layer = 2,
+                                     .lane = 1,
+                                     .n_rows = 5,
+                                     .hidden = 8,
+                                     .n_routes = 11,
+                                     .mode = (enum combine_mode)mode};
+        memset(&in, 0, sizeof(in));
+        in.step = 9;
+        in.layer = 2;
+        in.lane = 1;
+        in.n_rows = 5;
+        in.mode = (enum combine_mode)mode;
+        if (mode == COMBINE_FIXED) {
+            in.n_overflow = 2;
+            in.overflow_rows[0] = 1;
+            in.overflow_rows[1] = 4;
+        }
+        static const size_t want[] = {5 * 8 * 4, 11 * 8 * 4, 5 * 8 * 2};
+        struct frame frame = {data, want[mode]};
+        struct buf message = {0};
+        wire_forward_reply_encode(&in, &message);
+        CHECK_INT(wire_forward_reply_decode(buf_str(&message), &frame, 1, &asked, &out, NULL), 0);
+        CHECK_INT(out.n_overflow, in.n_overflow);
+        CHECK_BYTES(out.overflow_rows, in.overflow_rows, in.n_overflow * sizeof(uint32_t));
+        wire_damage(buf_str(&message), &frame, 1, check_forward_reply, &asked);
+
+        /* The answer to another question. */
+        struct wire_forward other = asked;
+        other.step++;
+        CHECK_INT(check_forward_reply(&other, buf_str(&message), &frame, 1), E_INVALID);
+        other = asked;
+        other.lane = 0;
+        CHECK_INT(check_forward_reply(&other, buf_str(&message), &frame, 1), E_INVALID);
+        other = asked;
+        other.n_rows = 4;
+        CHECK_INT(check_forward_reply(&other, buf_str(&message), &frame, 1), E_INVALID);
+
+        in.n_overflow = 1;
+        in.overflow_rows[0] = 5; /* of 5 rows */
+        wire_forward_reply_encode(&in, &message);
+        CHECK_INT(check_forward_reply(&asked, buf_str(&message), &frame, 1), E_INVALID);
+        in.n_overflow = 2;
+        in.overflow_rows[0] = in.overflow_rows[1] = 1;
+        wire_forward_reply_encode(&in, &message);
+        CHECK_INT(check_forward_reply(&asked, buf_str(&message), &frame, 1), E_INVALID);
+        buf_fini(&message);
+    }
+}
+
+/* ---- Step ------------------------------------------------------------------------- */
+
+static const struct wire_step_limits step_limits = {
+    .max_rows = 256, .max_seqs = 16, .vocab_size = 1000, .max_positions = 4096};
+
+struct step_case {
+    struct wire_step m;
+    struct wire_step_seq seqs[16];
+    struct sampling sampling[16];
+    int32_t tokens[256];
+};
+
+static void fill_sampling(struct rng *r, struct sampling *s)
+{
+    s->temperature = wire_random_float(r, 0, 100);
+    s->top_k = (int)rng_below(r, 1000);
+    s->top_p = wire_random_float(r, 0, 1);
+    s->min_p = wire_random_float(r, 0, 1);
+    s->repetition_penalty = wire_random_float(r, 0, 2);
+    s->frequency_penalty = wire_random_float(r, -2, 2);
+    s->presence_penalty = wire_random_float(r, -2, 2);
+    s->seed = rng_next(r);
+    s->logprobs = rng_below(r, 2) == 1;
+    s->n_top = (int)rng_below(r, SAMPLING_MAX_TOP + 1);
+    s->logits_hash = rng_below(r, 2) == 1;
+    s->n_bias = (int)rng_below(r, SAMPLING_MAX_BIAS + 1);
+    for (int i = 0; i < s->n_bias; i++) {
+        s->bias[i].token = (int32_t)rng_below(r, 1000);
+        s->bias[i].bias = wire_random_float(r, -100, 100);
+    }
+}
+
+static void fill_step(struct rng *r, struct step_case *c)
+{
+    memset(c, 0, sizeof(*c));
+    c->m = (struct wire_step){.step = wire_random_64(r),
+                              .n_seqs = 1 + (uint32_t)rng_below(r, 16),
+                              .seqs = c->seqs,
+                              .tokens = c->tokens};
+    for (uint32_t i = 0; i < c->m.n_seqs; i++) {
+        struct wire_step_seq *q = &c->seqs[i];
+        q->seq = wire_random_64(r) << 5 | i;
+        q->n_tokens = 1 + (uint32_t)rng_below(r, 16);
+        q->sample = rng_below(r, 2) == 1;
+        q->position = rng_below(r, 2) ? 1 + (uint32_t)rng_below(r, 4000) : 0;
+        if (q->position == 0) {
+            q->n_prompt = q->n_tokens + (uint32_t)rng_below(r, 1000);
+            fill_sampling(r, &c->sampling[i]);
+            q->sampling = &c->sampling[i];
+        }
+        c->m.n_tokens += q->n_tokens;
+    }
+    for (uint32_t i = 0; i < c->m.n_tokens; i++)
+        c->tokens[i] = (int32_t)rng_below(r, 1000);
+}
+
+static void same_sampling(const struct sampling *a, const struct sampling *b)
+{
+    SAME(temperature);
+    SAME(top_k);
+    SAME(top_p);
+    SAME(min_p);
+    SAME(repetition_penalty);
+    SAME(frequency_penalty);
+    SAME(presence_penalty);
+    SAME(seed);
+    SAME(logprobs);
+    SAME(n_top);
+    SAME(logits_hash);
+    SAME(n_bias);
+    CHECK_BYTES(b->bias, a->bias, (size_t)a->n_bias * sizeof(a->bias[0]));
+}
+
+static int check_step(void *ud, struct str message, const struct frame *payloads, int n)
+{
+    (void)ud;
+    struct wire_step *out = NULL;
+    int rc = wire_step_decode(message, payloads, n, &step_limits, &out, NULL);
+    CHECK((rc == 0) == (out != NULL));
+    mem_free(out);
+    return rc;
+}
+
+TEST(wire_step_comes_back)
+{
+    struct rng r = test_rng();
+    static struct step_case c;
+    for (int i = 0; i < 50; i++) {
+        fill_step(&r, &c);
+        struct buf message = {0};
+        struct blob *payload = NULL;
+        wire_step_encode(&c.m, &message, &payload);
+        struct frame frame = frame_of(payload);
+        struct wire_step *out = NULL;
+        struct err e = {0};
+        if (wire_step_decode(buf_str(&message), &frame, 1, &step_limits, &out, &e) < 0)
+            test_fail(__FILE__, __LINE__, "%s", e.text);
+        CHECK(out->step == c.m.step);
+        CHECK_INT(out->n_seqs, c.m.n_seqs);
+        CHECK_INT(out->n_tokens, c.m.n_tokens);
+        CHECK_BYTES(out->tokens, c.tokens, c.m.n_tokens * sizeof(int32_t));
+        for (uint32_t k = 0; k < c.m.n_seqs; k++) {
+            const struct wire_step_seq *a = &c.seqs[k], *b = &out->seqs[k];
+            SAME(seq);
+            SAME(position);
+            SAME(n_tokens);
+            SAME(sample);
+            SAME(n_prompt);
+            CHECK((a->sampling == NULL) == (b->sampling == NULL));
+            if (a->sampling)
+                same_sampling(a->sampling, b->sampling);
+        }
+        mem_free(out);
+        if (i == 0)
+            wire_damage(buf_str(&message), &frame, 1, check_step, NULL);
+        blob_unref(&payload);
+        buf_fini(&message);
+    }
+}
+
+static void check_step_refused(const struct step_case *c, const char *why)
+{
+    struct buf message = {0};
+    struct blob *payload = NULL;
+    wire_step_encode(&c->m, &message, &payload);
+    struct frame frame = frame_of(payload);
+    struct wire_step *out = NULL;
+    struct err e = {0};
+    CHECK_INT(wire_step_decode(buf_str(&message), &frame, 1, &step_limits, &out, &e), E_INVALID);
+    CHECK(!out);
+    CHECK_HAS(e.text, why);
+    blob_unref(&payload);
+    buf_fini(&message);
+}
+
+/* One sequence at position 0 with two tokens, nothing special. */
+static struct step_case plain_step(void)
+{
+    return (struct step_case){.m = {.step = 1, .n_seqs = 1, .n_tokens = 2},
+                              .seqs = {{.seq = 7, .n_tokens = 2, .sample = true, .n_prompt = 2}}};
+}
+
+#define REFUSE_STEP(why, change) \
+    do { \
+        struct step_case c = plain_step(); \
+        c.m.seqs = c.seqs; \
+        c.m.tokens = c.tokens; \
+        c.seqs[0].sampling = &c.sampling[0]; \
+        change; \
+        check_step_refused(&c, why); \
+    } while (0)
+
+TEST(wire_step_refuses_what_cannot_run)
+{
+    REFUSE_STEP("token -1 of 1000", c.tokens[1] = -1);
+    REFUSE_STEP("token 1000 of 1000", c.tokens[0] = 1000);
+    REFUSE_STEP("0 tokens", c.seqs[0].n_tokens = 0);
+    REFUSE_STEP("the sequences name 1", c.seqs[0].n_tokens = 1);
+    REFUSE_STEP("position 0", c.seqs[0].sampling = NULL);
+    REFUSE_STEP("position 0", c.seqs[0].position = 1);
+    REFUSE_STEP("a prompt of 0", c.seqs[0].n_prompt = 0);
+    REFUSE_STEP("a prompt of 4097", c.seqs[0].n_prompt = 4097);
+    REFUSE_STEP("4096 positions", (c.seqs[0].position = 4095, c.seqs[0].sampling = NULL));
+    REFUSE_STEP("4096 positions", (c.seqs[0].position = UINT32_MAX, c.seqs[0].sampling = NULL));
+    REFUSE_STEP("twice in one step", {
+        c.m.n_seqs = 2;
+        c.m.n_tokens = 4;
+        c.seqs[1] = c.seqs[0];
+    });
+    REFUSE_STEP("17 sequences", {
+        static struct wire_step_seq many[17];
+        c.m.n_seqs = 17;
+        c.m.seqs = many;
+    });
+}
+
+TEST(wire_step_refuses_sampling_out_of_range)
+{
+    REFUSE_STEP("temperature", c.sampling[0].temperature = NAN);
+    REFUSE_STEP("temperature", c.sampling[0].temperature = INFINITY);
+    REFUSE_STEP("temperature", c.sampling[0].temperature = -0.5f);
+    REFUSE_STEP("temperature", c.sampling[0].temperature = 101);
+    REFUSE_STEP("top_p", c.sampling[0].top_p = 1.5f);
+    REFUSE_STEP("min_p", c.sampling[0].min_p = NAN);
+    REFUSE_STEP("repetition_penalty", c.sampling[0].repetition_penalty = -1);
+    REFUSE_STEP("presence_penalty", c.sampling[0].presence_penalty = NAN);
+    REFUSE_STEP("frequency_penalty", c.sampling[0].frequency_penalty = -INFINITY);
+    REFUSE_STEP("n_top 21", c.sampling[0].n_top = 21);
+    REFUSE_STEP("bias of token 1000", {
+        c.sampling[0].n_bias = 1;
+        c.sampling[0].bias[0].token = 1000;
+    });
+    REFUSE_STEP("bias of token 3", {
+        c.sampling[0].n_bias = 1;
+        c.sampling[0].bias[0].token = 3;
+        c.sampling[0].bias[0].bias = NAN;
+    });
+}
+
+static int check_step_reply(void *ud, struct str message, const struct frame *payloads, int n)
+{
+    (void)ud;
+    (void)payloads;
+    (void)n;
+    struct wire_step_reply *out = NULL;
+    int rc = wire_step_reply_decode(message, &out, NULL);
+    CHECK((rc == 0) == (out != NULL));
+    mem_free(out);
+    return rc;
+}
+
+TEST(wire_step_reply_comes_back)
+{
+    struct rng r = test_rng();
+    static struct wire_step_sample samples[20];
+    memset(samples, 0, sizeof(samples));
+    for (int i = 0; i < 20; i++) {
+        struct sampled *s = &samples[i].sampled;
+        samples[i].seq = wire_random_64(&r);
+        samples[i].code = i % 5 == 0 ? E_CORRUPT : 0;
+        s->token = (int32_t)(wire_random_32(&r) >> 1);
+        s->logprob = i == 3 ? -INFINITY : wire_random_float(&r, -20, 0);
+        s->logits_hash = rng_next(&r);
+        s->n_top = i;
+        for (int k = 0; k < i; k++) {
+            s->top[k].token = (int32_t)(wire_random_32(&r) >> 1);
+            s->top[k].logprob = wire_random_float(&r, -20, 0);
+        }
+    }
+    struct wire_step_reply in = {5, 6, 20, samples, 7, 8, 9, 10}, *out = NULL;
+    struct buf message = {0};
+    wire_step_reply_encode(&in, &message);
+    CHECK_INT(wire_step_reply_decode(buf_str(&message), &out, NULL), 0);
+    CHECK_INT(out->step, 5);
+    CHECK_INT(out->epoch, 6);
+    CHECK_INT(out->attention_us, 7);
+    CHECK_INT(out->experts_us, 8);
+    CHECK_INT(out->head_us, 9);
+    CHECK_INT(out->kv_pages_free, 10);
+    CHECK_INT(out->n_samples, 20);
+    for (int i = 0; i < 20; i++) {
+        const struct sampled *a = &samples[i].sampled, *b = &out->samples[i].sampled;
+        CHECK(out->samples[i].seq == samples[i].seq);
+        CHECK_INT(out->samples[i].code, samples[i].code);
+        SAME(token);
+        SAME(logprob);
+        SAME(logits_hash);
+        SAME(n_top);
+        CHECK_BYTES(b->top, a->top, (size_t)a->n_top * sizeof(a->top[0]));
+    }
+    mem_free(out);
+    wire_damage(buf_str(&message), NULL, 0, check_step_reply, NULL);
+    samples[0].sampled.logprob = NAN;
+    wire_step_reply_encode(&in, &message);
+    CHECK_INT(wire_step_reply_decode(buf_str(&message), &out, NULL), E_INVALID);
+    buf_fini(&message);
+}
+
+static int check_release(void *ud, struct str message, const struct frame *payloads, int n)
+{
+    (void)ud;
+    (void)payloads;
+    (void)n;
+    struct wire_release *out = NULL;
+    int rc = wire_release_decode(message, &out, NULL);
+    mem_free(out);
+    return rc;
+}
+
+TEST(wire_release_comes_back)
+{
+    struct rng r = test_rng();
+    uint64_t seqs[30];
+    for (int i = 0; i < 30; i++)
+        seqs[i] = wire_random_64(&r);
+    struct buf message = {0};
+    for (uint32_t n = 0; n <= 30; n += 15) {
+        struct wire_release *out = NULL;
+        wire_release_encode(&(struct wire_release){n, seqs}, &message);
+        CHECK_INT(wire_release_decode(buf_str(&message), &out, NULL), 0);
+        CHECK_INT(out->n_seqs, n);
+        CHECK_BYTES(out->seqs, seqs, n * sizeof(*seqs));
+        mem_free(out);
+    }
+    wire_damage(buf_str(&message), NULL, 0, check_release, NULL);
+    buf_fini(&message);
+}
+
+TEST(wire_bounds_what_a_small_message_may_cost)
+{
+    /* Two bytes per empty sequence on the wire, some hundred in memory: 16 MiB of them. */
+    struct buf message = {0};
+    buf_reserve(&message, 16 << 20);
+    for (int i = 0; i < (8 << 20) - 1; i++)
+        buf_append(&message, "\x1a\x00", 2);
+    struct wire_step *out = NULL;
+    struct err e = {0};
+    struct frame frame = {"", 0};
+    CHECK_INT(wire_step_decode(buf_str(&message), &frame, 1, &step_limits, &out, &e), E_INVALID);
+    CHECK(!out);
+    buf_append(&message, "\x1a\x00\x1a\x00", 4); /* over 16 MiB */
+    CHECK_INT(wire_step_decode(buf_str(&message), &frame, 1, &step_limits, &out, &e), E_INVALID);
+    CHECK_HAS(e.text, "bytes");
+    buf_fini(&message);
+}
