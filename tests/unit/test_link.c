@@ -322,8 +322,10 @@ static void close_while_the_peer_dies(void *ud)
     struct link *l = open_link(LINK_CLIENT, "ipc://taker.sock", 0, 100);
     wait_event(l, LINK_CONNECTED);
     struct blob *blobs[8];
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < 8; i++) {
         blobs[i] = blob_new(20000);
+        memset(blobs[i]->data, i, blobs[i]->size_bytes);
+    }
     for (int i = 0; i < 100; i++)
         CHECK_INT(link_send(l, &(struct link_send){.blobs = blobs, .n_blobs = 8}), 0);
     for (int i = 0; i < 8; i++)
