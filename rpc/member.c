@@ -56,8 +56,8 @@ struct member {
     int64_t backoff_ns, heard_ns, next_heartbeat_ns;
     int n_heartbeats; /* under way */
     bool is_pulling, has_left;
-    /* Newest that was handed over in this membership. */
-    uint64_t pulled;
+    uint64_t pulled;    /* newest that was handed over in this membership */
+    uint64_t join_call; /* call ids only grow: what is below belongs to an earlier membership */
     struct buf message;
 };
 
@@ -73,14 +73,14 @@ static int64_t with_jitter(struct member *m, int64_t ns)
     return ns / 2 + (int64_t)rng_below(&m->rng, (uint64_t)(ns / 2 + 1));
 }
 
-static int call(struct member *m, int method, int64_t for_ns, reply_callback *done)
+static int call(struct member *m, int method, int64_t for_ns, reply_callback *done, uint64_t *id)
 {
     struct call c = {.method = wire_method(WIRE_CLUSTER, method),
                      .message = &m->message,
                      .deadline_ns = clock_now_ns() + for_ns,
                      .done = done,
                      .ud = m};
-    return channel_call(m->channel, &c, NULL);
+    return channel_call(m->channel, &c, id);
 }
 
 static void go_away(struct member *m, int64_t wait_ns)
@@ -100,11 +100,18 @@ static void lose(struct member *m, const char *why)
 
 /* ---- Pulling what is new ---------------------------------------------------------- */
 
+static bool is_of_this_membership(const struct member *m, const struct reply *r)
+{
+    return m->phase == JOINED && r->call_id > m->join_call;
+}
+
 static void on_holdings(void *ud, const struct reply *r)
 {
     struct member *m = ud;
+    if (!is_of_this_membership(m, r))
+        return;
     m->is_pulling = false;
-    if (r->code < 0 || m->phase != JOINED)
+    if (r->code < 0)
         return;
     struct wire_holdings holdings;
     uint8_t *bitmap = NULL;
@@ -122,8 +129,10 @@ static void on_holdings(void *ud, const struct reply *r)
 static void on_table(void *ud, const struct reply *r)
 {
     struct member *m = ud;
+    if (!is_of_this_membership(m, r))
+        return;
     m->is_pulling = false;
-    if (r->code < 0 || m->phase != JOINED)
+    if (r->code < 0)
         return;
     struct wire_table *table = NULL;
     struct err e = {0};
@@ -146,10 +155,10 @@ static void pull_if_newer(struct member *m, uint64_t newest)
     if (m->options.join.role == NODE_EXPERT) {
         wire_holdings_request_encode(&(struct wire_holdings_request){m->joined.node_id},
                                      &m->message);
-        rc = call(m, CLUSTER_HOLDINGS, PULL_DEADLINE_NS, on_holdings);
+        rc = call(m, CLUSTER_HOLDINGS, PULL_DEADLINE_NS, on_holdings, NULL);
     } else {
         buf_reset(&m->message);
-        rc = call(m, CLUSTER_TABLE, PULL_DEADLINE_NS, on_table);
+        rc = call(m, CLUSTER_TABLE, PULL_DEADLINE_NS, on_table, NULL);
     }
     m->is_pulling = rc == 0;
 }
@@ -160,7 +169,7 @@ static void on_heartbeat(void *ud, const struct reply *r)
 {
     struct member *m = ud;
     m->n_heartbeats--;
-    if (m->phase != JOINED)
+    if (!is_of_this_membership(m, r))
         return;
     if (r->code == E_NOT_FOUND || r->code == E_PRECONDITION) {
         lose(m, "the coordinator does not know this node");
@@ -189,7 +198,7 @@ static void send_heartbeat(struct member *m)
                                .experts_wanted = m->report.experts_wanted,
                                .held_bytes = m->report.held_bytes};
     wire_heartbeat_encode(&h, &m->message);
-    if (call(m, CLUSTER_HEARTBEAT, m->joined.lease_ms * CLOCK_MS, on_heartbeat) == 0)
+    if (call(m, CLUSTER_HEARTBEAT, m->joined.lease_ms * CLOCK_MS, on_heartbeat, NULL) == 0)
         m->n_heartbeats++;
 }
 
@@ -252,6 +261,7 @@ static void on_join(void *ud, const struct reply *r)
     m->backoff_ns = BACKOFF_FIRST_NS;
     m->heard_ns = clock_now_ns();
     m->pulled = 0;
+    m->is_pulling = false;
     log_info("member.joined", "coordinator=%s node_id=%u epoch=%llu heartbeat_ms=%u lease_ms=%u",
              log_quote(m->endpoint).text, reply.node_id, (unsigned long long)reply.epoch,
              reply.heartbeat_ms, reply.lease_ms);
@@ -261,7 +271,8 @@ static void on_join(void *ud, const struct reply *r)
 static void join(struct member *m)
 {
     wire_join_encode(&m->options.join, &m->message);
-    if (channel_is_connected(m->channel) && call(m, CLUSTER_JOIN, JOIN_DEADLINE_NS, on_join) == 0) {
+    if (channel_is_connected(m->channel) &&
+        call(m, CLUSTER_JOIN, JOIN_DEADLINE_NS, on_join, &m->join_call) == 0) {
         m->phase = JOINING;
         set_timer(m, CLOCK_NEVER); /* the call's deadline is set */
     } else {
@@ -323,7 +334,7 @@ static void leave(struct member *m, const char *reason)
     wire_leave_encode(&l, &m->message);
     m->phase = LEAVING;
     int64_t deadline_ns = clock_now_ns() + LEAVE_DEADLINE_NS;
-    if (call(m, CLUSTER_LEAVE, LEAVE_DEADLINE_NS, on_leave) < 0)
+    if (call(m, CLUSTER_LEAVE, LEAVE_DEADLINE_NS, on_leave, NULL) < 0)
         return;
     while (!m->has_left && clock_now_ns() < deadline_ns)
         channel_wait(&m->channel, 1, -1, deadline_ns, 0);
