@@ -5,7 +5,6 @@
 # make lint         include rules, header self-check, forbidden calls, formatting
 # make fuzz         libFuzzer, FUZZ_SECONDS (20) for each target in tests/fuzz
 # make valgrind     the tiny model through the single process and the nodes, under memcheck
-# make reference    how tests/reference was made (needs PyTorch and transformers)
 # make deps         only install what is missing (Debian 12)
 # make format       clang-format over every source file
 # make clean        remove build/
@@ -33,6 +32,10 @@ CFLAGS   += -std=c11 -g -fno-omit-frame-pointer -ffp-contract=off $(FLAGS_$(V)) 
 LDFLAGS  += $(FLAGS_$(V)) -rdynamic -Wl,--as-needed
 LDLIBS    = $(shell pkg-config --libs $(PKGS)) -lopenblas -pthread -lm
 
+# VERBOSE=1 shows whole command lines.
+Q       := $(if $(VERBOSE),,@)
+say      = @$(if $(VERBOSE),true,echo ' ')
+
 objs     = $(patsubst %.c,$(B)/%.o,$(wildcard $(1)/*.c))
 PROTOS  := $(wildcard proto/*.proto)
 LAYERS  := base model engine rpc
@@ -40,7 +43,7 @@ ROOMS   := coordinator attn_node expert_node
 SUITES  := unit kernel sim cluster reference
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
-.PHONY: all run test check lint fuzz valgrind deps format clean help bin FORCE
+.PHONY: all run test run-tests check lint fuzz valgrind deps format clean help bin FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 all: $(ROOMS:%=$(B)/bin/%) $(B)/bin/polymath
@@ -64,7 +67,8 @@ $(B)/bin/tests: $(foreach s,$(SUITES),$(call objs,tests/$(s))) $(call objs,tests
 $(B)/bin/tests: LDLIBS += $(shell pkg-config --libs $(TEST_PKGS))
 $(B)/bin/%:
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(say) link $@
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 # V=fuzz CC=clang, by tests/fuzz/run.sh: one libFuzzer program for each target.
 build/fuzz/bin/fuzz_request: $(B)/coordinator.a $(B)/attn_node.a
 build/fuzz/bin/fuzz_%: build/fuzz/tests/fuzz/fuzz_%.o $(FLOORS)
@@ -74,7 +78,8 @@ build/fuzz/tests/fuzz/%.o: CPPFLAGS += -DFUZZ_LIBFUZZER
 
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) $(ISA) -MMD -MP -c -o $@ $<
+	$(say) $(CC) $<
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(ISA) -MMD -MP -c -o $@ $<
 $(B)/engine/kernels_avx2.o $(B)/engine/kernels_avx2_attend.o: ISA := -mavx2 -mfma -mf16c
 $(B)/base/version.o: CPPFLAGS += -DBUILD_COMMIT='"$(COMMIT)"' -DBUILD_VARIANT='"$(V)"'
 $(B)/base/version.o: $(B)/.commit
@@ -85,17 +90,18 @@ $(B)/.commit: FORCE
 $(B)/proto/%.pb-c.c $(B)/proto/%.pb-c.h: proto/%.proto
 	@mkdir -p $(@D) && protoc-c --proto_path=proto --c_out=$(@D) $<
 $(B)/proto/%.o: $(B)/proto/%.c
-	$(CC) $(CPPFLAGS) -g $(FLAGS_$(V)) -w -c -o $@ $<
+	$(say) $(CC) $<
+	$(Q)$(CC) $(CPPFLAGS) -g $(FLAGS_$(V)) -w -c -o $@ $<
 $(call objs,rpc): | $(PROTOS:%.proto=$(B)/%.pb-c.h)
 
 deps:
 	@deploy/install-debian.sh
 # A second make, because pkg-config is asked while the first one reads this file.
 run: deps
-	@$(MAKE) --no-print-directory V=$(V) all
+	@$(MAKE) --no-print-directory -j$$(nproc) V=$(V) all
 	@tools/run.sh $(B)/bin
 test: deps
-	@$(MAKE) --no-print-directory V=$(V) run-tests
+	@$(MAKE) --no-print-directory -j$$(nproc) V=$(V) run-tests
 run-tests: all $(B)/bin/tests
 	$(B)/bin/tests $(TESTS)
 check: lint
