@@ -59,10 +59,49 @@ static bool same_call(const json_t *want, const json_t *call)
     return same;
 }
 
+/* The calls as the model writes them. */
+static void append_calls(const json_t *calls, struct buf *out)
+{
+    const json_t *call, *value;
+    const char *key;
+    size_t i;
+
+    buf_puts(out, "<minimax:tool_call>\n");
+    json_array_foreach(calls, i, call)
+    {
+        json_t *arguments = json_object_get(call, "arguments");
+        const char *name = json_string_value(json_object_get(call, "name"));
+        buf_printf(out, "<invoke name=\"%s\">\n", name ? name : "");
+        json_object_foreach(arguments, key, value)
+        {
+            char *text = json_is_string(value) ? NULL : json_dumps(value, JSON_ENCODE_ANY);
+            buf_printf(out, "<parameter name=\"%s\">%s</parameter>\n", key,
+                       text ? text : json_string_value(value));
+            free(text);
+        }
+        buf_puts(out, "</invoke>\n");
+    }
+    buf_puts(out, "</minimax:tool_call>");
+}
+
+/* A server that does not split calls off shows them at the end of the content. */
+static bool calls_in_content(const json_t *wanted, const char *content)
+{
+    struct buf text = {0};
+    append_calls(wanted, &text);
+    while (content && *content == '\n')
+        content++;
+    bool same = content && str_equal(buf_str(&text), str_of(content));
+    buf_fini(&text);
+    return same;
+}
+
 bool eval_matches(const json_t *expect, const json_t *message)
 {
     const json_t *wanted = json_object_get(expect, "tool_calls");
     const json_t *calls = json_object_get(message, "tool_calls");
+    if (json_array_size(wanted) > 0 && json_array_size(calls) == 0)
+        return calls_in_content(wanted, json_string_value(json_object_get(message, "content")));
     if (json_array_size(wanted) != json_array_size(calls))
         return false;
     for (size_t i = 0; i < json_array_size(wanted); i++)

@@ -12,5 +12,6 @@
 int eval_main(int argc, char **argv);
 
 /* Whether an OpenAI assistant message is what was expected: the same text and no calls, or the
- * same calls in the same order with equal arguments.  Any shape of either is allowed. */
+ * same calls in the same order with equal arguments (or, from a server that leaves calls in the
+ * content, their text in M2's form).  Any shape of either is allowed. */
 bool eval_matches(const json_t *expect, const json_t *message);

@@ -38,3 +38,14 @@ TEST(eval_compares_calls_by_name_and_value)
     CHECK(!matches(want, "{\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":\"{\"}}]}"));
     CHECK(!matches(want, "{\"tool_calls\":[7]}"));
 }
+
+TEST(eval_reads_calls_in_the_content)
+{
+    static const char want[] = "{\"tool_calls\":[{\"name\":\"f\",\"arguments\":{\"a\":1}}]}";
+    CHECK(matches(want, "{\"content\":\"\\n<minimax:tool_call>\\n<invoke name=\\\"f\\\">\\n"
+                        "<parameter name=\\\"a\\\">1</parameter>\\n</invoke>\\n"
+                        "</minimax:tool_call>\"}"));
+    CHECK(!matches(want, "{\"content\":\"\\n<minimax:tool_call>\\n<invoke name=\\\"f\\\">\\n"
+                         "<parameter name=\\\"a\\\">2</parameter>\\n</invoke>\\n"
+                         "</minimax:tool_call>\"}"));
+}
