@@ -4,6 +4,7 @@
 
 #include "base/version.h"
 #include "tools/chat.h"
+#include "tools/eval.h"
 #include "tools/generate.h"
 #include "tools/logits.h"
 #include "tools/status.h"
@@ -21,6 +22,7 @@ static const struct verb verbs[] = {
     {"status", "show a running cluster: nodes, placement, requests", status_main},
     {"generate", "continue a prompt in this process, without a network", generate_main},
     {"logits", "write the logits of a list of token ids to a file", logits_main},
+    {"eval", "ask a running cluster tasks with known answers", eval_main},
     {"synth", "write a random checkpoint in the released format", synth_main},
 };
 enum { N_VERBS = sizeof verbs / sizeof verbs[0] };
