@@ -218,6 +218,20 @@ static void write_wire(const struct hub *h, struct buf *out)
     number(out, "rpc_late_replies_total", "counter", late, "Replies that came after their call.");
 }
 
+static void write_step_parts(const struct hub *h, struct buf *out)
+{
+    const struct {
+        const char *name;
+        int64_t us;
+    } parts[] = {{"attention", h->counters.attention_us},
+                 {"experts", h->counters.experts_us},
+                 {"head", h->counters.head_us}};
+    describe(out, "step_part_seconds_total", "counter", "Where the forward passes' time went.");
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
+        buf_printf(out, "polymath_step_part_seconds_total{part=\"%s\"} %.6f\n", parts[i].name,
+                   (double)parts[i].us / 1e6);
+}
+
 void admin_metrics(const struct hub *h, struct buf *out)
 {
     write_requests(h, out);
@@ -226,6 +240,7 @@ void admin_metrics(const struct hub *h, struct buf *out)
     number(out, "step_failures_total", "counter", h->counters.step_failures,
            "Forward passes that failed.");
     seconds(out, "step_seconds", &h->counters.step_us, "Time of a forward pass.");
+    write_step_parts(h, out);
     number(out, "cluster_ready", "gauge", h->ready, "1 if requests are accepted.");
     number(out, "cluster_epoch", "gauge", (int64_t)h->placement.epoch,
            "Version of the expert table.");

@@ -212,6 +212,9 @@ static void on_step_done(void *ud, const struct reply *r)
     } else {
         h->counters.steps++;
         a->kv_pages_free = reply->kv_pages_free;
+        h->counters.attention_us += (int64_t)reply->attention_us;
+        h->counters.experts_us += (int64_t)reply->experts_us;
+        h->counters.head_us += (int64_t)reply->head_us;
         stats_record(&h->counters.step_us,
                      (int64_t)(reply->attention_us + reply->experts_us + reply->head_us));
         struct sched_event done = {.kind = SCHED_STEP_DONE,

@@ -55,6 +55,7 @@ struct hub_counters {
         int64_t n;
     } bad[HUB_MAX_REASONS]; /* bad requests by reason */
     int64_t prompt_tokens, output_tokens, steps, step_failures, step_rows;
+    int64_t attention_us, experts_us, head_us; /* where the steps' time went */
     int64_t joins, joins_refused, nodes_lost;
     struct stats_histogram first_token_us, request_us, step_us;
 };
