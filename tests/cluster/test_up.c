@@ -14,12 +14,12 @@
 #include "tests/lib/test.h"
 
 /* Starts `polymath up` with its output in up.log; the caller stops it. */
-static pid_t start_up(const char *const *more)
+static pid_t start_up(const char *model, const char *const *more)
 {
     char *program = mem_format("%s/polymath", test_bin_dir());
     const char *argv[24] = {
-        program,     "up",    "--model", cluster_model(), "--port",
-        "0",         "--dir", ".",       "--set",         "coordinator.attention.kv_bytes=64MiB",
+        program,     "up",    "--model", model,   "--port",
+        "0",         "--dir", ".",       "--set", "coordinator.attention.kv_bytes=64MiB",
         "--threads", "1"};
     int n = 12;
     for (int i = 0; more[i]; i++)
@@ -64,7 +64,7 @@ static pid_t process_of(const struct buf *log, const char *name)
 TEST_WITHIN(up_serves_restarts_what_dies_and_ends_orderly, 120)
 {
     static const char *const more[] = {"--experts", "2", "--ask", "Hello", NULL};
-    pid_t up = start_up(more);
+    pid_t up = start_up(cluster_model(), more);
     struct buf log = wait_for_text(up, "ready: http://");
     char url[64];
     CHECK(sscanf(strstr(log.data, "ready: ") + 7, "%63[^ ]", url) == 1);
@@ -110,4 +110,29 @@ TEST(up_with_a_broken_model_says_why)
     CHECK_INT(cluster_run("polymath", arguments, &output), 1);
     CHECK_HAS(output.data, "LlamaForCausalLM");
     buf_fini(&output);
+}
+
+TEST_WITHIN(the_demo_model_answers_held_out_tasks, 120)
+{
+    static const char *const more[] = {"--experts", "4", NULL};
+    char *model = mem_format("%s/models/demo", test_source_dir());
+    pid_t up = start_up(model, more);
+    struct buf log = wait_for_text(up, "ready: http://");
+    char url[64];
+    CHECK(sscanf(strstr(log.data, "ready: ") + 7, "%63[^ ]", url) == 1);
+    buf_fini(&log);
+    char *tasks = mem_format("%s/evaluation", model);
+    const char *const eval[] = {"eval",    "demo", "--url",     url,  "--tasks", tasks,
+                                "--limit", "3",    "--require", "60", NULL};
+    struct buf output = {0};
+    int code = cluster_run("polymath", eval, &output);
+    if (code != 0)
+        test_fail(__FILE__, __LINE__, "polymath eval ended with %d: %s", code, output.data);
+    buf_fini(&output);
+    mem_free(tasks);
+    mem_free(model);
+    CHECK(kill(up, SIGTERM) == 0);
+    int wait_status;
+    CHECK(waitpid(up, &wait_status, 0) == up);
+    CHECK_INT(wait_status, 0);
 }
