@@ -181,7 +181,9 @@ static int send_call(struct channel *c, const struct call *call, const struct op
     header.call_id = slot->id;
     header.trace_id = call->trace_id;
     header.deadline_us = left_us(call->deadline_ns);
-    header.n_metadata = 0;
+    header.n_metadata = (uint32_t)call->n_metadata;
+    for (int i = 0; i < call->n_metadata; i++)
+        header.metadata[i] = call->metadata[i];
     int n = snprintf(header.method, sizeof(header.method), "%s", call->method);
     must(n > 0 && n < (int)sizeof(header.method));
     wire_call_header_encode(&header, &c->header);
@@ -197,6 +199,7 @@ int channel_call(struct channel *c, const struct call *call, uint64_t *call_id)
     must_own(c);
     must(call->method && call->done);
     must(call->n_payloads >= 0 && call->n_payloads <= CHANNEL_MAX_PAYLOADS);
+    must(call->n_metadata >= 0 && call->n_metadata <= WIRE_MAX_METADATA);
     must(call->deadline_ns != CLOCK_NEVER || call->stream);
     if (c->is_closing || !link_is_connected(c->link))
         return E_UNAVAILABLE;
@@ -255,7 +258,9 @@ static bool read_reply(const struct wire_reply_header *h, const struct message *
                         .text = h->text,
                         .last = (h->flags & WIRE_FLAG_LAST) || h->code != 0,
                         .queue_us = h->queue_us,
-                        .compute_us = h->compute_us};
+                        .compute_us = h->compute_us,
+                        .n_metadata = (int)h->n_metadata,
+                        .metadata = h->metadata};
     if (n_payloads < 0 || n_payloads > CHANNEL_MAX_PAYLOADS)
         return false;
     r->message = (struct str){m->frames[1].data, m->frames[1].size_bytes};

@@ -14,6 +14,7 @@
 #include "base/buf.h"
 #include "base/err.h"
 #include "rpc/link.h"
+#include "rpc/wire.h"
 
 enum { CHANNEL_MAX_PAYLOADS = 6 };
 
@@ -27,6 +28,8 @@ struct reply {
     int n_payloads;
     struct frame payloads[CHANNEL_MAX_PAYLOADS];
     uint64_t queue_us, compute_us; /* the server's own timings */
+    int n_metadata;                /* trailing metadata of the answer */
+    const struct wire_metadata *metadata;
 };
 typedef void reply_callback(void *ud, const struct reply *r);
 
@@ -38,6 +41,8 @@ struct call {
     int64_t deadline_ns; /* CLOCK_NEVER is refused (must) except for streams */
     bool stream;
     uint64_t trace_id;
+    int n_metadata; /* keys and values beside the message, at most WIRE_MAX_METADATA */
+    const struct wire_metadata *metadata;
     reply_callback *done;
     void *ud;
 };

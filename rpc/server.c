@@ -132,7 +132,10 @@ static int send_reply(struct server *s, const struct address *to, const struct s
     h->call_id = to->call_id;
     h->queue_us = a->queue_us;
     h->compute_us = a->compute_us;
-    h->n_metadata = 0;
+    must(a->n_metadata >= 0 && a->n_metadata <= WIRE_MAX_METADATA);
+    h->n_metadata = (uint32_t)a->n_metadata;
+    for (int i = 0; i < a->n_metadata; i++)
+        h->metadata[i] = a->metadata[i];
     wire_reply_header_encode(h, &s->header);
     must(a->n_payloads >= 0 && a->n_payloads <= SERVER_MAX_PAYLOADS);
     struct str message = a->message ? buf_str(a->message) : (struct str){"", 0};
@@ -319,7 +322,9 @@ static void dispatch(struct server *s, const struct message *m, const struct wir
                                .n_payloads = m->n_frames - 2,
                                .deadline_ns = deadline_of(h->deadline_us, now_ns),
                                .trace_id = h->trace_id,
-                               .received_ns = now_ns};
+                               .received_ns = now_ns,
+                               .n_metadata = (int)h->n_metadata,
+                               .metadata = h->metadata};
     for (int i = 0; i < r.n_payloads; i++)
         r.payloads[i] = m->frames[i + 2];
     struct server_call *call = take_call(s, m, h);

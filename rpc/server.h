@@ -29,6 +29,8 @@ struct server_request {
     int64_t deadline_ns; /* on our clock; CLOCK_NEVER if none */
     uint64_t trace_id;
     int64_t received_ns;
+    int n_metadata;
+    const struct wire_metadata *metadata;
 };
 typedef void server_handler(void *ud, struct server_call *call, const struct server_request *r);
 
@@ -62,6 +64,8 @@ struct server_answer {
     struct blob *const *payloads;
     int n_payloads;
     uint64_t queue_us, compute_us;
+    int n_metadata; /* trailing metadata, at most WIRE_MAX_METADATA */
+    const struct wire_metadata *metadata;
 };
 void server_reply(struct server_call **call, const struct server_answer *a);
 void server_fail(struct server_call **call, int code, const char *format, ...)

@@ -50,7 +50,9 @@ static void echo(struct server_call *call, const struct server_request *r)
                                                 .payloads = payloads,
                                                 .n_payloads = r->n_payloads,
                                                 .queue_us = 3,
-                                                .compute_us = 4});
+                                                .compute_us = 4,
+                                                .n_metadata = r->n_metadata,
+                                                .metadata = r->metadata});
     for (int i = 0; i < r->n_payloads; i++)
         blob_unref(&payloads[i]);
     buf_fini(&message);

@@ -1,7 +1,7 @@
 /* tests/unit/rpc_echo.h - a server in a thread of its own, for the tests of rpc/.
  *
  * It answers Expert/Forward by the first word of the message:
- *   echo     the message and the payloads as they came
+ *   echo     the message, the payloads and the metadata as they came
  *   fail     FAILED_PRECONDITION "as you wished"
  *   hold     not yet: kept until a later "release"
  *   release  answers what is held with "late", then itself

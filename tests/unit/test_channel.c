@@ -111,6 +111,39 @@ TEST(channel_carries_a_call_over_every_transport)
     }
 }
 
+static void note_metadata(void *ud, const struct reply *r)
+{
+    struct buf *seen = ud;
+    CHECK_INT(r->code, 0);
+    for (int i = 0; i < r->n_metadata; i++)
+        buf_printf(seen, "%s=%s;", r->metadata[i].key, r->metadata[i].value);
+}
+
+TEST(channel_carries_metadata_both_ways)
+{
+    struct rpc_echo *e = rpc_echo_start("ipc://echo.sock", 0);
+    struct channel *c = dial(rpc_echo_endpoint(e), 0);
+    wait_connected(c);
+    const struct wire_metadata metadata[] = {{"tenant", "a"}, {"note", "\xc3\xa9t\xc3\xa9"}};
+    struct buf message = {0}, seen = {0};
+    buf_puts(&message, "echo");
+    struct call call = {.method = wire_method(WIRE_EXPERT, EXPERT_FORWARD),
+                        .message = &message,
+                        .deadline_ns = clock_now_ns() + PATIENCE_NS,
+                        .n_metadata = 2,
+                        .metadata = metadata,
+                        .done = note_metadata,
+                        .ud = &seen};
+    CHECK_INT(channel_call(c, &call, NULL), 0);
+    while (seen.len == 0 && clock_now_ns() < call.deadline_ns)
+        channel_wait(&c, 1, -1, call.deadline_ns, 0);
+    CHECK_STR(seen.data, "tenant=a;note=\xc3\xa9t\xc3\xa9;");
+    channel_close(&c);
+    rpc_echo_stop(&e);
+    buf_fini(&message);
+    buf_fini(&seen);
+}
+
 TEST(channel_refuses_calls_before_it_is_connected)
 {
     struct channel *c = dial("ipc://nobody.sock", 0);
