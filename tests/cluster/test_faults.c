@@ -289,6 +289,26 @@ TEST(command_lines_answer_or_refuse_in_one_sentence)
     buf_fini(&output);
 }
 
+TEST(shipped_configurations_are_accepted)
+{
+    static const char *const files[][2] = {
+        {"coordinator", "coordinator.cfg"},    {"expert_node", "expert_node.cfg"},
+        {"attn_node", "attn_node.cfg"},        {"coordinator", "local/coordinator.cfg"},
+        {"expert_node", "local/expert-0.cfg"}, {"expert_node", "local/expert-1.cfg"},
+        {"expert_node", "local/expert-2.cfg"}, {"expert_node", "local/expert-3.cfg"}};
+    struct buf output = {0};
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+        char *path = mem_format("%s/configs/%s", test_source_dir(), files[i][1]);
+        const char *const arguments[] = {
+            "-c", path, "--set", "model.path=models/demo", "--check-config", NULL};
+        buf_reset(&output);
+        if (cluster_run(files[i][0], arguments, &output) != 0)
+            test_fail(__FILE__, __LINE__, "%s: %s", path, output.data);
+        mem_free(path);
+    }
+    buf_fini(&output);
+}
+
 TEST(a_port_in_use_is_one_sentence)
 {
     struct cluster c;
