@@ -199,7 +199,11 @@ static int make_prompt(struct generate *g, struct err *e)
 {
     const struct generate_options *o = g->options;
     int rc = tokenizer_open(o->engine.model_dir, &g->tokenizer, e);
-    if (rc < 0 && !(rc == E_NOT_FOUND && o->ids))
+    if (rc == E_NOT_FOUND && !o->ids)
+        return err_set(e, rc,
+                       "%s has no tokenizer.json to read a text with; give the prompt as --ids",
+                       o->engine.model_dir);
+    if (rc < 0 && rc != E_NOT_FOUND)
         return rc;
     *e = (struct err){0};
     if (o->ids)
