@@ -9,7 +9,7 @@
  * Lifetimes: an exchange lives from its headers until MHD's completion callback.  The owner
  * (hub) holds it from on_request until it answers, or on_gone; `owned` says whether it does.
  *
- * Log events: http.library (debug, MHD's own complaints). */
+ * Log events: http.mhd (debug, MHD's own complaints). */
 #include "coordinator/http.h"
 
 #include <arpa/inet.h>
@@ -450,7 +450,7 @@ __attribute__((format(printf, 2, 0))) static void on_log(void *ud, const char *f
     (void)ud;
     vsnprintf(text, sizeof text, format, args);
     text[strcspn(text, "\n")] = '\0';
-    log_debug("http.library", "text=%s", log_quote(text).text);
+    log_debug("http.mhd", "text=%s", log_quote(text).text);
 }
 
 /* ---- opening and closing ------------------------------------------------------------------- */
