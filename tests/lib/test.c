@@ -263,11 +263,19 @@ void test_check_bytes(const char *file, int line, const char *what, const void *
                       bytes, g[i], w[i]);
 }
 
+/* A file in memory for the output of several writers.  Appending, because only then do
+ * writes of two threads to a shared descriptor never land on one another. */
+static int capture_open(const char *name)
+{
+    int fd = memfd_create(name, MFD_CLOEXEC);
+    must(fd >= 0 && fcntl(fd, F_SETFL, O_APPEND) == 0);
+    return fd;
+}
+
 struct test_end test_run_apart(void (*body)(void *ud), void *ud)
 {
     struct test_end end = {0};
-    int fd = memfd_create("apart", MFD_CLOEXEC);
-    must(fd >= 0);
+    int fd = capture_open("apart");
     fflush(NULL);
     pid_t pid = fork();
     must(pid >= 0);
@@ -340,9 +348,8 @@ static void start(struct running *r, const struct test_case *t)
     atomic_store(&r->report->verdict, VERDICT_NONE);
     snprintf(r->dir, sizeof(r->dir), "/tmp/polymath-test-%d-XXXXXX", n_started++);
     must(mkdtemp(r->dir) != NULL);
-    r->output_fd = memfd_create("output", MFD_CLOEXEC);
-    r->say_fd = memfd_create("say", MFD_CLOEXEC);
-    must(r->output_fd >= 0 && r->say_fd >= 0);
+    r->output_fd = capture_open("output");
+    r->say_fd = capture_open("say");
     int limit_s = t->timeout_s * (test_is_slow_build() ? SLOW_FACTOR : 1);
     r->started_ns = clock_now_ns();
     r->deadline_ns = r->started_ns + limit_s * CLOCK_S;
