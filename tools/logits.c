@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "tools/local_engine.h"
@@ -89,11 +90,13 @@ static int write_logits(const struct logits_options *o, const struct tokens *ids
         rc = err_set_errno(e, errno, "open %s", o->out_path);
         goto out;
     }
+    struct stat st;
+    bool is_regular = fstat(fileno(file), &st) == 0 && S_ISREG(st.st_mode);
     rc = write_rows(&g, ids, file, e);
     if (fclose(file) != 0 && rc == 0)
         rc = err_set_errno(e, errno, "write %s", o->out_path);
-    /* Half a file would be taken for a short list. */
-    if (rc < 0)
+    /* Half a file would be taken for a short list; a device or a pipe is not ours to remove. */
+    if (rc < 0 && is_regular)
         (void)unlink(o->out_path);
 out:
     local_engine_close(&g);

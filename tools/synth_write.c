@@ -161,8 +161,8 @@ static int check_room(const char *dir, int64_t needed_bytes, struct err *e)
     double free_bytes = (double)st.f_bavail * (double)st.f_frsize;
     if (free_bytes >= (double)needed_bytes)
         return 0;
-    return err_set(e, E_BUSY, "%s: the model needs %.1f GB, the disk has %.1f GB free", dir,
-                   (double)needed_bytes / 1e9, free_bytes / 1e9);
+    return err_set(e, E_BUSY, "%s: the model needs %.0f MB, the disk has %.0f MB free", dir,
+                   (double)needed_bytes / 1e6, free_bytes / 1e6);
 }
 
 struct job {

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -286,6 +287,19 @@ TEST(command_lines_answer_or_refuse_in_one_sentence)
                       k->program, k->arguments[0] ? k->arguments[0] : "", code, k->exit_code,
                       k->says, output.data ? output.data : "");
     }
+    buf_fini(&output);
+}
+
+TEST(logits_to_a_full_device_say_so_and_leave_it_there)
+{
+    CHECK(symlink("/dev/full", "full") == 0);
+    const char *const arguments[] = {"logits", "--model", cluster_model(), "--ids",
+                                     "1,2",    "--out",   "full",          NULL};
+    struct buf output = {0};
+    CHECK_INT(cluster_run("polymath", arguments, &output), 1);
+    CHECK_HAS(output.data, "No space left");
+    struct stat st;
+    CHECK(lstat("full", &st) == 0);
     buf_fini(&output);
 }
 
