@@ -162,7 +162,7 @@ TEST(synth_refuses_impossible_sizes_and_leaves_nothing)
     o.config.n_layers = 4;
     o.has_tokenizer = false;
     CHECK_INT(synth_write(&o, &e), E_BUSY);
-    CHECK_HAS(e.text, "GB free");
+    CHECK_HAS(e.text, "MB free");
     CHECK(access("a", F_OK) != 0);
     o = small_options("no/such");
     CHECK_INT(synth_write(&o, &e), E_NOT_FOUND);
