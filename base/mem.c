@@ -1,4 +1,4 @@
-/* base/mem.c - allocation that dies with a sentence, arenas, and the allocation guard.
+/* base/mem.c - allocation that dies with a sentence, and the allocation guard.
  *
  * Everything comes from malloc(3)'s family, so that one mem_free() fits all and the
  * sanitizers see every block.  Any thread; the guard belongs to its thread. */
@@ -160,42 +160,6 @@ size_t mem_round_up(size_t bytes, size_t unit)
 {
     must(unit > 0 && (unit & (unit - 1)) == 0 && bytes <= SIZE_MAX - (unit - 1));
     return (bytes + unit - 1) & ~(unit - 1);
-}
-
-void arena_init(struct arena *a, size_t bytes)
-{
-    size_t size_bytes = mem_round_up(bytes, MEM_ALIGN);
-    *a = (struct arena){.base = mem_aligned(size_bytes), .size_bytes = size_bytes};
-}
-
-void arena_fini(struct arena *a)
-{
-    mem_free(a->base);
-    *a = (struct arena){0};
-}
-
-void *arena_alloc(struct arena *a, size_t bytes)
-{
-    /* used and size are multiples of MEM_ALIGN, so rounding up cannot overflow once it fits. */
-    size_t left = a->size_bytes - a->used_bytes;
-    if (bytes > left)
-        return NULL;
-    void *p = a->base + a->used_bytes;
-    a->used_bytes += mem_round_up(bytes, MEM_ALIGN);
-    if (a->used_bytes > a->high_water_bytes)
-        a->high_water_bytes = a->used_bytes;
-    return p;
-}
-
-size_t arena_mark(const struct arena *a)
-{
-    return a->used_bytes;
-}
-
-void arena_reset(struct arena *a, size_t mark)
-{
-    must(mark <= a->used_bytes);
-    a->used_bytes = mark;
 }
 
 void mem_guard_begin(const char *phase)

@@ -2,7 +2,6 @@
  *
  * start-up   mem_alloc() and friends: die with a message when memory is out, which is
  *            right while a program starts and wrong afterwards
- * arena      bump allocation, one per step or per request; freed whole
  * mapping    weights, read-only (model/safetensors.c)
  * blobs      reference-counted payloads (base/blob.h)
  *
@@ -38,19 +37,6 @@ bool mem_mul(size_t a, size_t b, size_t *out);
 bool mem_add(size_t a, size_t b, size_t *out);
 /* Smallest multiple of `unit` (a power of two) that is at least `bytes`. */
 size_t mem_round_up(size_t bytes, size_t unit);
-
-/* Owner: one thread. */
-struct arena {
-    char *base;
-    size_t used_bytes, size_bytes, high_water_bytes;
-};
-/* Allocates `bytes` at once; arena_alloc() never grows it. */
-void arena_init(struct arena *a, size_t bytes);
-void arena_fini(struct arena *a);
-/* Aligned to MEM_ALIGN, not zeroed; NULL when the arena is full. */
-void *arena_alloc(struct arena *a, size_t bytes);
-size_t arena_mark(const struct arena *a);
-void arena_reset(struct arena *a, size_t mark);
 
 /* Allocation guard of the calling thread; nests not.  `phase` must outlive the phase. */
 void mem_guard_begin(const char *phase);

@@ -156,11 +156,6 @@ void forward_close(struct forward **forward)
     *forward = NULL;
 }
 
-const struct model_config *forward_config(const struct forward *f)
-{
-    return &f->config;
-}
-
 size_t forward_bytes(const struct forward *f)
 {
     size_t bytes = matrix_bytes(&f->lm_head) + f->scratch_bytes + f->logits_bytes +

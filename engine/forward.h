@@ -54,7 +54,6 @@ struct forward_options {
 int forward_open(struct checkpoint *c, const struct forward_options *o, struct compute compute,
                  struct forward **out, struct err *e);
 void forward_close(struct forward **f);
-const struct model_config *forward_config(const struct forward *f);
 size_t forward_bytes(const struct forward *f); /* of packed weights and scratch */
 /* A KV cache for this model is opened by the caller and named in every step. */
 

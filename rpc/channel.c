@@ -368,11 +368,6 @@ int64_t channel_deadline_ns(const struct channel *c)
     return next_ns;
 }
 
-struct link *channel_link(struct channel *c)
-{
-    return c->link;
-}
-
 bool channel_is_connected(const struct channel *c)
 {
     return link_is_connected(c->link);

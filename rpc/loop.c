@@ -30,8 +30,6 @@ struct loop {
     int n_timers, timers_size;
     zmq_pollitem_t *items;
     int items_size;
-    loop_callback *idle;
-    void *idle_ud;
     bool is_stopped, is_turning;
 };
 
@@ -146,13 +144,6 @@ void loop_remove_timer(struct loop *l, struct loop_timer *t)
         close_holes(l);
 }
 
-void loop_set_idle(struct loop *l, loop_callback *cb, void *ud)
-{
-    must_own(l);
-    l->idle = cb;
-    l->idle_ud = ud;
-}
-
 static int64_t next_deadline_ns(const struct loop *l, int64_t deadline_ns)
 {
     for (int i = 0; i < l->n_entries; i++)
@@ -226,8 +217,6 @@ void loop_turn(struct loop *l, int64_t deadline_ns)
     int64_t now_ns = clock_now_ns();
     run_timers(l, now_ns);
     run_entries(l, n_entries, n_items, now_ns);
-    if (l->idle)
-        l->idle(l->idle_ud, now_ns);
     l->is_turning = false;
     close_holes(l);
 }

@@ -29,8 +29,6 @@ struct loop_timer {
 };
 void loop_set_timer(struct loop *l, struct loop_timer *t, int64_t deadline_ns);
 void loop_remove_timer(struct loop *l, struct loop_timer *t);
-/* Called after every turn, before sleeping. */
-void loop_set_idle(struct loop *l, loop_callback *cb, void *ud);
 
 /* One turn: waits for the next event or timer, at most until deadline_ns. */
 void loop_turn(struct loop *l, int64_t deadline_ns);
