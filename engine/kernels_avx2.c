@@ -372,14 +372,14 @@ INLINE void all_tiles(tile *const *tiles, struct block *b, int n_rows, float *ac
 }
 
 /* One panel for at most ROWS_IN_CACHE rows. */
-static void panel_rows(const struct matrix *w, int panel, const float *x, size_t x_stride,
-                       int n_rows, float *acc)
+static void panel_rows(const struct matrix *w, int panel, const struct rows *x, float *acc)
 {
     _Alignas(64) float unpacked[SCALE_BLOCK * PANEL_ROWS];
     const char *from = panel_at(w, panel);
     size_t column_bytes = w->panel_bytes / (size_t)w->padded_cols;
     tile *const *tiles = w->format == FORMAT_FP8 ? block_tiles : chain_tiles;
-    struct block b = {.x = x, .x_stride = x_stride};
+    struct block b = {.x = x->f32, .x_stride = x->f32_stride};
+    int n_rows = x->n_rows;
     /* The next block is fetched evenly over the tiles of this one: all at once it would
      * come too late for the first and leave the memory idle during the others. */
     b.ahead_step = column_bytes / (size_t)((n_rows + TILE_ROWS - 1) / TILE_ROWS);
@@ -404,27 +404,27 @@ static void panel_rows(const struct matrix *w, int panel, const float *x, size_t
     }
 }
 
-static void many_rows(const struct matrix *w, int first_panel, int n_panels, const float *x,
-                      size_t x_stride, int n_rows, float *y, size_t y_stride)
+static void many_rows(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
+                      float *y, size_t y_stride)
 {
     _Alignas(64) float acc[ROWS_IN_CACHE * PANEL_ROWS];
-    for (int first = 0; first < n_rows; first += ROWS_IN_CACHE) {
-        int n = min_int(n_rows - first, ROWS_IN_CACHE);
+    for (int first = 0; first < x->n_rows; first += ROWS_IN_CACHE) {
+        struct rows part = rows_part(x, first, min_int(x->n_rows - first, ROWS_IN_CACHE));
         for (int p = first_panel; p < first_panel + n_panels; p++) {
-            panel_rows(w, p, x + (size_t)first * x_stride, x_stride, n, acc);
-            for (int m = 0; m < n; m++)
+            panel_rows(w, p, &part, acc);
+            for (int m = 0; m < part.n_rows; m++)
                 store_panel(w, p, acc + m * PANEL_ROWS, y + (size_t)(first + m) * y_stride);
         }
     }
 }
 
-static void matmul_float(const struct matrix *w, int first_panel, int n_panels, const float *x,
-                         size_t x_stride, int n_rows, float *y, size_t y_stride)
+static void matmul_float(const struct matrix *w, int first_panel, int n_panels,
+                         const struct rows *x, float *y, size_t y_stride)
 {
-    if (n_rows == 1)
-        one_row(w, first_panel, n_panels, x, y);
+    if (x->n_rows == 1)
+        one_row(w, first_panel, n_panels, x->f32, y);
     else
-        many_rows(w, first_panel, n_panels, x, x_stride, n_rows, y, y_stride);
+        many_rows(w, first_panel, n_panels, x, y, y_stride);
 }
 
 /* Up to four panels for one row; false if an input is too large for the factor. */
@@ -453,18 +453,18 @@ static bool one_row_fp8(const struct matrix *w, int panel, int n_panels, const f
     return true;
 }
 
-static void matmul_fp8(const struct matrix *w, int first_panel, int n_panels, const float *x,
-                       size_t x_stride, int n_rows, float *y, size_t y_stride)
+static void matmul_fp8(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
+                       float *y, size_t y_stride)
 {
-    if (n_rows != 1) {
-        many_rows(w, first_panel, n_panels, x, x_stride, n_rows, y, y_stride);
+    if (x->n_rows != 1) {
+        many_rows(w, first_panel, n_panels, x, y, y_stride);
         return;
     }
     _Alignas(32) float acc[PANELS_AT_ONCE * PANEL_ROWS];
     for (int p = first_panel, end = first_panel + n_panels; p < end;) {
         int n = panels_next(end - p);
-        if (!one_row_fp8(w, p, n, x, acc)) {
-            many_rows(w, p, end - p, x, x_stride, 1, y, y_stride);
+        if (!one_row_fp8(w, p, n, x->f32, acc)) {
+            many_rows(w, p, end - p, x, y, y_stride);
             return;
         }
         for (int i = 0; i < n; i++, p++)
@@ -612,9 +612,9 @@ static void add_int32(int32_t *acc, const void *y, int n)
 
 void kernels_avx2_fill(struct kernels *k)
 {
-    k->matmul_f32 = matmul_float;
-    k->matmul_bf16 = matmul_float;
-    k->matmul_fp8 = matmul_fp8;
+    k->matmul[FORMAT_F32] = matmul_float;
+    k->matmul[FORMAT_BF16] = matmul_float;
+    k->matmul[FORMAT_FP8] = matmul_fp8;
     k->rms_norm = rms_norm;
     k->swiglu = swiglu;
     k->add = add;
