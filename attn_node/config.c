@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/cpus.h"
+#include "base/must.h"
 #include "engine/kernels.h"
 #include "rpc/wire.h"
 
@@ -21,14 +23,25 @@ static const struct conf_option options[] = {
      "directory of the model: config.json and safetensors"},
     {"coordinator.endpoint", CONF_STRING, AT(coordinator_endpoint), "tcp://127.0.0.1:7070", 0, 0,
      NULL, "Cluster service of the coordinator"},
-    {"weights.format", CONF_CHOICE, AT(format), "native", 0, 0, FORMAT_CHOICES,
-     "how weights are held; the same in the whole cluster"},
+    {"weights.format", CONF_STRING, AT(format), "native", 0, 0, NULL,
+     "how weights and the KV cache are held: FORMAT or part=FORMAT,... with FORMAT one "
+     "of " FORMAT_CHOICES ", parts experts, attention, head and kv (" KV_FORMAT_CHOICES
+     "); the same in the whole cluster"},
     {"weights.combine", CONF_CHOICE, AT(combine), "fixed", 0, 0, COMBINE_CHOICES,
      "how expert outputs are added; the same in the whole cluster"},
     {"weights.kernels", CONF_STRING, AT(kernels), "", 0, 0, NULL,
-     "inner loops by name (portable, avx2); empty takes the best"},
+     "inner loops by name (portable, avx2, avx512, amx); empty takes the best"},
+    {"weights.copy", CONF_BOOL, AT(copies), "false", 0, 0, NULL,
+     "of a packed directory: copy weights into huge pages instead of mapping the files"},
+    {"weights.lock", CONF_BOOL, AT(locks), "false", 0, 0, NULL,
+     "of a packed directory: lock what is used into memory"},
+    {"weights.verify", CONF_BOOL, AT(verifies), "false", 0, 0, NULL,
+     "of a packed directory: check the hash of all that is read"},
     {"compute.threads", CONF_INT, AT(threads), "0", 0, 1024, NULL,
      "threads that compute; 0 means every CPU that the process may use"},
+    {"compute.cpus", CONF_STRING, AT(cpus), "", 0, 0, NULL,
+     "CPUs for this process alone, such as 0-3,8, or all; its threads are then pinned; empty: "
+     "wherever the system puts them"},
     {"attention.kv_bytes", CONF_BYTES, AT(kv_bytes), "0", 0, 64 * TIB, NULL,
      "memory for KV pages; 0 means a quarter of what is free at start"},
     {"attention.max_rows", CONF_INT, AT(max_rows), "256", 1, 65536, NULL, "rows of one step"},
@@ -50,25 +63,33 @@ const struct conf_table attn_node_options = {
 int attn_node_check(const void *config, struct err *e)
 {
     const struct attn_node_config *c = config;
+    struct format_set formats;
     if (!c->name[0] || strlen(c->name) >= WIRE_NAME_BYTES)
         return err_set(e, E_INVALID, "node.name: expected 1 to %d bytes", WIRE_NAME_BYTES - 1);
     if (c->kernels[0] && !kernels_named(c->kernels))
         return err_set(e, E_INVALID,
                        "weights.kernels: \"%s\" is not in this build or does not run on this CPU",
                        c->kernels);
+    if (format_set_parse(c->format, &formats, e) < 0)
+        return err_prefix(e, "weights.format");
+    if (cpus_check(c->cpus, e) < 0)
+        return err_prefix(e, "compute.cpus");
     return 0;
 }
 
 struct side_config attn_node_side(const struct attn_node_config *c)
 {
+    struct format_set formats;
+    must_zero(format_set_parse(c->format, &formats, NULL));
     return (struct side_config){
         .name = c->name,
         .model_dir = c->model_path,
         .coordinator_endpoint = c->coordinator_endpoint,
         .listen_endpoint = c->listen,
-        .format = (enum weight_format)c->format,
+        .formats = formats,
         .combine = (enum combine_mode)c->combine,
         .kernels = c->kernels,
+        .checkpoint = {.copies = c->copies, .locks = c->locks, .verifies = c->verifies},
         .threads = (int)c->threads,
         .kv_bytes = c->kv_bytes,
         .max_rows = (int)c->max_rows,

@@ -8,13 +8,15 @@ struct attn_node_config {
     char *name;
     int log_level; /* enum log_level */
     char *model_path, *coordinator_endpoint, *listen;
-    int format, combine; /* enum weight_format, enum combine_mode */
-    char *kernels;
+    char *format; /* for format_set_parse() */
+    int combine;  /* enum combine_mode */
+    char *kernels, *cpus;
+    bool copies, locks, verifies;
     int64_t threads, kv_bytes, max_rows, max_seqs, call_timeout_ns, spin_us;
 };
 
 extern const struct conf_table attn_node_options;
-/* What the table cannot say: a name, kernels that exist. */
+/* What the table cannot say: a name, a format, CPUs, kernels that exist. */
 int attn_node_check(const void *config, struct err *e);
 /* Borrows the strings. */
 struct side_config attn_node_side(const struct attn_node_config *c);

@@ -7,6 +7,7 @@
 
 #include "attn_node/config.h"
 #include "attn_node/side.h"
+#include "base/cpus.h"
 #include "base/log.h"
 #include "base/signals.h"
 
@@ -34,7 +35,12 @@ static int run(const struct attn_node_config *c)
     struct err e = {0};
     struct side_config config = attn_node_side(c);
     log_init(c->name, (enum log_level)c->log_level);
-    if (side_start(&config, &side, &e) < 0) {
+    int rc = cpus_take(c->cpus, &e);
+    if (rc < 0)
+        err_prefix(&e, "compute.cpus");
+    else
+        rc = side_start(&config, &side, &e);
+    if (rc < 0) {
         fprintf(stderr, "attn_node: %s\n", e.text);
         return EXIT_FAILED;
     }

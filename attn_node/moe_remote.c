@@ -78,8 +78,12 @@ struct moe_remote *moe_remote_new(const struct moe_remote_options *o)
     uint32_t max_routes = (uint32_t)o->max_rows * (uint32_t)o->top_k;
     m->route_blobs =
         blob_pool_new(wire_forward_routes_bytes((uint32_t)o->max_rows, max_routes), POOLED_BLOBS);
-    m->row_blobs =
-        blob_pool_new((size_t)o->max_rows * (size_t)o->hidden * sizeof(float), POOLED_BLOBS);
+    struct wire_forward most = {.n_rows = (uint32_t)o->max_rows,
+                                .hidden = (uint32_t)o->hidden,
+                                .group = (uint32_t)o->group};
+    size_t rows_bytes;
+    must(wire_forward_rows_bytes(&most, &rows_bytes));
+    m->row_blobs = blob_pool_new(rows_bytes, POOLED_BLOBS);
     return m;
 }
 
@@ -237,6 +241,7 @@ static struct wire_forward describe(const struct moe_remote *m, int lane, int la
         .n_rows = (uint32_t)p->n_rows,
         .hidden = (uint32_t)m->options.hidden,
         .n_routes = (uint32_t)p->n_routes,
+        .group = (uint32_t)m->options.group,
         .mode = p->mode,
     };
 }
@@ -250,15 +255,24 @@ static struct blob *pack_routes(struct moe_remote *m, const struct wire_forward 
     return b;
 }
 
-static struct blob *pack_rows(struct moe_remote *m, const struct round_parcel *p, const float *rows)
+static struct blob *pack_rows(struct moe_remote *m, const struct wire_forward *w,
+                              const struct round_parcel *p, const struct rows *rows)
 {
     struct blob *b = blob_pool_get(m->row_blobs);
-    size_t hidden = (size_t)m->options.hidden;
-    b->size_bytes = (size_t)p->n_rows * hidden * sizeof(float);
-    float *out = b->data;
-    for (int i = 0; i < p->n_rows; i++)
-        memcpy(out + (size_t)i * hidden, rows + (size_t)p->rows[i] * hidden,
-               hidden * sizeof(float));
+    size_t hidden = w->hidden, n = w->n_rows, n_groups = wire_forward_groups(w);
+    must(wire_forward_rows_bytes(w, &b->size_bytes));
+    char *out = b->data, *scales = out + n * hidden;
+    for (size_t i = 0; i < n; i++) {
+        size_t row = (size_t)p->rows[i];
+        if (w->group == 0) {
+            memcpy(out + i * hidden * sizeof(float), rows->f32 + row * rows->f32_stride,
+                   hidden * sizeof(float));
+            continue;
+        }
+        memcpy(out + i * hidden, rows->q8 + row * rows->q8_stride, hidden);
+        memcpy(scales + i * n_groups * sizeof(float), rows->scales + row * rows->scale_stride,
+               n_groups * sizeof(float));
+    }
     return b;
 }
 
@@ -318,7 +332,7 @@ static int send_parcel(struct moe_remote *m, int lane, int index)
     struct wire_forward w = describe(m, lane, round_layer(l->round), p);
     buf_reset(&m->message);
     wire_forward_encode(&w, &m->message);
-    struct blob *payloads[] = {pack_routes(m, &w, p), pack_rows(m, p, round_rows(l->round))};
+    struct blob *payloads[] = {pack_routes(m, &w, p), pack_rows(m, &w, p, round_rows(l->round))};
     struct trip *t = &l->trips[index];
     *t = (struct trip){.moe = m, .lane = lane};
     struct call call = {
@@ -393,6 +407,7 @@ static int scatter(void *ud, int lane, const struct moe_rows *rows)
         l->deadline_ns = m->step_deadline_ns;
     if (!m->table)
         return err_set(&m->error, E_UNAVAILABLE, "no table of expert nodes yet");
+    must(m->options.group ? rows->rows.group == m->options.group : rows->rows.f32 != NULL);
     struct round_plan plan = {
         .rows = rows,
         .mode = m->options.mode,

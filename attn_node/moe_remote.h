@@ -15,6 +15,7 @@
 struct moe_remote_options {
     const struct kernels *kernels;
     int n_layers, n_experts, top_k, hidden, max_rows;
+    int group; /* format_group() of the experts: the form in which rows are sent */
     enum combine_mode mode;
     uint64_t fingerprint;
     int64_t call_timeout_ns, spin_ns;

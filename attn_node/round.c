@@ -465,10 +465,10 @@ int round_layer(const struct round *r)
     return r->plan.rows->layer;
 }
 
-const float *round_rows(const struct round *r)
+const struct rows *round_rows(const struct round *r)
 {
     must(r->state != ROUND_IDLE);
-    return r->plan.rows->rows;
+    return &r->plan.rows->rows;
 }
 
 /* ---- the result ---------------------------------------------------------------------- */

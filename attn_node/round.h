@@ -114,7 +114,7 @@ int round_n_out(const struct round *r);
 bool round_is_out(const struct round *r, struct round_ticket t);
 /* What the round in progress is about. */
 int round_layer(const struct round *r);
-const float *round_rows(const struct round *r);
+const struct rows *round_rows(const struct round *r);
 
 /* Adds the experts' contributions into x [n_rows, hidden]; only of a round that is done,
  * which ends. */

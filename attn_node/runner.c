@@ -52,7 +52,7 @@ void runner_job_fini(struct runner_job *j)
 /* More than every sequence at its longest is of no use. */
 static size_t choose_kv_bytes(const struct runner *r)
 {
-    size_t page_bytes = kv_page_bytes(r->config), most = 0;
+    size_t page_bytes = kv_page_bytes(r->config, r->options.formats.kv), most = 0;
     size_t pages = ((size_t)r->config->max_positions + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
     size_t bytes =
         r->options.kv_bytes > 0 ? (size_t)r->options.kv_bytes : mem_available_bytes() / 4;
@@ -68,14 +68,15 @@ static int set_up(struct runner *r, struct err *e)
     int64_t begun_ns = clock_now_ns();
     r->config = checkpoint_config(o->checkpoint);
     size_t kv_bytes = choose_kv_bytes(r);
-    r->compute = (struct compute){.kernels = o->kernels, .pool = pool_new(o->threads, POOL_FREE)};
-    struct forward_options f = {.format = o->format, .max_rows = o->max_rows};
+    enum pool_pinning pinning = o->spin_ns == 0 ? POOL_SHARED : pool_pinning_here();
+    r->compute = (struct compute){.kernels = o->kernels, .pool = pool_new(o->threads, pinning)};
+    struct forward_options f = {.formats = o->formats, .max_rows = o->max_rows};
     int rc = forward_open(o->checkpoint, &f, r->compute, &r->forward, e);
     if (rc < 0)
         return rc;
     log_info("weights.loaded", "mb=%zu seconds=%.1f", forward_bytes(r->forward) >> 20,
              (double)(clock_now_ns() - begun_ns) / CLOCK_S);
-    rc = kv_open(r->config, kv_bytes, &r->kv, e);
+    rc = kv_open(r->config, o->formats.kv, kv_bytes, &r->kv, e);
     if (rc < 0)
         return err_prefix(e, "attention.kv_bytes");
     atomic_store(&r->pages_total, kv_pages_total(r->kv));
@@ -89,10 +90,12 @@ static int set_up(struct runner *r, struct err *e)
         .top_k = r->config->top_k,
         .hidden = r->config->hidden_size,
         .max_rows = o->max_rows,
+        .group = format_group(o->formats.experts),
         .mode = o->combine,
         .fingerprint = o->fingerprint,
         .call_timeout_ns = o->call_timeout_ns,
-        .spin_ns = o->spin_ns,
+        /* On a single CPU waiting busily keeps the network's thread from bringing the answer. */
+        .spin_ns = thread_cpu_count() > 1 ? o->spin_ns : 0,
     };
     r->moe = moe_remote_new(&m);
     r->step_seqs = mem_array((size_t)o->max_seqs, sizeof(*r->step_seqs));

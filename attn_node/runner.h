@@ -37,7 +37,7 @@ void runner_job_fini(struct runner_job *j);
 struct runner_options {
     struct checkpoint *checkpoint; /* borrowed until runner_stop() */
     uint64_t fingerprint;
-    enum weight_format format;
+    struct format_set formats;
     enum combine_mode combine;
     const struct kernels *kernels;
     int threads;      /* at least 1 */

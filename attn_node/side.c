@@ -139,7 +139,7 @@ static void on_describe(void *ud, struct server_call *call, const struct server_
         .max_seqs = (uint32_t)s->config.max_seqs,
         .max_positions = (uint32_t)checkpoint_config(s->checkpoint)->max_positions,
         .protocol_version = POLYMATH_PROTOCOL_VERSION,
-        .format = s->config.format,
+        .formats = s->config.formats,
         .combine = s->config.combine,
     };
     snprintf(d.name, sizeof(d.name), "%s", s->name);
@@ -236,9 +236,10 @@ static int join(struct side *s, struct err *e)
                 .threads = (uint32_t)s->threads,
                 .protocol_version = POLYMATH_PROTOCOL_VERSION,
                 .fingerprint = s->fingerprint,
-                .format = s->config.format,
+                .formats = s->config.formats,
                 .combine = s->config.combine,
-                .memory_bytes = (uint64_t)runner_kv_pages_total(s->runner) * kv_page_bytes(model),
+                .memory_bytes = (uint64_t)runner_kv_pages_total(s->runner) *
+                                kv_page_bytes(model, s->config.formats.kv),
                 .max_rows = (uint32_t)s->config.max_rows,
             },
         .on_table = on_table,
@@ -352,7 +353,9 @@ static int open_side(struct side *s, struct err *e)
     if (rc < 0)
         return rc;
     s->threads = c->threads > 0 ? c->threads : thread_cpu_count();
-    rc = checkpoint_open(c->model_dir, &s->checkpoint, e);
+    rc = checkpoint_open_with(c->model_dir, &c->checkpoint, &s->checkpoint, e);
+    if (rc == 0)
+        rc = checkpoint_formats(s->checkpoint, &s->config.formats, e);
     if (rc == 0)
         rc = checkpoint_fingerprint(s->checkpoint, &s->fingerprint, e);
     if (rc < 0)
@@ -360,7 +363,7 @@ static int open_side(struct side *s, struct err *e)
     struct runner_options o = {
         .checkpoint = s->checkpoint,
         .fingerprint = s->fingerprint,
-        .format = c->format,
+        .formats = c->formats,
         .combine = c->combine,
         .kernels = s->kernels,
         .threads = s->threads,

@@ -11,6 +11,7 @@
 #include <stdio.h>
 
 #include "base/err.h"
+#include "model/checkpoint.h"
 #include "model/format.h"
 
 struct side_config {
@@ -18,14 +19,15 @@ struct side_config {
     const char *model_dir;
     const char *coordinator_endpoint; /* Cluster service to join */
     const char *listen_endpoint;      /* of the Attention service */
-    enum weight_format format;
+    struct format_set formats;        /* native parts are resolved by the checkpoint */
     enum combine_mode combine;
+    struct checkpoint_options checkpoint;
     const char *kernels;     /* NULL or "": the best */
     int threads;             /* 0: all CPUs that the process may use */
     int64_t kv_bytes;        /* 0: a quarter of the memory that is free at start */
     int max_rows, max_seqs;  /* of one step; sequences with KV */
     int64_t call_timeout_ns; /* one layer's experts must have answered by then */
-    int64_t spin_ns;         /* busy-wait before sleeping in gather */
+    int64_t spin_ns;         /* busy-wait before sleeping in gather; 0: nothing in here spins */
 };
 
 struct side;

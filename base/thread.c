@@ -6,13 +6,13 @@
 #include "base/thread.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
-#include <unistd.h>
+#include <sys/resource.h>
 
 #include "base/cgroup.h"
+#include "base/cpus.h"
 #include "base/err.h"
 #include "base/mem.h"
 #include "base/must.h"
@@ -27,7 +27,7 @@ struct thread {
     atomic_bool should_stop;
     pthread_mutex_t lock;
     pthread_cond_t told;
-    bool is_told;
+    bool is_told, is_creator_pinned;
     struct err outcome;
 };
 
@@ -35,6 +35,9 @@ static void *thread_entry(void *ud)
 {
     struct thread *t = ud;
     pthread_setname_np(pthread_self(), t->name);
+    /* A pinned thread's place is its own: a new thread would inherit it. */
+    if (t->is_creator_pinned)
+        cpus_free_thread();
     t->body(t, t->arg);
     must_zero(pthread_mutex_lock(&t->lock));
     must(t->is_told);
@@ -88,6 +91,7 @@ int thread_start(const char *name, thread_main body, void *arg, struct thread **
     snprintf(t->name, sizeof(t->name), "%s", name);
     t->body = body;
     t->arg = arg;
+    t->is_creator_pinned = cpus_is_thread_pinned();
     atomic_init(&t->should_stop, false);
     must_zero(pthread_mutex_init(&t->lock, NULL));
     must_zero(pthread_cond_init(&t->told, NULL));
@@ -134,26 +138,15 @@ bool owner_is_me(const struct owner *o)
     return o->id == (unsigned long)pthread_self();
 }
 
-static int affinity_cpu_count(void)
+void thread_yield_to_others(void)
 {
-    /* The kernel refuses a mask smaller than its own, so grow until it fits. */
-    for (int n_cpus = 1024; n_cpus <= 1 << 16; n_cpus *= 2) {
-        cpu_set_t *set = CPU_ALLOC((size_t)n_cpus);
-        if (!set)
-            break;
-        size_t bytes = CPU_ALLOC_SIZE((size_t)n_cpus);
-        int count = sched_getaffinity(0, bytes, set) == 0 ? CPU_COUNT_S(bytes, set) : 0;
-        CPU_FREE(set);
-        if (count > 0)
-            return count;
-    }
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-    return online > 0 ? (int)online : 1;
+    enum { NICENESS = 10 };
+    (void)setpriority(PRIO_PROCESS, 0, NICENESS); /* of this thread alone, on Linux */
 }
 
 int thread_cpu_count(void)
 {
-    int count = affinity_cpu_count();
+    int count = cpus_of_process()->n;
     /* Rounded down: threads that meet at barriers lose more to throttling than to one fewer. */
     double quota = cgroup_cpu_quota();
     if (quota > 0 && quota < count)

@@ -28,5 +28,9 @@ void owner_take(struct owner *o);
 bool owner_is_me(const struct owner *o);
 #define must_own(owned) must(owner_is_me(&(owned)->owner))
 
-/* CPUs that this process may run on (its affinity mask and cgroup quota); at least 1. */
+/* The calling thread, and those that it starts from here on, give way to the others of the
+ * machine: for work in the background (loading) beside a thread that somebody waits for. */
+void thread_yield_to_others(void);
+
+/* CPUs that this process may run on (base/cpus.h, and its cgroup's quota); at least 1. */
 int thread_cpu_count(void);

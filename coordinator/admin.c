@@ -104,7 +104,8 @@ static json_t *model_object(const struct hub *h)
     snprintf(hex, sizeof hex, "%016" PRIx64, h->fingerprint);
     set(o, "name", json_string(h->model_name));
     set(o, "fingerprint", json_string(hex));
-    set(o, "format", json_string(format_name((enum weight_format)h->config->weights_format)));
+    char formats[FORMAT_SET_BYTES];
+    set(o, "format", json_string(format_set_text(&h->formats, formats)));
     set(o, "combine", json_string(combine_name((enum combine_mode)h->config->weights_combine)));
     set(o, "layers", json_integer(h->model_config.n_layers));
     set(o, "experts", json_integer(h->model_config.n_experts));

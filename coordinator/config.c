@@ -6,6 +6,7 @@
 
 #include "base/buf.h"
 #include "base/clock.h"
+#include "base/cpus.h"
 #include "base/mem.h"
 #include "model/format.h"
 
@@ -55,12 +56,23 @@ static const struct conf_option options[] = {
      NULL, "experts of one layer must have answered by then"},
     {"attention.spin_us", CONF_INT, FIELD(attention_spin_us), "50", 0, 1000000, NULL,
      "busy-wait before sleeping while experts work"},
-    {"weights.format", CONF_CHOICE, FIELD(weights_format), "native", 0, 0, FORMAT_CHOICES,
-     "how weights are held; the same in the whole cluster"},
+    {"weights.format", CONF_STRING, FIELD(weights_format), "native", 0, 0, NULL,
+     "how weights and the KV cache are held: FORMAT or part=FORMAT,... with FORMAT one "
+     "of " FORMAT_CHOICES ", parts experts, attention, head and kv (" KV_FORMAT_CHOICES
+     "); the same in the whole cluster"},
     {"weights.combine", CONF_CHOICE, FIELD(weights_combine), "fixed", 0, 0, COMBINE_CHOICES,
      "how expert outputs come together; the same in the whole cluster"},
     {"weights.kernels", CONF_STRING, FIELD(weights_kernels), "", 0, 0, NULL,
      "kernel level of the embedded side; empty: the best for this CPU"},
+    {"weights.copy", CONF_BOOL, FIELD(weights_copies), "false", 0, 0, NULL,
+     "of a packed directory: copy weights into huge pages instead of mapping the files"},
+    {"weights.lock", CONF_BOOL, FIELD(weights_locks), "false", 0, 0, NULL,
+     "of a packed directory: lock what is used into memory"},
+    {"weights.verify", CONF_BOOL, FIELD(weights_verifies), "false", 0, 0, NULL,
+     "of a packed directory: check the hash of all that is read"},
+    {"compute.cpus", CONF_STRING, FIELD(compute_cpus), "", 0, 0, NULL,
+     "CPUs for this process alone, such as 0-3,8, or all; its threads are then pinned; empty: "
+     "wherever the system puts them"},
     {"request.max_tokens", CONF_INT, FIELD(request_max_tokens), "4096", 1, 16777216, NULL,
      "longest answer if the client names no limit"},
     {"request.queue_limit", CONF_INT, FIELD(request_queue_limit), "256", 1, 100000, NULL,
@@ -88,6 +100,11 @@ int coordinator_config_check(const void *config, struct err *e)
                        "cluster.lease_ms (%lld) must be at least twice cluster.heartbeat_ms (%lld)",
                        (long long)(c->cluster_lease_ns / CLOCK_MS),
                        (long long)(c->cluster_heartbeat_ns / CLOCK_MS));
+    struct format_set formats;
+    if (format_set_parse(c->weights_format, &formats, e) < 0)
+        return err_prefix(e, "weights.format");
+    if (cpus_check(c->compute_cpus, e) < 0)
+        return err_prefix(e, "compute.cpus");
     return 0;
 }
 

@@ -18,8 +18,10 @@ struct coordinator_config {
     bool attention_embedded;
     int64_t attention_threads, attention_kv_bytes, attention_max_rows, attention_max_seqs;
     int64_t attention_call_timeout_ns, attention_spin_us;
-    int weights_format, weights_combine;
-    char *weights_kernels;
+    char *weights_format; /* for format_set_parse() */
+    int weights_combine;
+    char *weights_kernels, *compute_cpus;
+    bool weights_copies, weights_locks, weights_verifies;
     int64_t request_max_tokens, request_queue_limit, request_timeout_ns;
 };
 

@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/must.h"
 #include "base/queue.h"
 #include "base/thread.h"
 #include "coordinator/hub.h"
@@ -87,7 +88,9 @@ int embed_start(struct loop *l, const struct coordinator_config *c,
                                      .model_dir = c->model_path,
                                      .coordinator_endpoint = HUB_INPROC_CLUSTER,
                                      .listen_endpoint = "inproc://attention",
-                                     .format = (enum weight_format)c->weights_format,
+                                     .checkpoint = {.copies = c->weights_copies,
+                                                    .locks = c->weights_locks,
+                                                    .verifies = c->weights_verifies},
                                      .combine = (enum combine_mode)c->weights_combine,
                                      .kernels = c->weights_kernels,
                                      .threads = (int)c->attention_threads,
@@ -96,6 +99,7 @@ int embed_start(struct loop *l, const struct coordinator_config *c,
                                      .max_seqs = (int)c->attention_max_seqs,
                                      .call_timeout_ns = c->attention_call_timeout_ns,
                                      .spin_ns = c->attention_spin_us * CLOCK_US};
+    must_zero(format_set_parse(c->weights_format, &m->config.formats, NULL));
     m->check = (struct loop_timer){.deadline_ns = CLOCK_NEVER, .cb = on_check, .ud = m};
     m->results = queue_new(1);
     loop_add_fd(l, queue_fd(m->results), on_result, m);

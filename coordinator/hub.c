@@ -121,6 +121,10 @@ static int read_model(struct hub *h, struct err *e)
     int rc = checkpoint_open(h->config->model_path, &c, e);
     if (rc == 0)
         rc = checkpoint_fingerprint(c, &h->fingerprint, e);
+    if (rc == 0) {
+        must_zero(format_set_parse(h->config->weights_format, &h->formats, NULL));
+        rc = checkpoint_formats(c, &h->formats, e);
+    }
     if (rc == 0)
         h->model_config = *checkpoint_config(c);
     checkpoint_close(&c);
@@ -159,7 +163,7 @@ static void init_state(struct hub *h)
 {
     const struct coordinator_config *c = h->config;
     struct members_config members = {.fingerprint = h->fingerprint,
-                                     .format = (enum weight_format)c->weights_format,
+                                     .formats = h->formats,
                                      .combine = (enum combine_mode)c->weights_combine,
                                      .lease_ns = c->cluster_lease_ns};
     /* Seconds since 1970 are higher than what an earlier coordinator counted up to. */

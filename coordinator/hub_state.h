@@ -69,6 +69,7 @@ struct hub {
 
     struct model_config model_config;
     uint64_t fingerprint;
+    struct format_set formats; /* as the checkpoint resolves them */
     char *model_name;
     struct tokenizer *tokenizer;
     struct chat chat;

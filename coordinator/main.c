@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "attn_node/side.h"
+#include "base/cpus.h"
 #include "base/err.h"
 #include "base/log.h"
 #include "base/signals.h"
@@ -41,7 +42,10 @@ static void on_side_failed(void *ud, const struct err *e)
 
 static int start(struct program *p, struct err *e)
 {
-    int rc = loop_open(&p->loop, e);
+    int rc = cpus_take(p->config.compute_cpus, e);
+    if (rc < 0)
+        return err_prefix(e, "compute.cpus");
+    rc = loop_open(&p->loop, e);
     if (rc == 0)
         rc = hub_open(p->loop, &p->config, &p->hub, e);
     if (rc < 0)

@@ -61,9 +61,11 @@ static int check_same_model(const struct members_config *c, const struct wire_jo
                        "fingerprint: %s has another model (%016" PRIx64
                        ") than the coordinator (%016" PRIx64 ")",
                        j->name, j->fingerprint, c->fingerprint);
-    if (j->format != c->format)
+    if (!format_set_equal(&j->formats, &c->formats)) {
+        char theirs[FORMAT_SET_BYTES], ours[FORMAT_SET_BYTES];
         return err_set(e, E_PRECONDITION, "weights.format: %s uses %s, the coordinator %s", j->name,
-                       format_name(j->format), format_name(c->format));
+                       format_set_text(&j->formats, theirs), format_set_text(&c->formats, ours));
+    }
     if (j->combine != c->combine)
         return err_set(e, E_PRECONDITION, "weights.combine: %s uses %s, the coordinator %s",
                        j->name, combine_name(j->combine), combine_name(c->combine));

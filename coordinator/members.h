@@ -16,7 +16,7 @@
 /* What every node must share with the coordinator. */
 struct members_config {
     uint64_t fingerprint;
-    enum weight_format format;
+    struct format_set formats; /* resolved: checkpoint_formats() */
     enum combine_mode combine;
     int64_t lease_ns;
 };

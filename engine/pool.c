@@ -18,6 +18,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "base/cpus.h"
 #include "base/err.h"
 #include "base/mem.h"
 #include "base/must.h"
@@ -197,27 +198,11 @@ int pool_threads(const struct pool *p)
     return p ? p->n_threads : 1;
 }
 
-/* Worker i goes to the i-th CPU of the process; the first is left to the caller. */
-static void pin_worker(int index)
-{
-    cpu_set_t all, one;
-    if (sched_getaffinity(0, sizeof(all), &all) != 0)
-        return;
-    for (int cpu = 0, found = 0; cpu < CPU_SETSIZE; cpu++) {
-        if (!CPU_ISSET(cpu, &all) || found++ != index)
-            continue;
-        CPU_ZERO(&one);
-        CPU_SET(cpu, &one);
-        (void)sched_setaffinity(0, sizeof(one), &one); /* slower without it, not wrong */
-        return;
-    }
-}
-
 static void worker_main(struct thread *t, void *arg)
 {
     struct worker *w = arg;
     if (w->pool->is_pinned)
-        pin_worker(w->index);
+        cpus_pin_thread(w->index);
     thread_ready(t, 0, NULL);
     for (;;) {
         uint32_t seen = work(w->pool);
@@ -233,7 +218,7 @@ struct pool *pool_new(int n_threads, enum pool_pinning pinning)
     struct pool *p = mem_aligned(sizeof(*p));
     bool is_roomy = n_threads <= thread_cpu_count();
     p->is_pinned = pinning == POOL_PIN_CPUS && is_roomy;
-    p->spins = is_roomy ? SPINS : 0;
+    p->spins = is_roomy && pinning != POOL_SHARED ? SPINS : 0;
     atomic_init(&p->ticket, ticket_of(0, CLOSED));
     must_zero(pthread_mutex_init(&p->lock, NULL));
     must_zero(pthread_cond_init(&p->published, NULL));
@@ -249,7 +234,14 @@ struct pool *pool_new(int n_threads, enum pool_pinning pinning)
             break;
         p->n_threads++;
     }
+    if (p->is_pinned)
+        cpus_pin_thread(0);
     return p;
+}
+
+enum pool_pinning pool_pinning_here(void)
+{
+    return cpus_are_own() ? POOL_PIN_CPUS : POOL_FREE;
 }
 
 void pool_free(struct pool **pool)
@@ -261,6 +253,8 @@ void pool_free(struct pool **pool)
     must(!atomic_load(&p->is_running));
     for (int i = 0; i < p->n_threads - 1; i++)
         thread_stop(&p->workers[i].thread, wake_workers, p);
+    if (p->is_pinned)
+        cpus_free_thread();
     must_zero(pthread_cond_destroy(&p->finished));
     must_zero(pthread_cond_destroy(&p->published));
     must_zero(pthread_mutex_destroy(&p->lock));

@@ -10,8 +10,10 @@
 #include "base/must.h"
 
 /* Arrays for all rows and routes of a batch. */
-struct rows_room {
-    float *rows;
+struct room {
+    float *f32; /* [rows, f32_stride], or NULL */
+    size_t f32_stride;
+    struct rows_room quantised; /* empty with group 0 */
     int16_t *exponents;
     int32_t *first_route;
     uint16_t *experts;
@@ -21,22 +23,29 @@ struct rows_room {
 struct batch {
     struct batch_limits limits;
     int max_routes;
-    struct rows_room waiting, merged;
+    struct room waiting, merged;
     struct batch_item *items; /* [max_items] */
     bool *is_served;
     int n_items, n_rows, n_routes;
     int *group_items, *group_rows, *group_routes; /* [max_items] */
 };
 
-static struct rows_room room_new(const struct batch_limits *l, int max_routes)
+/* Matrices of floats are read up to a multiple of this. */
+enum { F32_COLUMNS = 16 };
+
+static struct room room_new(const struct batch_limits *l, int max_routes)
 {
     size_t rows = (size_t)l->max_rows, routes = (size_t)max_routes;
     /* Every item has one more first_route than rows. */
     size_t n_first = rows + (size_t)l->max_items;
-    size_t bytes = 0;
-    must(mem_mul(rows, (size_t)l->hidden * sizeof(float), &bytes));
-    return (struct rows_room){
-        .rows = mem_aligned_raw(bytes),
+    size_t stride = mem_round_up((size_t)l->hidden, F32_COLUMNS), bytes = 0;
+    struct rows_room quantised;
+    must(mem_mul(rows, stride * sizeof(float), &bytes));
+    must(rows_room_open(&quantised, l->max_rows, l->hidden, l->group));
+    return (struct room){
+        .f32 = l->group ? NULL : mem_aligned(bytes),
+        .f32_stride = stride,
+        .quantised = quantised,
         .exponents = mem_aligned(rows * sizeof(int16_t)),
         .first_route = mem_aligned(n_first * sizeof(int32_t)),
         .experts = mem_aligned(routes * sizeof(uint16_t)),
@@ -44,9 +53,10 @@ static struct rows_room room_new(const struct batch_limits *l, int max_routes)
     };
 }
 
-static void room_free(struct rows_room *r)
+static void room_free(struct room *r)
 {
-    mem_free(r->rows);
+    mem_free(r->f32);
+    rows_room_close(&r->quantised);
     mem_free(r->exponents);
     mem_free(r->first_route);
     mem_free(r->experts);
@@ -87,6 +97,22 @@ void batch_free(struct batch **batch)
     mem_free(b);
 }
 
+static void place_rows(const struct room *r, int first_row, struct batch_item *item)
+{
+    size_t first = (size_t)first_row;
+    const struct rows_room *q = &r->quantised;
+    item->f32_stride = r->f32_stride;
+    item->q8_stride = q->q8_stride;
+    item->scale_stride = q->scale_stride;
+    if (r->f32) {
+        item->f32 = r->f32 + first * r->f32_stride;
+        return;
+    }
+    item->q8 = q->q8 + first * q->q8_stride;
+    item->scales = q->scales + first * q->scale_stride;
+    item->sums = q->sums + first * q->scale_stride;
+}
+
 struct batch_item *batch_add(struct batch *b, int layer, enum combine_mode mode, int n_rows,
                              int n_routes)
 {
@@ -100,12 +126,12 @@ struct batch_item *batch_add(struct batch *b, int layer, enum combine_mode mode,
         .n_rows = n_rows,
         .n_routes = n_routes,
         .mode = mode,
-        .rows = b->waiting.rows + (size_t)b->n_rows * (size_t)b->limits.hidden,
         .exponents = b->waiting.exponents + b->n_rows,
         .first_route = b->waiting.first_route + b->n_rows + b->n_items,
         .experts = b->waiting.experts + b->n_routes,
         .weights = b->waiting.weights + b->n_routes,
     };
+    place_rows(&b->waiting, b->n_rows, item);
     b->is_served[b->n_items++] = false;
     b->n_rows += n_rows;
     b->n_routes += n_routes;
@@ -149,10 +175,17 @@ static int find_first(const struct batch *b)
 /* Copies an item behind what `merged` holds already. */
 static void merge_item(struct batch *b, const struct batch_item *item, int at_row, int at_route)
 {
-    struct rows_room *m = &b->merged;
-    size_t hidden = (size_t)b->limits.hidden;
+    struct room *m = &b->merged;
     size_t rows = (size_t)item->n_rows, routes = (size_t)item->n_routes;
-    memcpy(m->rows + (size_t)at_row * hidden, item->rows, rows * hidden * sizeof(float));
+    struct batch_item to = {0};
+    place_rows(m, at_row, &to);
+    if (to.f32) {
+        memcpy(to.f32, item->f32, rows * to.f32_stride * sizeof(float));
+    } else {
+        memcpy(to.q8, item->q8, rows * to.q8_stride);
+        memcpy(to.scales, item->scales, rows * to.scale_stride * sizeof(float));
+        memcpy(to.sums, item->sums, rows * to.scale_stride * sizeof(int32_t));
+    }
     memcpy(m->exponents + at_row, item->exponents, rows * sizeof(int16_t));
     memcpy(m->experts + at_route, item->experts, routes * sizeof(uint16_t));
     memcpy(m->weights + at_route, item->weights, routes * sizeof(float));
@@ -180,6 +213,20 @@ static void collect(struct batch *b, int first, struct batch_group *out)
     out->parcel.n_routes = n_routes;
 }
 
+struct rows batch_rows(const struct batch *b, const struct batch_item *item)
+{
+    return (struct rows){.n_rows = item->n_rows,
+                         .cols = b->limits.hidden,
+                         .f32 = item->f32,
+                         .f32_stride = item->f32_stride,
+                         .group = b->limits.group,
+                         .q8 = item->q8,
+                         .q8_stride = item->q8_stride,
+                         .scales = item->scales,
+                         .sums = item->sums,
+                         .scale_stride = item->scale_stride};
+}
+
 bool batch_next(struct batch *b, struct batch_group *out)
 {
     int first = find_first(b);
@@ -193,14 +240,18 @@ bool batch_next(struct batch *b, struct batch_group *out)
         .first_route = b->group_routes,
     };
     collect(b, first, out);
-    struct rows_room at = {head->rows, head->exponents, head->first_route, head->experts,
-                           head->weights};
+    struct batch_item at = *head;
     if (out->n_items > 1) {
-        at = b->merged;
+        place_rows(&b->merged, 0, &at);
+        at.exponents = b->merged.exponents;
+        at.first_route = b->merged.first_route;
+        at.experts = b->merged.experts;
+        at.weights = b->merged.weights;
         for (int i = 0; i < out->n_items; i++)
             merge_item(b, &b->items[b->group_items[i]], b->group_rows[i], b->group_routes[i]);
     }
-    out->parcel.rows = at.rows;
+    at.n_rows = out->parcel.n_rows;
+    out->parcel.rows = batch_rows(b, &at);
     out->parcel.exponents = at.exponents;
     out->parcel.first_route = at.first_route;
     out->parcel.experts = at.experts;

@@ -9,21 +9,29 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "engine/combine.h"
+#include "engine/rows.h"
 
 struct batch_limits {
     int max_items;       /* parcels at a time */
     int max_rows, top_k; /* rows of all of them together; routes of a row */
     int hidden;
+    int group; /* rows are quantised by it (engine/rows.h); 0: f32 */
 };
 
 /* One waiting parcel, filled by the caller: arrays sized by n_rows and n_routes. */
 struct batch_item {
     int layer, n_rows, n_routes;
     enum combine_mode mode;
-    float *rows;          /* [n_rows, hidden] */
+    /* [n_rows, hidden], one form alone; strides in elements; past `hidden` all is zero */
+    float *f32;
+    int8_t *q8;
+    float *scales;
+    int32_t *sums;
+    size_t f32_stride, q8_stride, scale_stride;
     int16_t *exponents;   /* [n_rows] */
     int32_t *first_route; /* [n_rows + 1] */
     uint16_t *experts;    /* [n_routes] */
@@ -53,5 +61,7 @@ struct batch_group {
 /* The next group, lowest layer first; false when all items have been served. */
 bool batch_next(struct batch *b, struct batch_group *out);
 const struct batch_item *batch_item(const struct batch *b, int item);
+/* An item's rows as the engine reads them. */
+struct rows batch_rows(const struct batch *b, const struct batch_item *item);
 /* Empty again. */
 void batch_reset(struct batch *b);

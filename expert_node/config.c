@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/cpus.h"
 #include "engine/kernels.h"
 #include "model/format.h"
 #include "rpc/wire.h"
@@ -21,16 +22,29 @@ static const struct conf_option options[] = {
      "directory of the model: config.json and safetensors"},
     {"coordinator.endpoint", CONF_STRING, AT(coordinator_endpoint), "tcp://127.0.0.1:7070", 0, 0,
      NULL, "Cluster service of the coordinator"},
-    {"weights.format", CONF_CHOICE, AT(format), "native", 0, 0, FORMAT_CHOICES,
-     "how weights are held; the same in the whole cluster"},
+    {"weights.format", CONF_STRING, AT(format), "native", 0, 0, NULL,
+     "how weights and the KV cache are held: FORMAT or part=FORMAT,... with FORMAT one "
+     "of " FORMAT_CHOICES ", parts experts, attention, head and kv (" KV_FORMAT_CHOICES
+     "); the same in the whole cluster"},
     {"weights.combine", CONF_CHOICE, AT(combine), "fixed", 0, 0, COMBINE_CHOICES,
      "how expert outputs are added; the same in the whole cluster"},
     {"weights.kernels", CONF_STRING, AT(kernels), "", 0, 0, NULL,
-     "inner loops by name (portable, avx2); empty takes the best"},
+     "inner loops by name (portable, avx2, avx512, amx); empty takes the best"},
+    {"weights.copy", CONF_BOOL, AT(copies), "false", 0, 0, NULL,
+     "of a packed directory: copy weights into huge pages instead of mapping the files"},
+    {"weights.lock", CONF_BOOL, AT(locks), "false", 0, 0, NULL,
+     "of a packed directory: lock what is used into memory"},
+    {"weights.verify", CONF_BOOL, AT(verifies), "false", 0, 0, NULL,
+     "of a packed directory: check the hash of all that is read"},
     {"memory.bytes", CONF_BYTES, AT(memory_bytes), "0", 0, 64 * TIB, NULL,
      "memory for experts; 0 means 80 % of what is free at start"},
     {"compute.threads", CONF_INT, AT(threads), "0", 0, 1024, NULL,
      "threads that compute; 0 means every CPU that the process may use"},
+    {"compute.cpus", CONF_STRING, AT(cpus), "", 0, 0, NULL,
+     "CPUs for this process alone, such as 0-3,8, or all; its threads are then pinned; empty: "
+     "wherever the system puts them"},
+    {"compute.spin_us", CONF_INT, AT(spin_us), "20", 0, 100000, NULL,
+     "busy wait for the next parcel before sleeping"},
     {"limits.max_rows", CONF_INT, AT(max_rows), "1024", 1, WIRE_MAX_OVERFLOW, NULL,
      "rows of one parcel"},
 };
@@ -45,11 +59,16 @@ const struct conf_table expert_node_options = {
 int expert_node_check(const void *config, struct err *e)
 {
     const struct expert_node_config *c = config;
+    struct format_set formats;
     if (!c->name[0] || strlen(c->name) >= WIRE_NAME_BYTES)
         return err_set(e, E_INVALID, "node.name: expected 1 to %d bytes", WIRE_NAME_BYTES - 1);
     if (c->kernels[0] && !kernels_named(c->kernels))
         return err_set(e, E_INVALID,
                        "weights.kernels: \"%s\" is not in this build or does not run on this CPU",
                        c->kernels);
+    if (format_set_parse(c->format, &formats, e) < 0)
+        return err_prefix(e, "weights.format");
+    if (cpus_check(c->cpus, e) < 0)
+        return err_prefix(e, "compute.cpus");
     return 0;
 }

@@ -9,11 +9,13 @@ struct expert_node_config {
     char *name;
     int log_level; /* enum log_level */
     char *model_path, *coordinator_endpoint, *listen;
-    int format, combine; /* enum weight_format, enum combine_mode */
-    char *kernels;
-    int64_t memory_bytes, threads, max_rows;
+    char *format; /* for format_set_parse() */
+    int combine;  /* enum combine_mode */
+    char *kernels, *cpus;
+    bool copies, locks, verifies;
+    int64_t memory_bytes, threads, max_rows, spin_us;
 };
 
 extern const struct conf_table expert_node_options;
-/* What the table cannot say: a name, kernels that exist. */
+/* What the table cannot say: a name, a format, CPUs, kernels that exist. */
 int expert_node_check(const void *config, struct err *e);

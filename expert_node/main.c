@@ -4,6 +4,7 @@
  * second signal while stopping ends the process at once. */
 #include <stdio.h>
 
+#include "base/cpus.h"
 #include "base/log.h"
 #include "base/signals.h"
 #include "base/version.h"
@@ -32,7 +33,11 @@ static int run(const struct expert_node_config *config)
     struct node *node = NULL;
     struct err e = {0};
     log_init(config->name, (enum log_level)config->log_level);
-    int rc = loop_open(&control.loop, &e);
+    int rc = cpus_take(config->cpus, &e);
+    if (rc < 0)
+        err_prefix(&e, "compute.cpus");
+    else
+        rc = loop_open(&control.loop, &e);
     if (rc == 0)
         rc = node_open(config, control.loop, &node, &e);
     if (rc == 0) {

@@ -26,6 +26,7 @@ struct node {
     struct loop *loop;
     struct checkpoint *checkpoint;
     uint64_t fingerprint;
+    struct format_set formats; /* as the checkpoint resolves them */
     const struct kernels *kernels;
     int threads;
     size_t memory_bytes, expert_bytes;
@@ -130,7 +131,7 @@ static int join(struct node *n, struct err *e)
                 .threads = (uint32_t)n->threads,
                 .protocol_version = POLYMATH_PROTOCOL_VERSION,
                 .fingerprint = n->fingerprint,
-                .format = (enum weight_format)n->config->format,
+                .formats = n->formats,
                 .combine = (enum combine_mode)n->config->combine,
                 .memory_bytes = n->memory_bytes,
                 .expert_bytes = n->expert_bytes,
@@ -163,11 +164,15 @@ static int open_model(struct node *n, struct err *e)
     n->threads = c->threads > 0 ? (int)c->threads : thread_cpu_count();
     n->memory_bytes =
         c->memory_bytes > 0 ? (size_t)c->memory_bytes : mem_available_bytes() / 10 * 8;
-    int rc = checkpoint_open(c->model_path, &n->checkpoint, e);
+    struct checkpoint_options o = {.copies = c->copies, .locks = c->locks, .verifies = c->verifies};
+    int rc = checkpoint_open_with(c->model_path, &o, &n->checkpoint, e);
+    must_zero(format_set_parse(c->format, &n->formats, NULL));
+    if (rc == 0)
+        rc = checkpoint_formats(n->checkpoint, &n->formats, e);
     if (rc == 0)
         rc = checkpoint_fingerprint(n->checkpoint, &n->fingerprint, e);
     if (rc == 0)
-        rc = store_expert_bytes(n->checkpoint, (enum weight_format)c->format, &n->expert_bytes, e);
+        rc = store_expert_bytes(n->checkpoint, n->formats.experts, &n->expert_bytes, e);
     if (rc < 0)
         return err_prefix(e, "load model");
     return 0;
@@ -179,7 +184,7 @@ static int open_rooms(struct node *n, struct err *e)
     n->retired = queue_new(QUEUED_VIEWS);
     struct store_options s = {
         .checkpoint = n->checkpoint,
-        .format = (enum weight_format)n->config->format,
+        .format = n->formats.experts,
         .kernels = n->kernels,
         .threads = n->threads < LOADER_THREADS ? n->threads : LOADER_THREADS,
         .memory_bytes = n->memory_bytes,
@@ -191,10 +196,11 @@ static int open_rooms(struct node *n, struct err *e)
         .endpoint = n->config->listen,
         .config = checkpoint_config(n->checkpoint),
         .fingerprint = n->fingerprint,
-        .format = s.format,
+        .formats = n->formats,
         .combine = (enum combine_mode)n->config->combine,
         .kernels = n->kernels,
         .threads = n->threads,
+        .spin_ns = n->config->spin_us * CLOCK_US,
         .max_rows = (int)n->config->max_rows,
         .views = n->views,
         .retired = n->retired,

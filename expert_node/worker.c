@@ -24,8 +24,6 @@ enum {
     MAX_PARCELS = 64, /* that are merged at a time */
     POOLED_BLOBS = 8,
 };
-/* The next parcel of a step usually follows within this time, and sleeping costs more. */
-#define SPIN_NS (20 * CLOCK_US)
 #define IDLE_NS CLOCK_S
 
 /* The call behind an item of the batch. */
@@ -46,6 +44,7 @@ struct worker {
     struct server *server;
     struct wire_forward_limits limits;
     struct store_view *view; /* NULL before the first */
+    int64_t spin_ns;
     struct batch *batch;
     struct pending pending[MAX_PARCELS];
     struct expert_scratch *scratch;
@@ -187,6 +186,19 @@ static void run_batch(struct worker *w)
 
 /* ---- calls --------------------------------------------------------------------------- */
 
+static int take_rows(const struct wire_forward *f, const struct frame *frame,
+                     struct batch_item *item, struct err *e)
+{
+    struct wire_rows to = {.f32 = item->f32,
+                           .q8 = item->q8,
+                           .scales = item->scales,
+                           .sums = item->sums,
+                           .f32_stride = item->f32_stride,
+                           .q8_stride = item->q8_stride,
+                           .scale_stride = item->scale_stride};
+    return wire_forward_unpack_rows(f, frame, &to, e);
+}
+
 /* 0, or the code and text of the answer; the item is in the batch on 0 alone. */
 static int take_parcel(struct worker *w, const struct server_request *r, struct wire_forward *f,
                        struct err *e)
@@ -197,7 +209,7 @@ static int take_parcel(struct worker *w, const struct server_request *r, struct 
                        "the parcel is for model %016" PRIx64 ", this node has %016" PRIx64,
                        f->fingerprint, w->limits.fingerprint);
     if (rc < 0)
-        return rc;
+        return f->n_rows > 0 && f->group != w->limits.group ? e->code = E_PRECONDITION : rc;
     struct batch_item *item =
         batch_add(w->batch, (int)f->layer, f->mode, (int)f->n_rows, (int)f->n_routes);
     if (!item) {
@@ -211,10 +223,10 @@ static int take_parcel(struct worker *w, const struct server_request *r, struct 
     if (missing >= 0)
         rc =
             err_set(e, E_NOT_FOUND, "expert %d of layer %u is not on this node", missing, f->layer);
+    if (rc == 0)
+        rc = take_rows(f, &r->payloads[1], item, e);
     if (rc < 0)
         batch_drop_last(w->batch);
-    else
-        memcpy(item->rows, r->payloads[1].data, r->payloads[1].size_bytes);
     return rc;
 }
 
@@ -250,7 +262,7 @@ static void on_describe(void *ud, struct server_call *call, const struct server_
         .n_layers = w->limits.n_layers,
         .n_experts = w->limits.n_experts,
         .protocol_version = POLYMATH_PROTOCOL_VERSION,
-        .format = w->options.format,
+        .formats = w->options.formats,
         .combine = w->options.combine,
     };
     snprintf(d.name, sizeof(d.name), "%s", w->name);
@@ -283,14 +295,19 @@ static void take_room(struct worker *w)
 {
     const struct model_config *c = w->options.config;
     int max_rows = w->options.max_rows;
+    enum pool_pinning pinning = w->options.spin_ns == 0 ? POOL_SHARED : pool_pinning_here();
+    int group = format_group(w->options.formats.experts);
     w->compute = (struct compute){.kernels = w->options.kernels,
-                                  .pool = pool_new(w->options.threads, POOL_FREE)};
+                                  .pool = pool_new(w->options.threads, pinning)};
+    /* On a single CPU waiting busily keeps the network's thread from bringing the parcel. */
+    w->spin_ns = thread_cpu_count() > 1 ? w->options.spin_ns : 0;
     struct batch_limits limits = {.max_items = MAX_PARCELS,
                                   .max_rows = max_rows,
                                   .top_k = c->top_k,
-                                  .hidden = c->hidden_size};
+                                  .hidden = c->hidden_size,
+                                  .group = group};
     w->batch = batch_new(&limits);
-    w->scratch = expert_scratch_new(max_rows, c->top_k, c->hidden_size, c->expert_size);
+    w->scratch = expert_scratch_new(max_rows, c->top_k, c->hidden_size, c->expert_size, group);
     w->overflow = mem_array((size_t)max_rows, 1);
     w->answers = blob_pool_new((size_t)max_rows * vector_bytes(w, COMBINE_FIXED), POOLED_BLOBS);
 }
@@ -319,7 +336,7 @@ static void worker_main(struct thread *t, void *arg)
     struct link *link = server_link(w->server);
     int fd = queue_fd(w->options.views);
     while (!thread_should_stop(t)) {
-        link_wait(&link, 1, fd, clock_now_ns() + IDLE_NS, SPIN_NS);
+        link_wait(&link, 1, fd, clock_now_ns() + IDLE_NS, w->spin_ns);
         take_views(w);
         server_process(w->server, clock_now_ns());
         run_batch(w);
@@ -352,6 +369,7 @@ int worker_start(const struct worker_options *o, struct worker **out, struct err
         .hidden = (uint32_t)o->config->hidden_size,
         .max_rows = (uint32_t)o->max_rows,
         .max_top_k = (uint32_t)o->config->top_k,
+        .group = (uint32_t)format_group(o->formats.experts),
     };
     int rc = thread_start("worker", worker_main, w, &w->thread, e);
     if (rc < 0)

@@ -20,10 +20,11 @@ struct worker_options {
     const char *endpoint;              /* copied; port 0 binds a free one */
     const struct model_config *config; /* borrowed until worker_stop() */
     uint64_t fingerprint;
-    enum weight_format format;
+    struct format_set formats;
     enum combine_mode combine; /* for Describe; a parcel may ask for any */
     const struct kernels *kernels;
     int threads, max_rows;
+    int64_t spin_ns; /* busy wait for the next parcel before sleeping; 0: nothing here spins */
     struct queue *views, *retired; /* store.h; borrowed */
 };
 

@@ -27,6 +27,7 @@
 
 #include "base/buf.h"
 #include "base/clock.h"
+#include "base/cpus.h"
 #include "base/list.h"
 #include "base/mem.h"
 #include "base/must.h"
@@ -110,6 +111,10 @@ static void *context(void)
     void *mine = zmq_ctx_new();
     must(mine);
     must_zero(zmq_ctx_set(mine, ZMQ_MAX_SOCKETS, 16383));
+    /* Its threads begin with the first socket, whose owner may be pinned. */
+    const struct cpus *cpus = cpus_of_process();
+    for (int i = 0; i < cpus->n; i++)
+        (void)zmq_ctx_set(mine, ZMQ_THREAD_AFFINITY_CPU_ADD, cpus->ids[i]);
     if (atomic_compare_exchange_strong(&the_context, &c, mine))
         return mine;
     zmq_ctx_term(mine);

@@ -70,7 +70,7 @@ struct wire_join {
     uint64_t incarnation; /* random per process start */
     uint32_t protocol_version;
     uint64_t fingerprint; /* checkpoint_fingerprint() */
-    enum weight_format format;
+    struct format_set formats;
     enum combine_mode combine;
     char kernels[WIRE_NAME_BYTES], build[WIRE_TEXT_BYTES];
     uint64_t memory_bytes; /* room for experts */
@@ -155,22 +155,29 @@ int wire_leave_decode(struct str message, struct wire_leave *out, struct err *e)
 
 /* One Forward: each row once per node, however many of its experts live there.
  * Payloads: [0] routes: uint16 n_routes_of_row[n_rows], int16 exponents[n_rows],
- * uint16 experts[n_routes], float weights[n_routes]; [1] rows: float [n_rows, hidden]. */
+ * uint16 experts[n_routes], float weights[n_routes]; [1] rows: with group 0 float
+ * [n_rows, hidden]; otherwise int8 [n_rows, hidden], then float scales [n_rows, groups], one
+ * per `group` columns (engine/rows.h). */
 struct wire_forward {
     uint64_t fingerprint, epoch, step;
     uint32_t layer, lane, n_rows, hidden, n_routes;
+    uint32_t group; /* format_group() of the experts */
     enum combine_mode mode;
 };
 /* `routes` is packed by wire_forward_pack_routes(); rows are the caller's blob. */
 void wire_forward_encode(const struct wire_forward *m, struct buf *message);
 size_t wire_forward_routes_bytes(uint32_t n_rows, uint32_t n_routes);
+/* Of payload 1; false if that does not fit in size_t. */
+bool wire_forward_rows_bytes(const struct wire_forward *m, size_t *out);
+/* Scales of one row; 0 with group 0. */
+uint32_t wire_forward_groups(const struct wire_forward *m);
 void wire_forward_pack_routes(const struct wire_forward *m, const int32_t *first_route,
                               const int16_t *exponents, const uint16_t *experts,
                               const float *weights, void *out);
 /* What the worker may accept; everything else is refused. */
 struct wire_forward_limits {
     uint64_t fingerprint;
-    uint32_t n_layers, n_experts, hidden, max_rows, max_top_k;
+    uint32_t n_layers, n_experts, hidden, max_rows, max_top_k, group;
 };
 int wire_forward_decode(struct str message, const struct frame *payloads, int n_payloads,
                         const struct wire_forward_limits *limits, struct wire_forward *out,
@@ -183,6 +190,20 @@ int wire_forward_unpack_routes(const struct wire_forward *m, const struct frame 
                                const struct wire_forward_limits *limits, int32_t *first_route,
                                int16_t *exponents, uint16_t *experts, float *weights,
                                struct err *e);
+/* Where rows go: f32 with group 0, the rest otherwise; strides in elements, columns past
+ * `hidden` are left alone.  `sums` are computed here: nobody is believed about them. */
+struct wire_rows {
+    float *f32;
+    int8_t *q8;
+    float *scales;
+    int32_t *sums;
+    size_t f32_stride, q8_stride, scale_stride;
+};
+/* After a successful decode.  E_INVALID: a -128, which the kernels' arithmetic has no room
+ * for, or a scale that is negative or infinite (NaN is legal: it marks a row that was not
+ * finite). */
+int wire_forward_unpack_rows(const struct wire_forward *m, const struct frame *rows,
+                             const struct wire_rows *to, struct err *e);
 
 /* Reply payload: int32 [n_rows, hidden], float [n_routes, hidden] or uint16 [n_rows, hidden]. */
 enum { WIRE_MAX_OVERFLOW = 4096 };
@@ -204,7 +225,7 @@ struct wire_expert_description {
     char name[WIRE_NAME_BYTES];
     uint64_t fingerprint, holdings_version, held_bytes;
     uint32_t experts_held, n_layers, n_experts, protocol_version;
-    enum weight_format format;
+    struct format_set formats;
     enum combine_mode combine;
     char kernels[WIRE_NAME_BYTES], build[WIRE_TEXT_BYTES];
 };
@@ -266,7 +287,7 @@ struct wire_attention_description {
     uint64_t fingerprint, epoch;
     uint32_t kv_pages_total, kv_pages_free, page_tokens, max_rows, max_seqs, max_positions;
     uint32_t protocol_version;
-    enum weight_format format;
+    struct format_set formats;
     enum combine_mode combine;
     char kernels[WIRE_NAME_BYTES], build[WIRE_TEXT_BYTES];
 };

@@ -431,7 +431,8 @@ void wire_attention_description_encode(const struct wire_attention_description *
     p.max_seqs = m->max_seqs;
     p.max_positions = m->max_positions;
     p.protocol_version = m->protocol_version;
-    p.format = wire_borrow(format_name(m->format));
+    char formats[FORMAT_SET_BYTES];
+    p.format = wire_borrow(format_set_text(&m->formats, formats));
     p.combine = wire_borrow(combine_name(m->combine));
     p.kernels = wire_borrow(m->kernels);
     p.build = wire_borrow(m->build);
@@ -447,7 +448,7 @@ static int read_description(const Polymath__V1__AttentionDescription *p,
     if (rc == 0)
         rc = wire_text(out->build, sizeof(out->build), p->build, "build", e);
     if (rc == 0)
-        rc = wire_model_choices(p->format, p->combine, &out->format, &out->combine, e);
+        rc = wire_model_choices(p->format, p->combine, &out->formats, &out->combine, e);
     out->fingerprint = p->fingerprint;
     out->epoch = p->epoch;
     out->kv_pages_total = p->kv_pages_total;

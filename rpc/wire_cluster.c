@@ -50,7 +50,8 @@ void wire_join_encode(const struct wire_join *m, struct buf *message)
     p.incarnation = m->incarnation;
     p.protocol_version = m->protocol_version;
     p.fingerprint = m->fingerprint;
-    p.format = wire_borrow(format_name(m->format));
+    char formats[FORMAT_SET_BYTES];
+    p.format = wire_borrow(format_set_text(&m->formats, formats));
     p.combine = wire_borrow(combine_name(m->combine));
     p.kernels = wire_borrow(m->kernels);
     p.build = wire_borrow(m->build);
@@ -90,7 +91,7 @@ static int read_join(const Polymath__V1__JoinRequest *p, struct wire_join *out, 
     if (rc == 0)
         rc = read_join_texts(p, out, e);
     if (rc == 0)
-        rc = wire_model_choices(p->format, p->combine, &out->format, &out->combine, e);
+        rc = wire_model_choices(p->format, p->combine, &out->formats, &out->combine, e);
     if (rc == 0 && p->incarnation == 0)
         rc = wire_invalid(e, "incarnation 0");
     out->pid = p->pid;

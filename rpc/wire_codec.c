@@ -202,11 +202,11 @@ int wire_text(char *out, size_t size, const char *in, const char *what, struct e
     return 0;
 }
 
-int wire_model_choices(const char *format, const char *combine, enum weight_format *format_out,
+int wire_model_choices(const char *formats, const char *combine, struct format_set *formats_out,
                        enum combine_mode *combine_out, struct err *e)
 {
-    if (!format_parse(format, format_out))
-        return wire_invalid(e, "unknown weight format \"%.32s\"", format);
+    if (strlen(formats) >= FORMAT_SET_BYTES || format_set_parse(formats, formats_out, NULL) < 0)
+        return wire_invalid(e, "unknown weight format \"%.32s\"", formats);
     if (!combine_parse(combine, combine_out))
         return wire_invalid(e, "unknown combine mode \"%.32s\"", combine);
     return 0;

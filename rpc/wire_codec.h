@@ -42,8 +42,8 @@ void wire_pack(const ProtobufCMessage *message, struct buf *out);
 
 /* E_INVALID if `in` does not fit with its NUL; `what` names it. */
 int wire_text(char *out, size_t size, const char *in, const char *what, struct err *e);
-/* "fp8" and "fixed" to their numbers; E_INVALID names the field. */
-int wire_model_choices(const char *format, const char *combine, enum weight_format *format_out,
+/* "q8,kv=bf16" and "fixed" to what they mean; E_INVALID names the field. */
+int wire_model_choices(const char *formats, const char *combine, struct format_set *formats_out,
                        enum combine_mode *combine_out, struct err *e);
 /* protobuf-c's structs hold char *, which packing only reads. */
 char *wire_borrow(const char *s);

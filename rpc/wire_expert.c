@@ -4,6 +4,7 @@
  * Forward is the hottest message of all: neither direction allocates, once the caller's
  * buffer has grown.  Payloads may be misaligned and are read with memcpy. */
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -24,6 +25,7 @@ void wire_forward_encode(const struct wire_forward *m, struct buf *message)
     p.n_rows = m->n_rows;
     p.hidden = m->hidden;
     p.n_routes = m->n_routes;
+    p.group = m->group;
     p.mode = (Polymath__V1__CombineMode)(m->mode + 1);
     wire_pack(&p.base, message);
 }
@@ -32,6 +34,18 @@ size_t wire_forward_routes_bytes(uint32_t n_rows, uint32_t n_routes)
 {
     return (size_t)n_rows * (sizeof(uint16_t) + sizeof(int16_t)) +
            (size_t)n_routes * (sizeof(uint16_t) + sizeof(float));
+}
+
+uint32_t wire_forward_groups(const struct wire_forward *m)
+{
+    return m->group ? (m->hidden + m->group - 1) / m->group : 0;
+}
+
+bool wire_forward_rows_bytes(const struct wire_forward *m, size_t *out)
+{
+    size_t row_bytes = (size_t)m->hidden * (m->group ? sizeof(int8_t) : sizeof(float));
+    row_bytes += wire_forward_groups(m) * sizeof(float);
+    return mem_mul(m->n_rows, row_bytes, out);
 }
 
 void wire_forward_pack_routes(const struct wire_forward *m, const int32_t *first_route,
@@ -60,12 +74,31 @@ static int read_mode(int on_wire, enum combine_mode *out, struct err *e)
     return 0;
 }
 
+/* "f32" or "groups of 64". */
+static const char *name_rows(uint32_t group, char out[32])
+{
+    if (group)
+        snprintf(out, 32, "groups of %u", group);
+    else
+        snprintf(out, 32, "f32");
+    return out;
+}
+
+static int refuse_group(uint32_t sent, uint32_t wanted, struct err *e)
+{
+    char sent_text[32], wanted_text[32];
+    return wire_invalid(e, "rows come as %s, the experts here read %s: weights.format differs",
+                        name_rows(sent, sent_text), name_rows(wanted, wanted_text));
+}
+
 static int check_forward(const struct wire_forward *m, const struct wire_forward_limits *l,
                          struct err *e)
 {
     if (m->fingerprint != l->fingerprint)
         return wire_invalid(e, "fingerprint %016llx, this node serves %016llx",
                             (unsigned long long)m->fingerprint, (unsigned long long)l->fingerprint);
+    if (m->group != l->group)
+        return refuse_group(m->group, l->group, e);
     if (m->layer >= l->n_layers)
         return wire_invalid(e, "layer %u of %u", m->layer, l->n_layers);
     if (m->hidden != l->hidden)
@@ -87,10 +120,9 @@ static int check_forward_payloads(const struct wire_forward *m, const struct fra
     if (payloads[0].size_bytes != routes_bytes)
         return wire_invalid(e, "routes have %zu bytes, expected %zu", payloads[0].size_bytes,
                             routes_bytes);
-    if (!mem_mul(m->n_rows, m->hidden, &rows_bytes) ||
-        !mem_mul(rows_bytes, sizeof(float), &rows_bytes) || payloads[1].size_bytes != rows_bytes)
-        return wire_invalid(e, "rows have %zu bytes, expected %u x %u floats",
-                            payloads[1].size_bytes, m->n_rows, m->hidden);
+    if (!wire_forward_rows_bytes(m, &rows_bytes) || payloads[1].size_bytes != rows_bytes)
+        return wire_invalid(e, "rows have %zu bytes, not what %u x %u take", payloads[1].size_bytes,
+                            m->n_rows, m->hidden);
     return 0;
 }
 
@@ -113,7 +145,8 @@ int wire_forward_decode(struct str message, const struct frame *payloads, int n_
                                  .lane = p->lane,
                                  .n_rows = p->n_rows,
                                  .hidden = p->hidden,
-                                 .n_routes = p->n_routes};
+                                 .n_routes = p->n_routes,
+                                 .group = p->group};
     rc = read_mode((int)p->mode, &out->mode, e);
     if (rc == 0)
         rc = check_forward(out, limits, e);
@@ -167,6 +200,47 @@ int wire_forward_unpack_routes(const struct wire_forward *m, const struct frame 
     first_route[m->n_rows] = (int32_t)next;
     return next == m->n_routes ? 0
                                : wire_invalid(e, "%u routes, the rows name %u", m->n_routes, next);
+}
+
+/* One row's bytes; false if one of them is -128.  `sums` gets each group's. */
+static bool take_row(const struct wire_forward *m, const int8_t *from, int8_t *to, int32_t *sums)
+{
+    uint32_t n_groups = wire_forward_groups(m);
+    memcpy(to, from, m->hidden);
+    for (uint32_t g = 0; g < n_groups; g++) {
+        uint32_t end = g + 1 < n_groups ? (g + 1) * m->group : m->hidden;
+        int32_t sum = 0, least = 0;
+        for (uint32_t i = g * m->group; i < end; i++) {
+            sum += to[i];
+            least = to[i] < least ? to[i] : least;
+        }
+        if (least == INT8_MIN)
+            return false;
+        sums[g] = sum;
+    }
+    return true;
+}
+
+int wire_forward_unpack_rows(const struct wire_forward *m, const struct frame *rows,
+                             const struct wire_rows *to, struct err *e)
+{
+    size_t want_bytes, n_groups = wire_forward_groups(m), row_bytes = m->hidden * sizeof(float);
+    must(wire_forward_rows_bytes(m, &want_bytes) && rows->size_bytes == want_bytes);
+    const char *from = rows->data;
+    for (size_t i = 0; i < m->n_rows && m->group == 0; i++)
+        memcpy(to->f32 + i * to->f32_stride, from + i * row_bytes, row_bytes);
+    const char *scales = from + (size_t)m->n_rows * m->hidden;
+    for (size_t i = 0; i < m->n_rows && m->group != 0; i++) {
+        if (!take_row(m, (const int8_t *)from + i * m->hidden, to->q8 + i * to->q8_stride,
+                      to->sums + i * to->scale_stride))
+            return wire_invalid(e, "row %zu holds a -128", i);
+        float *row_scales = to->scales + i * to->scale_stride;
+        memcpy(row_scales, scales + i * n_groups * sizeof(float), n_groups * sizeof(float));
+        for (size_t g = 0; g < n_groups; g++)
+            if (row_scales[g] < 0 || isinf(row_scales[g]))
+                return wire_invalid(e, "row %zu has a scale of %g", i, (double)row_scales[g]);
+    }
+    return 0;
 }
 
 void wire_forward_reply_encode(const struct wire_forward_reply *m, struct buf *message)
@@ -263,7 +337,8 @@ void wire_expert_description_encode(const struct wire_expert_description *m, str
     p.n_layers = m->n_layers;
     p.n_experts = m->n_experts;
     p.protocol_version = m->protocol_version;
-    p.format = wire_borrow(format_name(m->format));
+    char formats[FORMAT_SET_BYTES];
+    p.format = wire_borrow(format_set_text(&m->formats, formats));
     p.combine = wire_borrow(combine_name(m->combine));
     p.kernels = wire_borrow(m->kernels);
     p.build = wire_borrow(m->build);
@@ -279,7 +354,7 @@ static int read_description(const Polymath__V1__ExpertDescription *p,
     if (rc == 0)
         rc = wire_text(out->build, sizeof(out->build), p->build, "build", e);
     if (rc == 0)
-        rc = wire_model_choices(p->format, p->combine, &out->format, &out->combine, e);
+        rc = wire_model_choices(p->format, p->combine, &out->formats, &out->combine, e);
     out->fingerprint = p->fingerprint;
     out->holdings_version = p->holdings_version;
     out->held_bytes = p->held_bytes;

@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/must.h"
 #include "base/thread.h"
 #include "tools/progress.h"
 
@@ -17,6 +18,7 @@ enum { DEFAULT_CHUNK_ROWS = 256, MAX_CHUNK_ROWS = 8192, MAX_THREADS = 1024 };
 void local_engine_defaults(struct local_engine_options *o)
 {
     *o = (struct local_engine_options){.chunk_rows = DEFAULT_CHUNK_ROWS};
+    must_zero(format_set_parse("native", &o->formats, NULL));
 }
 
 int local_engine_integer(const char *option, const char *text, int64_t least, int64_t most,
@@ -53,9 +55,7 @@ int local_engine_take(struct local_engine_options *o, int code, const char *valu
             return err_set(e, E_INVALID, "--kernels %s: unknown, or not for this CPU", value);
         return 0;
     case LOCAL_ENGINE_FORMAT:
-        if (!format_parse(value, &o->format))
-            return err_set(e, E_INVALID, "--format %s: expected one of " FORMAT_CHOICES, value);
-        return 0;
+        return format_set_parse(value, &o->formats, e) < 0 ? err_prefix(e, "--format") : 0;
     case LOCAL_ENGINE_COMBINE:
         if (!combine_parse(value, &o->combine))
             return err_set(e, E_INVALID, "--combine %s: expected one of " COMBINE_CHOICES, value);
@@ -64,6 +64,15 @@ int local_engine_take(struct local_engine_options *o, int code, const char *valu
         return take_int("threads", value, MAX_THREADS, &o->n_threads, e);
     case LOCAL_ENGINE_CHUNK:
         return take_int("chunk", value, MAX_CHUNK_ROWS, &o->chunk_rows, e);
+    case LOCAL_ENGINE_COPY:
+        o->checkpoint.copies = true;
+        return 0;
+    case LOCAL_ENGINE_LOCK:
+        o->checkpoint.locks = true;
+        return 0;
+    case LOCAL_ENGINE_VERIFY:
+        o->checkpoint.verifies = true;
+        return 0;
     default:
         return err_set(e, E_INVALID, "unknown option");
     }
@@ -95,8 +104,10 @@ static void on_progress(void *ud, int done, int total)
 
 int local_engine_open(struct local_engine *g, const struct local_engine_options *o, struct err *e)
 {
-    *g = (struct local_engine){.chunk_rows = o->chunk_rows};
-    int rc = checkpoint_open(o->model_dir, &g->checkpoint, e);
+    *g = (struct local_engine){.chunk_rows = o->chunk_rows, .formats = o->formats};
+    int rc = checkpoint_open_with(o->model_dir, &o->checkpoint, &g->checkpoint, e);
+    if (rc == 0)
+        rc = checkpoint_formats(g->checkpoint, &g->formats, e);
     if (rc == 0)
         g->config = checkpoint_config(g->checkpoint);
     return rc;
@@ -108,9 +119,9 @@ static int open_kv(struct local_engine *g, int64_t n_positions, struct err *e)
         return err_set(e, E_RANGE, "%lld positions are asked for, the model has %d",
                        (long long)n_positions, g->config->max_positions);
     size_t pages = ((size_t)n_positions + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS, bytes;
-    if (!mem_mul(pages, kv_page_bytes(g->config), &bytes))
+    if (!mem_mul(pages, kv_page_bytes(g->config, g->formats.kv), &bytes))
         return err_set(e, E_NOMEM, "a KV cache of %zu pages does not fit", pages);
-    int rc = kv_open(g->config, bytes, &g->kv, e);
+    int rc = kv_open(g->config, g->formats.kv, bytes, &g->kv, e);
     if (rc == 0)
         rc = kv_reserve(g->kv, &g->seq, (int)n_positions);
     return rc < 0 && e->code == 0 ? err_set(e, rc, "the KV cache is too small") : rc;
@@ -125,14 +136,14 @@ int local_engine_load(struct local_engine *g, const struct local_engine_options 
     int rc = open_kv(g, n_positions, e);
     if (rc < 0)
         return rc;
-    struct forward_options options = {.format = o->format, .max_rows = g->chunk_rows};
+    struct forward_options options = {.formats = g->formats, .max_rows = g->chunk_rows};
     rc = forward_open(g->checkpoint, &options, g->compute, &g->forward, e);
     if (rc < 0)
         return err_prefix(e, "load %s", o->model_dir);
     struct progress progress;
     int64_t n_experts = (int64_t)g->config->n_layers * g->config->n_experts;
     progress_begin(&progress, "load experts", n_experts, PROGRESS_ITEMS);
-    rc = moe_local_open(g->checkpoint, o->format, o->combine, g->chunk_rows, g->compute,
+    rc = moe_local_open(g->checkpoint, g->formats.experts, o->combine, g->chunk_rows, g->compute,
                         on_progress, &progress, &g->moe, e);
     progress_end(&progress);
     return rc < 0 ? err_prefix(e, "load %s", o->model_dir) : 0;

@@ -13,8 +13,9 @@
 struct local_engine_options {
     const char *model_dir;
     const char *kernels; /* NULL: the best that this CPU runs */
-    enum weight_format format;
+    struct format_set formats;
     enum combine_mode combine;
+    struct checkpoint_options checkpoint;
     int n_threads;  /* 0: one per CPU that the process may use */
     int chunk_rows; /* rows of one step */
 };
@@ -26,7 +27,10 @@ enum {
     LOCAL_ENGINE_FORMAT,
     LOCAL_ENGINE_COMBINE,
     LOCAL_ENGINE_THREADS,
-    LOCAL_ENGINE_CHUNK
+    LOCAL_ENGINE_CHUNK,
+    LOCAL_ENGINE_COPY,
+    LOCAL_ENGINE_LOCK,
+    LOCAL_ENGINE_VERIFY
 };
 #define LOCAL_ENGINE_GETOPT \
     {"model", required_argument, NULL, LOCAL_ENGINE_MODEL}, \
@@ -34,16 +38,25 @@ enum {
         {"format", required_argument, NULL, LOCAL_ENGINE_FORMAT}, \
         {"combine", required_argument, NULL, LOCAL_ENGINE_COMBINE}, \
         {"threads", required_argument, NULL, LOCAL_ENGINE_THREADS}, \
+        {"copy", no_argument, NULL, LOCAL_ENGINE_COPY}, \
+        {"lock", no_argument, NULL, LOCAL_ENGINE_LOCK}, \
+        {"verify", no_argument, NULL, LOCAL_ENGINE_VERIFY}, \
     { \
         "chunk", required_argument, NULL, LOCAL_ENGINE_CHUNK \
     }
 #define LOCAL_ENGINE_HELP \
     "  --model DIR        the checkpoint: a Hugging Face directory\n" \
-    "  --format F         weights in memory: " FORMAT_CHOICES " (default native)\n" \
+    "  --format F         how weights and the KV cache are held (default native,kv=bf16):\n" \
+    "                     " FORMAT_SET_HELP ",\n" \
+    "                     FORMAT one of " FORMAT_CHOICES ",\n" \
+    "                     kv one of " KV_FORMAT_CHOICES "\n" \
     "  --combine M        how expert outputs are added: " COMBINE_CHOICES " (default fixed)\n" \
     "  --threads N        default: one per CPU\n" \
     "  --kernels NAME     inner loops to use (default: the best that this CPU runs)\n" \
-    "  --chunk N          prompt tokens of one step (default 256)\n"
+    "  --chunk N          prompt tokens of one step (default 256)\n" \
+    "  --copy             of a packed directory: copy weights into huge pages\n" \
+    "  --lock             of a packed directory: lock weights into memory\n" \
+    "  --verify           of a packed directory: check the hash of all that is read\n"
 
 void local_engine_defaults(struct local_engine_options *o);
 /* One option; E_INVALID with what is wrong. */
@@ -57,6 +70,7 @@ int local_engine_ids(const char *text, struct tokens *out, struct err *e);
 struct local_engine {
     struct checkpoint *checkpoint;
     const struct model_config *config;
+    struct format_set formats; /* native parts as the checkpoint holds them */
     struct compute compute;
     struct forward *forward;
     struct moe_local *moe;

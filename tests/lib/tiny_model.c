@@ -29,22 +29,27 @@ void tiny_model_write(const char *dir, int n_layers, uint64_t seed)
 void tiny_model_open(struct tiny_model *m, const char *dir, const struct tiny_model_options *o)
 {
     struct err e = {0};
-    struct forward_options options = {.format = o->format,
-                                      .max_rows = o->max_rows ? o->max_rows : TINY_MODEL_MAX_ROWS};
     *m = (struct tiny_model){0};
+    if (format_set_parse(o->format ? o->format : "native", &m->formats, &e) < 0)
+        test_fail(__FILE__, __LINE__, "%s", e.text);
     m->compute.kernels = o->kernels ? kernels_named(o->kernels) : kernels_best();
     CHECK(m->compute.kernels != NULL);
     m->compute.pool = pool_new(o->n_threads ? o->n_threads : 1, POOL_FREE);
     int rc = checkpoint_open(dir, &m->checkpoint, &e);
+    if (rc == 0)
+        rc = checkpoint_formats(m->checkpoint, &m->formats, &e);
+    struct forward_options options = {.formats = m->formats,
+                                      .max_rows = o->max_rows ? o->max_rows : TINY_MODEL_MAX_ROWS};
     if (rc == 0) {
         m->config = checkpoint_config(m->checkpoint);
         rc = forward_open(m->checkpoint, &options, m->compute, &m->forward, &e);
     }
     if (rc == 0)
-        rc = moe_local_open(m->checkpoint, o->format, o->combine, options.max_rows, m->compute,
-                            NULL, NULL, &m->moe, &e);
+        rc = moe_local_open(m->checkpoint, m->formats.experts, o->combine, options.max_rows,
+                            m->compute, NULL, NULL, &m->moe, &e);
     if (rc == 0)
-        rc = kv_open(m->config, TINY_MODEL_PAGES * kv_page_bytes(m->config), &m->kv, &e);
+        rc = kv_open(m->config, m->formats.kv,
+                     TINY_MODEL_PAGES * kv_page_bytes(m->config, m->formats.kv), &m->kv, &e);
     if (rc < 0)
         test_fail(__FILE__, __LINE__, "open %s: %s", dir, e.text);
 }

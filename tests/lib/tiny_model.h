@@ -10,11 +10,11 @@
  * over 3 KV heads, 12 experts of 24, top-3, a vocabulary of 400 with a tokenizer. */
 void tiny_model_write(const char *dir, int n_layers, uint64_t seed);
 
-/* All-zero is: best kernels, one thread, steps of 128 rows, native, fixed. */
+/* All-zero is: best kernels, one thread, steps of 128 rows, native with a bf16 cache, fixed. */
 struct tiny_model_options {
     const char *kernels;
     int n_threads, max_rows;
-    enum weight_format format;
+    const char *format; /* for format_set_parse(); NULL: native, a bf16 cache */
     enum combine_mode combine;
 };
 enum { TINY_MODEL_MAX_ROWS = 128, TINY_MODEL_PAGES = 24 };
@@ -22,6 +22,7 @@ enum { TINY_MODEL_MAX_ROWS = 128, TINY_MODEL_PAGES = 24 };
 struct tiny_model {
     struct checkpoint *checkpoint;
     const struct model_config *config;
+    struct format_set formats;
     struct compute compute;
     struct forward *forward;
     struct moe_local *moe;
