@@ -16,7 +16,9 @@
 
 #include "base/err.h"
 #include "engine/gemm.h"
+#include "engine/matrix.h"
 #include "model/config.h"
+#include "model/format.h"
 #include "model/weights.h"
 
 /* A multiple of ATTEND_BLOCK; part of the definition of the bits. */
@@ -38,9 +40,14 @@ float *attention_vector(const struct tensor *t);
 struct attention;
 struct kv;
 struct step;
-/* For steps of up to max_rows rows.  E_NOMEM. */
-int attention_open(const struct model_config *config, int max_rows, struct compute c,
-                   struct attention **out, struct err *e);
+struct attention_options {
+    int max_rows;      /* of one step */
+    int group;         /* format_group() of the projections: columns per activation scale, or 0 */
+    enum kv_format kv; /* of every cache that attention_layer() gets */
+};
+/* E_NOMEM. */
+int attention_open(const struct model_config *config, const struct attention_options *o,
+                   struct compute c, struct attention **out, struct err *e);
 void attention_close(struct attention **a);
 size_t attention_scratch_bytes(const struct attention *a);
 

@@ -27,8 +27,8 @@ INLINE void score_group(const struct attend_block *b, int first_key, const float
                         float *out)
 {
     const size_t q_stride = (size_t)b->q_stride;
-    const float *k = b->k + (size_t)first_key * (size_t)b->head_dim;
-    const float *ahead = b->v + (size_t)first_key * (size_t)b->v_stride;
+    const float *k = (const float *)b->k + (size_t)first_key * (size_t)b->head_dim;
+    const float *ahead = (const float *)b->v + (size_t)first_key * (size_t)b->v_stride;
     __m256 s[TILE][2];
 #pragma GCC unroll 6
     for (int i = 0; i < n; i++)
@@ -133,7 +133,7 @@ INLINE void fold_tile(const struct attend_block *b, int first, const int n)
         t.keep[i] = soften(&b->state[first + i], t.p[i], b->n_keys, n_padded);
     float *o = b->o + (size_t)first * (size_t)b->v_stride;
     for (int d = 0; d < b->v_stride; d += LANES)
-        add_values(b, &t, b->v + d, o + d, n);
+        add_values(b, &t, (const float *)b->v + d, o + d, n);
 }
 
 static void attend_avx2(const struct attend_block *b)
@@ -164,5 +164,5 @@ static void attend_avx2(const struct attend_block *b)
 
 void kernels_avx2_attend(struct kernels *k)
 {
-    k->attend = attend_avx2;
+    k->attend[KV_F32] = attend_avx2;
 }

@@ -5,19 +5,33 @@
 #include "engine/kv.h"
 
 #include <errno.h>
+#include <float.h>
+#include <math.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "base/mem.h"
 #include "base/must.h"
+#include "model/halves.h"
 
-enum { LANES = 16 };
+enum { LANES = 16, PIECE = 64 };
+/* 65,536 products of two int8 do not overflow an int32. */
+enum { INT8_MAX_DIM = 65536 };
+#define INT8_LARGEST 127.0f
+#define SMALLEST_SCALED 0x1p-100f
+#define ROUNDER 0x1.8p+23f /* adding it rounds to an integer, which is then in the low bits */
+
+/* Bytes of K and of V in a block, and of all of it. */
+struct block_bytes {
+    size_t k, v, block;
+};
 
 struct kv {
     int n_layers, n_kv_heads, head_dim, value_stride;
-    size_t head_floats; /* K and V of one layer and head in a page */
-    size_t page_floats;
-    float *memory; /* [n_pages, page_floats] */
+    enum kv_format format;
+    struct block_bytes bytes; /* of one layer and head in a page */
+    size_t page_bytes;
+    char *memory; /* [n_pages, page_bytes] */
     size_t memory_bytes;
     int32_t *free_pages; /* a stack */
     int n_pages, n_free;
@@ -28,12 +42,26 @@ static int value_stride_of(const struct model_config *config)
     return (int)mem_round_up((size_t)config->head_dim, LANES);
 }
 
-size_t kv_page_bytes(const struct model_config *config)
+/* false if a size does not fit. */
+static bool size_block(const struct model_config *config, enum kv_format format,
+                       struct block_bytes *out)
 {
-    size_t width = (size_t)config->head_dim + (size_t)value_stride_of(config);
+    static const size_t element[] = {[KV_F32] = 4, [KV_BF16] = 2, [KV_INT8] = 1};
+    /* A 32-bit lane holds as many dims of a key. */
+    size_t dims = mem_round_up((size_t)config->head_dim, sizeof(float) / element[format]);
+    size_t unit = KV_PAGE_TOKENS * element[format];
+    size_t scales = format == KV_INT8 ? 2 * KV_PAGE_TOKENS * sizeof(float) : 0;
+    return mem_mul(dims, unit, &out->k) &&
+           mem_mul((size_t)value_stride_of(config), unit, &out->v) &&
+           mem_add(out->k, out->v, &out->block) && mem_add(out->block, scales, &out->block);
+}
+
+size_t kv_page_bytes(const struct model_config *config, enum kv_format format)
+{
+    struct block_bytes sizes;
     size_t bytes;
-    if (!mem_mul(width, KV_PAGE_TOKENS * sizeof(float), &bytes) ||
-        !mem_mul(bytes, (size_t)config->n_kv_heads, &bytes) ||
+    if (!size_block(config, format, &sizes) ||
+        !mem_mul(sizes.block, (size_t)config->n_kv_heads, &bytes) ||
         !mem_mul(bytes, (size_t)config->n_layers, &bytes))
         return SIZE_MAX;
     return bytes;
@@ -65,10 +93,14 @@ static int map_pages(struct kv *kv, size_t page_bytes, size_t bytes, struct err 
     return 0;
 }
 
-int kv_open(const struct model_config *config, size_t bytes, struct kv **out, struct err *e)
+int kv_open(const struct model_config *config, enum kv_format format, size_t bytes, struct kv **out,
+            struct err *e)
 {
     *out = NULL;
-    size_t page_bytes = kv_page_bytes(config);
+    if (format == KV_INT8 && config->head_dim > INT8_MAX_DIM)
+        return err_set(e, E_INVALID, "kv cache: int8 takes head_dim up to %d, not %d", INT8_MAX_DIM,
+                       config->head_dim);
+    size_t page_bytes = kv_page_bytes(config, format);
     if (bytes < page_bytes)
         return err_set(e, E_INVALID, "kv cache: %zu bytes hold no page, one takes %zu", bytes,
                        page_bytes);
@@ -77,8 +109,9 @@ int kv_open(const struct model_config *config, size_t bytes, struct kv **out, st
     kv->n_kv_heads = config->n_kv_heads;
     kv->head_dim = config->head_dim;
     kv->value_stride = value_stride_of(config);
-    kv->head_floats = KV_PAGE_TOKENS * ((size_t)kv->head_dim + (size_t)kv->value_stride);
-    kv->page_floats = page_bytes / sizeof(float);
+    kv->format = format;
+    must(size_block(config, format, &kv->bytes));
+    kv->page_bytes = page_bytes;
     int rc = map_pages(kv, page_bytes, bytes, e);
     if (rc < 0)
         kv_close(&kv);
@@ -146,18 +179,113 @@ void kv_truncate(struct kv *kv, struct kv_seq *s, int n_tokens)
     }
 }
 
-static float *keys_at(const struct kv *kv, const struct kv_seq *s, int layer, int page_index,
+static char *block_at(const struct kv *kv, const struct kv_seq *s, int layer, int page_index,
                       int kv_head)
 {
     must(page_index >= 0 && page_index < s->n_pages);
     must(layer >= 0 && layer < kv->n_layers && kv_head >= 0 && kv_head < kv->n_kv_heads);
     size_t head = (size_t)layer * (size_t)kv->n_kv_heads + (size_t)kv_head;
-    return kv->memory + (size_t)s->pages[page_index] * kv->page_floats + head * kv->head_floats;
+    return kv->memory + (size_t)s->pages[page_index] * kv->page_bytes + head * kv->bytes.block;
 }
 
-static size_t key_floats(const struct kv *kv)
+/* A key's first lane, of `lane_dims` dimensions each; the next ones follow LANES apart. */
+static uint32_t *key_lanes(const struct kv *kv, char *block, int slot, size_t lane_dims)
 {
-    return (size_t)KV_PAGE_TOKENS * (size_t)kv->head_dim;
+    size_t n_lanes = ((size_t)kv->head_dim + lane_dims - 1) / lane_dims;
+    return (uint32_t *)(void *)block + (size_t)(slot / LANES) * n_lanes * LANES +
+           (size_t)(slot % LANES);
+}
+
+static void write_f32(const struct kv *kv, char *block, int slot, const float *k, const float *v)
+{
+    size_t dim = (size_t)kv->head_dim;
+    uint32_t *keys = key_lanes(kv, block, slot, 1);
+    for (size_t d = 0; d < dim; d++)
+        keys[d * LANES] = f32_to_bits(k[d]);
+    float *values = (float *)(void *)(block + kv->bytes.k);
+    memcpy(values + (size_t)slot * (size_t)kv->value_stride, v, dim * sizeof(*v));
+}
+
+static void write_bf16(const struct kv *kv, char *block, int slot, const float *k, const float *v)
+{
+    size_t dim = (size_t)kv->head_dim;
+    uint32_t *keys = key_lanes(kv, block, slot, 2);
+    for (size_t d = 0; d < dim; d += 2) {
+        uint32_t odd = d + 1 < dim ? f32_to_bf16(k[d + 1]) : 0;
+        keys[d / 2 * LANES] = odd << 16 | f32_to_bf16(k[d]);
+    }
+    uint16_t *values = (uint16_t *)(void *)(block + kv->bytes.k) +
+                       (size_t)(slot / 2) * (size_t)kv->value_stride * 2 + (size_t)(slot % 2);
+    for (size_t d = 0; d < dim; d++)
+        values[2 * d] = f32_to_bf16(v[d]);
+}
+
+/* What x is multiplied with to lie within INT8_LARGEST, and the scale that undoes it. */
+struct int8_scale {
+    float up, scale;
+};
+
+static struct int8_scale int8_scale_of(const float *x, int n)
+{
+    uint32_t largest = 0; /* as bits, magnitudes compare like integers, NaN above all */
+    for (int i = 0; i < n; i++) {
+        uint32_t size = f32_to_bits(x[i]) & 0x7fffffffu;
+        largest = size > largest ? size : largest;
+    }
+    float size = f32_from_bits(largest);
+    if (!(size <= FLT_MAX))
+        return (struct int8_scale){0.0f, NAN};
+    if (size < SMALLEST_SCALED)
+        return (struct int8_scale){0.0f, 0.0f};
+    return (struct int8_scale){INT8_LARGEST / size, size * (1.0f / INT8_LARGEST)};
+}
+
+static int8_t int8_of(float x, float up)
+{
+    float t = x * up + ROUNDER;
+    return (int8_t)(f32_to_bits(t) - f32_to_bits(ROUNDER));
+}
+
+static void quantise(const float *x, int n, float up, int8_t *q)
+{
+    int i = 0;
+    if (up == 0.0f) {
+        memset(q, 0, (size_t)n);
+        return;
+    }
+    for (; i + LANES <= n; i += LANES)
+        for (int lane = 0; lane < LANES; lane++)
+            q[i + lane] = int8_of(x[i + lane], up);
+    for (; i < n; i++)
+        q[i] = int8_of(x[i], up);
+}
+
+float kv_quantise(const float *x, int n, int8_t *q)
+{
+    struct int8_scale s = int8_scale_of(x, n);
+    quantise(x, n, s.up, q);
+    return s.scale;
+}
+
+static void write_int8(const struct kv *kv, char *block, int slot, const float *k, const float *v)
+{
+    float *scales = (float *)(void *)(block + kv->bytes.k + kv->bytes.v);
+    struct int8_scale key = int8_scale_of(k, kv->head_dim), value = int8_scale_of(v, kv->head_dim);
+    scales[slot] = key.scale;
+    scales[KV_PAGE_TOKENS + slot] = value.scale;
+    uint32_t *keys = key_lanes(kv, block, slot, 4);
+    char *values = block + kv->bytes.k + (size_t)(slot / 4) * (size_t)kv->value_stride * 4 +
+                   (size_t)(slot % 4);
+    for (int first = 0; first < kv->head_dim; first += PIECE) {
+        int n = kv->head_dim - first < PIECE ? kv->head_dim - first : PIECE;
+        int8_t q[PIECE] = {0};
+        quantise(k + first, n, key.up, q);
+        for (int d = 0; d < n; d += 4)
+            memcpy(&keys[(first + d) / 4 * LANES], q + d, 4);
+        quantise(v + first, n, value.up, q);
+        for (int d = 0; d < n; d++)
+            values[4 * (first + d)] = (char)q[d];
+    }
 }
 
 void kv_write(struct kv *kv, const struct kv_seq *s, int layer, int position, const float *k,
@@ -166,25 +294,41 @@ void kv_write(struct kv *kv, const struct kv_seq *s, int layer, int position, co
     int slot = position % KV_PAGE_TOKENS;
     size_t dim = (size_t)kv->head_dim;
     for (int head = 0; head < kv->n_kv_heads; head++, k += dim, v += dim) {
-        float *base = keys_at(kv, s, layer, position / KV_PAGE_TOKENS, head);
-        float *keys = base + (size_t)(slot / LANES) * dim * LANES + slot % LANES;
-        for (size_t d = 0; d < dim; d++)
-            keys[d * LANES] = k[d];
-        memcpy(base + key_floats(kv) + (size_t)slot * (size_t)kv->value_stride, v,
-               dim * sizeof(*v));
+        char *block = block_at(kv, s, layer, position / KV_PAGE_TOKENS, head);
+        switch (kv->format) {
+        case KV_BF16:
+            write_bf16(kv, block, slot, k, v);
+            break;
+        case KV_INT8:
+            write_int8(kv, block, slot, k, v);
+            break;
+        default:
+            write_f32(kv, block, slot, k, v);
+        }
     }
 }
 
-const float *kv_keys(const struct kv *kv, const struct kv_seq *s, int layer, int page_index,
-                     int kv_head)
+void kv_block(const struct kv *kv, const struct kv_seq *s, int layer, int page_index, int kv_head,
+              struct attend_block *b)
 {
-    return keys_at(kv, s, layer, page_index, kv_head);
+    const char *block = block_at(kv, s, layer, page_index, kv_head);
+    b->k = block;
+    b->v = block + kv->bytes.k;
+    b->k_scales = b->v_scales = NULL;
+    if (kv->format == KV_INT8) {
+        b->k_scales = (const float *)(const void *)(block + kv->bytes.k + kv->bytes.v);
+        b->v_scales = b->k_scales + KV_PAGE_TOKENS;
+    }
 }
 
-const float *kv_values(const struct kv *kv, const struct kv_seq *s, int layer, int page_index,
-                       int kv_head)
+size_t kv_block_bytes(const struct kv *kv)
 {
-    return keys_at(kv, s, layer, page_index, kv_head) + key_floats(kv);
+    return kv->bytes.block;
+}
+
+enum kv_format kv_format_of(const struct kv *kv)
+{
+    return kv->format;
 }
 
 int kv_value_stride(const struct kv *kv)

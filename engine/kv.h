@@ -1,9 +1,9 @@
-/* engine/kv.h - the paged KV cache (f32).
+/* engine/kv.h - the paged KV cache, in f32, bf16 (round-to-nearest-even) or int8 with a scale
+ * per key.
  *
  * A page holds KV_PAGE_TOKENS consecutive positions of one sequence for every layer.  In a
- * page, per layer and KV head:  K [page/16][head_dim][16] (transposed by 16 keys, what
- * kernels.attend reads), V [page][v_stride].  A page is exactly one attention block, so
- * the fold order depends on positions only.
+ * page, per layer and KV head, K and V (and their scales) lie as kernels.h lays out a block.
+ * A page is exactly one attention block, so the fold order depends on positions only.
  *
  * Owner: engine thread. */
 #pragma once
@@ -27,12 +27,14 @@ struct kv_seq {
 
 /* As many pages as `bytes` holds, at least one (E_NOMEM, E_INVALID otherwise).  Memory is
  * reserved at once and touched page by page. */
-int kv_open(const struct model_config *config, size_t bytes, struct kv **out, struct err *e);
+int kv_open(const struct model_config *config, enum kv_format format, size_t bytes, struct kv **out,
+            struct err *e);
 void kv_close(struct kv **kv);
 int kv_pages_total(const struct kv *kv);
 int kv_pages_free(const struct kv *kv);
 /* SIZE_MAX if the exact number does not fit. */
-size_t kv_page_bytes(const struct model_config *config);
+size_t kv_page_bytes(const struct model_config *config, enum kv_format format);
+enum kv_format kv_format_of(const struct kv *kv);
 /* Room for positions below n_tokens: takes pages as needed; E_BUSY takes none. */
 int kv_reserve(struct kv *kv, struct kv_seq *s, int n_tokens);
 /* Forgets positions from n_tokens on and gives their pages back; 0 releases everything. */
@@ -40,8 +42,13 @@ void kv_truncate(struct kv *kv, struct kv_seq *s, int n_tokens);
 /* Writes k, v [n_kv_heads, head_dim] of one position. */
 void kv_write(struct kv *kv, const struct kv_seq *s, int layer, int position, const float *k,
               const float *v);
-const float *kv_keys(const struct kv *kv, const struct kv_seq *s, int layer, int page_index,
-                     int kv_head);
-const float *kv_values(const struct kv *kv, const struct kv_seq *s, int layer, int page_index,
-                       int kv_head);
+/* Points k, v and (int8) their scales of `b` to one page of a sequence. */
+void kv_block(const struct kv *kv, const struct kv_seq *s, int layer, int page_index, int kv_head,
+              struct attend_block *b);
+/* Bytes that lie in a run from a block's keys on. */
+size_t kv_block_bytes(const struct kv *kv);
+/* What kv_write() does to a head in int8, for queries too: scale = absmax * (1/127), q = round-
+ * to-nearest-even(x * (127 / absmax)); below 2^-100 scale 0 and zeros; a NaN or an infinity
+ * gives scale NaN and zeros. */
+float kv_quantise(const float *x, int n, int8_t *q);
 int kv_value_stride(const struct kv *kv);
