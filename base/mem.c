@@ -1,7 +1,7 @@
 /* base/mem.c - allocation that dies with a sentence, and the allocation guard.
  *
- * Everything comes from malloc(3)'s family, so that one mem_free() fits all and the
- * sanitizers see every block.  Any thread; the guard belongs to its thread. */
+ * All but mem_weights() comes from malloc(3)'s family, so that one mem_free() fits all and
+ * the sanitizers see every block.  Any thread; the guard belongs to its thread. */
 #include "base/mem.h"
 
 #include <inttypes.h>
@@ -20,6 +20,9 @@ enum {
     /* From here on a size is compared with what the machine has before it is touched: with
      * overcommit malloc says yes and the kernel kills the process at the first write. */
     MEM_CHECKED_BYTES = 64 << 20,
+    MEM_PAGE_BYTES = 4096,
+    /* The end of a run takes a huge page of its own where that wastes less than this part. */
+    MEM_WASTE_PART = 64,
 };
 
 static _Thread_local const char *guard_phase;
@@ -107,6 +110,40 @@ void *mem_resize(void *p, size_t bytes)
 {
     check_guard(__func__);
     return or_die(realloc(p, bytes ? bytes : 1), bytes);
+}
+
+/* The length of the mapping for a run; 0 if there is no such length. */
+static size_t weights_length(size_t bytes)
+{
+    if (bytes == 0 || bytes > (size_t)PTRDIFF_MAX - 2 * MEM_HUGE_PAGE_BYTES)
+        return 0;
+    size_t huge = mem_round_up(bytes, MEM_HUGE_PAGE_BYTES);
+    return huge - bytes < bytes / MEM_WASTE_PART ? huge : mem_round_up(bytes, MEM_PAGE_BYTES);
+}
+
+void *mem_weights(size_t bytes)
+{
+    size_t length = weights_length(bytes);
+    if (length == 0 || length > mem_available_bytes())
+        return NULL;
+    size_t reserved = length + MEM_HUGE_PAGE_BYTES;
+    char *whole = mmap(NULL, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (whole == MAP_FAILED)
+        return NULL;
+    size_t before = -(uintptr_t)whole & (MEM_HUGE_PAGE_BYTES - 1);
+    char *p = whole + before;
+    if (before > 0)
+        must_zero(munmap(whole, before));
+    if (before < MEM_HUGE_PAGE_BYTES)
+        must_zero(munmap(p + length, MEM_HUGE_PAGE_BYTES - before));
+    (void)madvise(p, length, MADV_HUGEPAGE);
+    return p;
+}
+
+void mem_weights_free(void *p, size_t bytes)
+{
+    if (p)
+        must_zero(munmap(p, weights_length(bytes)));
 }
 
 char *mem_string(const char *s)

@@ -27,6 +27,10 @@ void *mem_try_aligned(size_t bytes);
 void *mem_aligned_raw(size_t bytes);
 /* Grows or shrinks like realloc(3); new bytes are not zeroed. */
 void *mem_resize(void *p, size_t bytes);
+/* A run for weights: its own mapping aligned to 2 MiB, huge pages asked for, zeroed; NULL when
+ * memory is out.  Not under the guard's rule; give it back with its size. */
+void *mem_weights(size_t bytes);
+void mem_weights_free(void *p, size_t bytes);
 char *mem_string(const char *s);
 char *mem_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Frees what any function above returned; NULL is fine. */

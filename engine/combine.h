@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 #include "engine/kernels.h"
+#include "engine/rows.h"
 #include "model/format.h"
 
 enum { COMBINE_GRID_LOG2 = 20, COMBINE_LIMIT_LOG2 = 27, COMBINE_MIN_LOG2 = -80 };
@@ -46,7 +47,9 @@ void combine_node(const float *const *y, const float *weights, int n_slots, int 
 struct parcel {
     int layer, n_rows, hidden, n_routes;
     enum combine_mode mode;
-    const float *rows;        /* [n_rows, hidden], rms-normed input of the experts */
+    /* [n_rows, hidden], rms-normed input of the experts; the quantised form (and perhaps only
+     * that) where the experts' format reads it, else f32 */
+    struct rows rows;
     const int16_t *exponents; /* [n_rows] (mode fixed) */
     const int32_t
         *first_route; /* [n_rows + 1]: row i has routes first_route[i] .. first_route[i+1]-1 */

@@ -8,10 +8,13 @@
 #include "base/err.h"
 #include "engine/combine.h"
 #include "engine/gemm.h"
+#include "model/weights.h"
 
 /* y = down(silu(gate h) * (up h)); m2.md 4.4 step 5. */
 struct expert {
     struct matrix gate, up, down;
+    void *room; /* the matrices' memory, one run of huge pages; NULL when they are mapped */
+    size_t room_bytes;
 };
 
 int expert_load(struct expert *x, const struct expert_view *view, enum weight_format want,
@@ -20,9 +23,10 @@ void expert_fini(struct expert *x);
 size_t expert_bytes(const struct expert *x);
 
 /* Scratch for parcels of up to max_rows rows and max_rows * top_k routes; allocated once.
- * Owner: one thread. */
+ * `group` is format_group() of the experts.  Owner: one thread. */
 struct expert_scratch;
-struct expert_scratch *expert_scratch_new(int max_rows, int top_k, int hidden, int expert_size);
+struct expert_scratch *expert_scratch_new(int max_rows, int top_k, int hidden, int expert_size,
+                                          int group);
 void expert_scratch_free(struct expert_scratch **s);
 
 /* Runs a parcel.  held [n_experts]: NULL where an expert is not here; every expert of the

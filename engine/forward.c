@@ -8,6 +8,7 @@
 #include "base/must.h"
 #include "engine/attention.h"
 #include "engine/combine.h"
+#include "engine/matrix.h"
 
 enum { FLOATS_UNIT = 16, LANE = 0 };
 
@@ -27,12 +28,12 @@ struct forward {
     struct attention *attention;
     int max_rows;
 
-    size_t h_stride;    /* floats; hidden with padding that stays zero */
-    float *x;           /* [max_rows, hidden]: the residual stream */
-    float *h;           /* [max_rows, h_stride]: its norm */
-    float *parcel_rows; /* [max_rows, hidden]: h without padding; NULL if it has none */
-    int16_t *exponents; /* [max_rows] */
-    float *scores;      /* [max_rows, n_experts] */
+    size_t h_stride;                         /* floats; hidden with padding that stays zero */
+    float *x;                                /* [max_rows, hidden]: the residual stream */
+    float *h;                                /* [max_rows, h_stride]: its norm */
+    struct rows_room expert_room, head_room; /* h quantised, where that format reads it so */
+    int16_t *exponents;                      /* [max_rows] */
+    float *scores;                           /* [max_rows, n_experts] */
     struct routing routing;
     int32_t *row_tokens;
     int32_t *logit_rows; /* [max_rows]: the rows whose logits are wanted */
@@ -63,7 +64,7 @@ static int load_layer(struct forward *f, struct checkpoint *c, int index, enum w
     return 0;
 }
 
-static int load_weights(struct forward *f, struct checkpoint *c, enum weight_format format,
+static int load_weights(struct forward *f, struct checkpoint *c, const struct format_set *formats,
                         struct err *e)
 {
     struct model_view view;
@@ -72,9 +73,9 @@ static int load_weights(struct forward *f, struct checkpoint *c, enum weight_for
         return rc;
     f->embedding = view.embedding;
     f->final_norm = attention_vector(&view.final_norm);
-    rc = matrix_pack(&f->lm_head, &view.lm_head, format, &f->compute, e);
+    rc = matrix_pack(&f->lm_head, &view.lm_head, formats->head, NULL, &f->compute, e);
     for (int i = 0; rc == 0 && i < f->config.n_layers; i++)
-        rc = load_layer(f, c, i, format, e);
+        rc = load_layer(f, c, i, formats->attention, e);
     return rc;
 }
 
@@ -88,13 +89,12 @@ static void *scratch(struct forward *f, size_t count, size_t unit_bytes)
     return mem_try_aligned(bytes);
 }
 
-static int take_scratch(struct forward *f, struct err *e)
+static int take_scratch(struct forward *f, const struct format_set *formats, struct err *e)
 {
     size_t hidden = (size_t)f->config.hidden_size, top_k = (size_t)f->config.top_k;
     f->h_stride = mem_round_up(hidden, FLOATS_UNIT);
     f->x = scratch(f, hidden, sizeof(float));
     f->h = scratch(f, f->h_stride, sizeof(float));
-    f->parcel_rows = f->h_stride == hidden ? NULL : scratch(f, hidden, sizeof(float));
     f->exponents = scratch(f, 1, sizeof(*f->exponents));
     f->scores = scratch(f, (size_t)f->config.n_experts, sizeof(float));
     f->routing.experts = scratch(f, top_k, sizeof(*f->routing.experts));
@@ -103,9 +103,14 @@ static int take_scratch(struct forward *f, struct err *e)
     f->logit_rows = scratch(f, 1, sizeof(*f->logit_rows));
     if (!f->x || !f->h || !f->exponents || !f->scores || !f->routing.experts ||
         !f->routing.weights || !f->row_tokens || !f->logit_rows ||
-        (f->h_stride != hidden && !f->parcel_rows))
+        !rows_room_open(&f->expert_room, f->max_rows, f->config.hidden_size,
+                        format_group(formats->experts)) ||
+        !rows_room_open(&f->head_room, f->max_rows, f->config.hidden_size, f->lm_head.group))
         return err_set(e, E_NOMEM, "no memory for steps of %d rows", f->max_rows);
-    return attention_open(&f->config, f->max_rows, f->compute, &f->attention, e);
+    f->scratch_bytes += f->expert_room.bytes + f->head_room.bytes;
+    struct attention_options attention = {
+        .max_rows = f->max_rows, .group = f->layers[0].attention.wq.group, .kv = formats->kv};
+    return attention_open(&f->config, &attention, f->compute, &f->attention, e);
 }
 
 int forward_open(struct checkpoint *c, const struct forward_options *o, struct compute compute,
@@ -117,9 +122,9 @@ int forward_open(struct checkpoint *c, const struct forward_options *o, struct c
     f->compute = compute;
     f->max_rows = o->max_rows;
     f->layers = mem_array((size_t)f->config.n_layers, sizeof(*f->layers));
-    int rc = load_weights(f, c, o->format, e);
+    int rc = load_weights(f, c, &o->formats, e);
     if (rc == 0)
-        rc = take_scratch(f, e);
+        rc = take_scratch(f, &o->formats, e);
     if (rc < 0)
         forward_close(&f);
     *out = f;
@@ -140,9 +145,10 @@ void forward_close(struct forward **forward)
     mem_free(f->final_norm);
     matrix_fini(&f->lm_head);
     attention_close(&f->attention);
+    rows_room_close(&f->expert_room);
+    rows_room_close(&f->head_room);
     void *const blocks[] = {f->x,
                             f->h,
-                            f->parcel_rows,
                             f->exponents,
                             f->scores,
                             f->routing.experts,
@@ -220,6 +226,28 @@ static void embed_task(void *ctx, int row)
     tensor_read_f32(&f->embedding, f->row_tokens[row] * hidden, hidden, x_row(f, row));
 }
 
+static void quantise_row(const struct forward *f, const struct rows_room *room, int row)
+{
+    size_t at = (size_t)row, scale = at * room->scale_stride;
+    if (room->group)
+        f->compute.kernels->quantise(f->h + at * f->h_stride, room->cols, room->group,
+                                     room->q8 + at * room->q8_stride, room->scales + scale,
+                                     room->sums + scale);
+}
+
+/* The first rows of h, and their quantised form where there is one. */
+static struct rows normed_rows(const struct forward *f, const struct rows_room *room, int n_rows)
+{
+    struct rows rows = {0};
+    if (room->group)
+        rows = rows_room_view(room, n_rows);
+    rows.n_rows = n_rows;
+    rows.cols = f->config.hidden_size;
+    rows.f32 = f->h;
+    rows.f32_stride = f->h_stride;
+    return rows;
+}
+
 static void expert_input_task(void *ctx, int row)
 {
     struct forward *f = ctx;
@@ -227,22 +255,32 @@ static void expert_input_task(void *ctx, int row)
     float *h = f->h + (size_t)row * f->h_stride;
     f->compute.kernels->rms_norm(x_row(f, row), f->norm, hidden, f->config.rms_norm_eps, h);
     f->exponents[row] = (int16_t)combine_exponent(x_row(f, row), hidden);
-    if (f->parcel_rows)
-        memcpy(f->parcel_rows + (size_t)row * (size_t)hidden, h, (size_t)hidden * sizeof(*h));
+    quantise_row(f, &f->expert_room, row);
 }
 
-static int run_layer(struct forward *f, struct kv *kv, int index, int n_rows,
-                     const struct moe_ops *ops, void *ud)
+/* Attention of the last layer has written every key and value; from there on only the rows
+ * whose logits are wanted go on, and they move together. */
+static int keep_wanted_rows(struct forward *f, int n_wanted)
 {
-    const struct layer *layer = &f->layers[index];
-    attention_layer(f->attention, &layer->attention, kv, index, f->x);
-    f->norm = layer->post_norm;
+    size_t row_bytes = (size_t)f->config.hidden_size * sizeof(*f->x);
+    for (int i = 0; i < n_wanted; i++) {
+        memmove(x_row(f, i), x_row(f, f->logit_rows[i]), row_bytes);
+        f->logit_rows[i] = i;
+    }
+    return n_wanted;
+}
+
+static int run_experts(struct forward *f, int layer, int n_rows, const struct moe_ops *ops,
+                       void *ud)
+{
+    const struct layer *l = &f->layers[layer];
+    f->norm = l->post_norm;
     pool_run(f->compute.pool, expert_input_task, f, n_rows);
-    router_route(&f->compute, &layer->router, f->h, f->h_stride, n_rows, f->scores, &f->routing);
-    struct moe_rows rows = {.layer = index,
+    router_route(&f->compute, &l->router, f->h, f->h_stride, n_rows, f->scores, &f->routing);
+    struct moe_rows rows = {.layer = layer,
                             .n_rows = n_rows,
                             .hidden = f->config.hidden_size,
-                            .rows = f->parcel_rows ? f->parcel_rows : f->h,
+                            .rows = normed_rows(f, &f->expert_room, n_rows),
                             .exponents = f->exponents,
                             .routing = &f->routing};
     int rc = ops->scatter(ud, LANE, &rows);
@@ -256,13 +294,14 @@ static void output_task(void *ctx, int i)
     struct forward *f = ctx;
     f->compute.kernels->rms_norm(x_row(f, f->logit_rows[i]), f->final_norm, f->config.hidden_size,
                                  f->config.rms_norm_eps, f->h + (size_t)i * f->h_stride);
+    quantise_row(f, &f->head_room, i);
 }
 
 static void run_head(struct forward *f, int n_logits)
 {
     pool_run(f->compute.pool, output_task, f, n_logits);
-    matmul(&f->compute, &f->lm_head, f->h, f->h_stride, n_logits, f->logits,
-           (size_t)f->config.vocab_size);
+    struct rows x = normed_rows(f, &f->head_room, n_logits);
+    matmul(&f->compute, &f->lm_head, &x, f->logits, (size_t)f->config.vocab_size);
 }
 
 static void probe(struct forward *f, const struct step *s, int layer, int n_rows)
@@ -284,7 +323,11 @@ int forward_step(struct forward *f, struct kv *kv, const struct step *s, const s
     pool_run(f->compute.pool, embed_task, f, n_rows);
     probe(f, s, -1, n_rows);
     for (int layer = 0; layer < f->config.n_layers; layer++) {
-        rc = run_layer(f, kv, layer, n_rows, ops, ud);
+        attention_layer(f->attention, &f->layers[layer].attention, kv, layer, f->x);
+        /* A probe wants to see every row. */
+        if (layer == f->config.n_layers - 1 && !s->probe)
+            n_rows = keep_wanted_rows(f, n_wanted);
+        rc = n_rows > 0 ? run_experts(f, layer, n_rows, ops, ud) : 0;
         if (rc < 0)
             return rc;
         probe(f, s, layer, n_rows);

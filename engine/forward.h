@@ -13,7 +13,8 @@
 /* The rows of one lane on their way to the experts.  Borrowed until gather() returned. */
 struct moe_rows {
     int layer, n_rows, hidden;
-    const float *rows;        /* [n_rows, hidden], after post_attention_layernorm */
+    struct rows rows; /* [n_rows, hidden], after post_attention_layernorm: f32, and quantised
+                         where forward_options.formats.experts reads that (native: f32 only) */
     const int16_t *exponents; /* [n_rows], combine_exponent() of the residual stream */
     const struct routing *routing;
 };
@@ -46,7 +47,7 @@ struct step {
 
 struct forward;
 struct forward_options {
-    enum weight_format format;
+    struct format_set formats; /* kv must be that of the cache */
     int max_rows; /* rows of one step */
 };
 

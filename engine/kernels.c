@@ -96,20 +96,20 @@ static void panel_fp8(const struct matrix *w, int panel, const float *x, size_t 
     }
 }
 
-static void matmul(const struct matrix *w, decode_block *decode, int first_panel, int n_panels,
-                   const float *x, size_t x_stride, int n_rows, float *y, size_t y_stride)
+static void multiply(const struct matrix *w, decode_block *decode, int first_panel, int n_panels,
+                     const struct rows *x, float *y, size_t y_stride)
 {
     for (int p = first_panel; p < first_panel + n_panels; p++) {
         int first_out = p * PANEL_ROWS;
         int n_out = w->rows - first_out < PANEL_ROWS ? w->rows - first_out : PANEL_ROWS;
-        for (int first = 0; first < n_rows; first += ROWS_AT_ONCE) {
-            int n = n_rows - first < ROWS_AT_ONCE ? n_rows - first : ROWS_AT_ONCE;
+        for (int first = 0; first < x->n_rows; first += ROWS_AT_ONCE) {
+            int n = x->n_rows - first < ROWS_AT_ONCE ? x->n_rows - first : ROWS_AT_ONCE;
             float acc[ROWS_AT_ONCE][PANEL_ROWS] = {{0}};
-            const float *rows = x + (size_t)first * x_stride;
+            const float *rows = x->f32 + (size_t)first * x->f32_stride;
             if (decode)
-                panel_float(w, decode, p, rows, x_stride, acc, n);
+                panel_float(w, decode, p, rows, x->f32_stride, acc, n);
             else
-                panel_fp8(w, p, rows, x_stride, acc, n);
+                panel_fp8(w, p, rows, x->f32_stride, acc, n);
             for (int m = 0; m < n; m++)
                 memcpy(y + (size_t)(first + m) * y_stride + first_out, acc[m],
                        (size_t)n_out * sizeof(float));
@@ -117,22 +117,22 @@ static void matmul(const struct matrix *w, decode_block *decode, int first_panel
     }
 }
 
-static void matmul_f32(const struct matrix *w, int first_panel, int n_panels, const float *x,
-                       size_t x_stride, int n_rows, float *y, size_t y_stride)
+static void matmul_f32(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
+                       float *y, size_t y_stride)
 {
-    matmul(w, decode_f32, first_panel, n_panels, x, x_stride, n_rows, y, y_stride);
+    multiply(w, decode_f32, first_panel, n_panels, x, y, y_stride);
 }
 
-static void matmul_bf16(const struct matrix *w, int first_panel, int n_panels, const float *x,
-                        size_t x_stride, int n_rows, float *y, size_t y_stride)
+static void matmul_bf16(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
+                        float *y, size_t y_stride)
 {
-    matmul(w, decode_bf16, first_panel, n_panels, x, x_stride, n_rows, y, y_stride);
+    multiply(w, decode_bf16, first_panel, n_panels, x, y, y_stride);
 }
 
-static void matmul_fp8(const struct matrix *w, int first_panel, int n_panels, const float *x,
-                       size_t x_stride, int n_rows, float *y, size_t y_stride)
+static void matmul_fp8(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
+                       float *y, size_t y_stride)
 {
-    matmul(w, NULL, first_panel, n_panels, x, x_stride, n_rows, y, y_stride);
+    multiply(w, NULL, first_panel, n_panels, x, y, y_stride);
 }
 
 static void rms_norm(const float *x, const float *w, int n, float eps, float *out)
@@ -209,32 +209,52 @@ static void add_int32(int32_t *acc, const void *y, int n)
     }
 }
 
-enum { LEVEL_PORTABLE, LEVEL_AVX2, N_LEVELS };
+enum { LEVEL_PORTABLE, LEVEL_AVX2, LEVEL_AVX512, LEVEL_AMX, N_LEVELS };
 static struct kernels tables[N_LEVELS];
-static const char *const level_names[N_LEVELS + 1] = {"portable", "avx2", NULL};
+static const char *const level_names[N_LEVELS + 1] = {"portable", "avx2", "avx512", "amx", NULL};
 static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
+
+static void fill_portable(struct kernels *k)
+{
+    *k = (struct kernels){
+        .matmul =
+            {[FORMAT_F32] = matmul_f32, [FORMAT_BF16] = matmul_bf16, [FORMAT_FP8] = matmul_fp8},
+        .rms_norm = rms_norm,
+        .swiglu = swiglu,
+        .add = add,
+        .exp = exp_each,
+        .sigmoid = sigmoid_each,
+        .fixed_add = fixed_add,
+        .fixed_fold = fixed_fold,
+        .add_int32 = add_int32};
+    kernels_portable_quant(k);
+    kernels_portable_attend(k);
+}
+
+static void fill_avx2(struct kernels *k)
+{
+    kernels_avx2_fill(k);
+    kernels_avx2_quant(k);
+    kernels_avx2_attend(k);
+}
+
+static void fill_avx512(struct kernels *k)
+{
+    kernels_avx512_fill(k);
+    kernels_avx512_quant(k);
+    kernels_avx512_attend(k);
+}
 
 static void fill_tables(void)
 {
-    struct kernels *k = &tables[LEVEL_PORTABLE];
-    *k = (struct kernels){.name = level_names[LEVEL_PORTABLE],
-                          .matmul_f32 = matmul_f32,
-                          .matmul_bf16 = matmul_bf16,
-                          .matmul_fp8 = matmul_fp8,
-                          .rms_norm = rms_norm,
-                          .swiglu = swiglu,
-                          .add = add,
-                          .exp = exp_each,
-                          .sigmoid = sigmoid_each,
-                          .fixed_add = fixed_add,
-                          .fixed_fold = fixed_fold,
-                          .add_int32 = add_int32};
-    kernels_portable_attend(k);
-    k = &tables[LEVEL_AVX2];
-    *k = tables[LEVEL_PORTABLE];
-    k->name = level_names[LEVEL_AVX2];
-    kernels_avx2_fill(k);
-    kernels_avx2_attend(k);
+    void (*const fills[N_LEVELS])(struct kernels * k) = {fill_portable, fill_avx2, fill_avx512,
+                                                         kernels_amx_fill};
+    for (int level = 0; level < N_LEVELS; level++) {
+        if (level > 0)
+            tables[level] = tables[level - 1];
+        fills[level](&tables[level]);
+        tables[level].name = level_names[level];
+    }
 }
 
 /* clang's __builtin_cpu_supports() does not know F16C. */
@@ -244,11 +264,37 @@ static bool cpu_has_f16c(void)
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 
+static bool cpu_has_amx_int8(void)
+{
+    enum { TILE = 1 << 24, INT8 = 1 << 25 };
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & TILE) && (d & INT8);
+}
+
+/* __builtin_cpu_supports() also asks whether the system saves the registers of that width. */
+static bool level_adds_runs(int level)
+{
+    switch (level) {
+    case LEVEL_AVX2:
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c();
+    case LEVEL_AVX512:
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512vnni");
+    case LEVEL_AMX:
+        return cpu_has_amx_int8() && kernels_amx_allowed();
+    default:
+        return true;
+    }
+}
+
+/* A level is a copy of the ones below it, so all of them must run. */
 static bool level_runs(int level)
 {
-    if (level == LEVEL_PORTABLE)
-        return true;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c();
+    for (int below = LEVEL_PORTABLE; below <= level; below++)
+        if (!level_adds_runs(below))
+            return false;
+    return true;
 }
 
 const struct kernels *kernels_named(const char *name)

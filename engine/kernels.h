@@ -8,9 +8,11 @@
  * lane i mod 16, and lanes are added 0..15. */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#include "engine/rows.h"
 #include "model/format.h"
 
 enum {
@@ -19,31 +21,56 @@ enum {
 };
 
 /* A packed weight matrix, y = W x, W [rows, cols].  Panel p holds rows 16p..16p+15 (rows
- * past the end are zero), columns padded with zeros to a multiple of 4:
+ * past the end are zero), columns padded with zeros to a multiple of 4 (f32, bf16, fp8) or
+ * of the group (q8, q4):
  *   f32   float    [panel][k][16]
  *   bf16  uint16_t [panel][k/2][16][2]
  *   fp8   uint8_t  [panel][k/2][16][2]; float scales [ceil(rows/128)][ceil(cols/128)]
- * (element order chosen for AVX2 loads, shared by all levels; numerics.md 1). */
+ *   q8    [panel][group of 128] { float scales[16]; int8_t q[128/4][16][4]; }       2,112 bytes
+ *   q4    [panel][group of 64]  { float scales[16]; uint8_t q[64/8][16][4]; }         576 bytes
+ *         byte [j][r][i] holds column 8j + i in its low and 8j + 4 + i in its high four
+ *         bits, each as value + 8
+ * One k-step of four columns x 16 rows (64 bytes of q8) is the operand of vpdpbusd and one
+ * row of the AMX B tile.  Layout shared by all levels (numerics.md 1). */
 struct matrix {
     enum weight_format format; /* never FORMAT_NATIVE */
     int rows, cols;
     int padded_cols, n_panels;
+    int group; /* columns per scale: Q8_GROUP, Q4_GROUP, or 0 */
     size_t panel_bytes;
-    void *panels;  /* aligned to 64; owned */
-    float *scales; /* fp8 only; owned */
+    void *panels;     /* aligned to 64 */
+    float *scales;    /* fp8 only */
+    bool is_borrowed; /* panels and scales belong to a mapping or to a larger room */
 };
 
+struct q8_panel_group {
+    float scales[PANEL_ROWS];
+    int8_t q[Q8_GROUP / 4][PANEL_ROWS][4];
+};
+struct q4_panel_group {
+    float scales[PANEL_ROWS];
+    uint8_t q[Q4_GROUP / 8][PANEL_ROWS][4];
+};
+_Static_assert(sizeof(struct q8_panel_group) == 2112 && sizeof(struct q4_panel_group) == 576,
+               "the layout of packed files");
+
 /* y[m][16p + r] = sum over k of W[16p + r][k] * x[m][k] for the n_panels panels from
- * first_panel and all n_rows rows m.  x [n_rows, cols] with stride x_stride (floats),
- * readable up to padded_cols (padding must be zero); y stride y_stride, written for rows
- * below w->rows only.
+ * first_panel and all rows m of x; y stride y_stride, written for rows below w->rows only.
  *   f32, bf16: acc = fmaf(w, x, acc) for k = 0..cols-1, from 0
  *   fp8: per block of 128 columns  block = fmaf(e4m3, x, block) from 0, then
- *        acc = fmaf(scale, block, acc), blocks ascending */
-typedef void matmul_panels(const struct matrix *w, int first_panel, int n_panels, const float *x,
-                           size_t x_stride, int n_rows, float *y, size_t y_stride);
+ *        acc = fmaf(scale, block, acc), blocks ascending
+ *   q8, q4: per group  isum = exact sum of q_w * q_x in int32, then
+ *        acc = fmaf(wscale * xscale, (float)isum, acc), groups ascending, from 0
+ * Float formats read x->f32; q8 and q4 read the quantised form, whose group must be w's. */
+typedef void matmul_panels(const struct matrix *w, int first_panel, int n_panels,
+                           const struct rows *x, float *y, size_t y_stride);
 
-/* One block of at most ATTEND_BLOCK keys for the query heads that share a KV head. */
+/* One block of at most ATTEND_BLOCK keys for the query heads that share a KV head.
+ * Layouts of K and V in a block (dims padded with zeros; lanes hold keys in K, dims in V):
+ *   f32   K float    [64/16][head_dim][16]               V float    [64][v_stride]
+ *   bf16  K uint16_t [64/16][ceil(head_dim/2)][16][2]    V uint16_t [64/2][v_stride][2 keys]
+ *   int8  K int8_t   [64/16][ceil(head_dim/4)][16][4]    V int8_t   [64/4][v_stride][4 keys]
+ *         and one f32 scale per key for K and for V, absmax/127 over head_dim */
 enum { ATTEND_BLOCK = 64 };
 struct attend_state { /* of one query head and one chunk; o follows in its own array */
     float max;        /* -inf before the first key */
@@ -52,18 +79,28 @@ struct attend_state { /* of one query head and one chunk; o follows in its own a
 struct attend_block {
     const float *q; /* [n_heads, q_stride], already scaled by 1/sqrt(head_dim) */
     int n_heads, q_stride;
-    const float *k;             /* [ATTEND_BLOCK/16][head_dim][16]: transposed by 16 keys */
-    const float *v;             /* [ATTEND_BLOCK][v_stride] */
-    int head_dim;               /* true size */
-    int v_stride;               /* head_dim rounded up to 16, padding zero */
-    int n_keys;                 /* 1..ATTEND_BLOCK; keys from 0 */
-    struct attend_state *state; /* [n_heads] */
-    float *o;                   /* [n_heads, v_stride], aligned to 64 */
+    const int8_t *q8;      /* int8: [n_heads, q8_stride], zero up to a multiple of 4 dims */
+    const float *q_scales; /* int8: [n_heads] */
+    int q8_stride;
+    const void *k, *v;
+    const float *k_scales, *v_scales; /* int8: [ATTEND_BLOCK] */
+    int head_dim;                     /* true size */
+    int v_stride;                     /* head_dim rounded up to 16 */
+    int n_keys;                       /* 1..ATTEND_BLOCK; keys from 0; what lies past them is
+                                         undefined and must not be used */
+    struct attend_state *state;       /* [n_heads] */
+    float *o;                         /* [n_heads, v_stride], aligned to 64 */
+    const void *next;                 /* a hint: what will be read next, next_bytes of it, is */
+    size_t next_bytes;                /* fetched towards the caches meanwhile; NULL: nothing */
 };
 
 struct kernels {
-    const char *name; /* "portable", "avx2" */
-    matmul_panels *matmul_f32, *matmul_bf16, *matmul_fp8;
+    const char *name;                    /* "portable", "avx2", "avx512", "amx" */
+    matmul_panels *matmul[FORMAT_COUNT]; /* by w->format; NULL for FORMAT_NATIVE */
+
+    /* One row of n columns by the rule of rows.h: q up to a multiple of `group` (zeros past
+     * n), scales and sums one per group. */
+    void (*quantise)(const float *x, int n, int group, int8_t *q, float *scales, int32_t *sums);
 
     /* out[i] = x[i] * r * w[i], r = 1/sqrt(mean(x^2) + eps); 16 lane sums by fmaf. */
     void (*rms_norm)(const float *x, const float *w, int n, float eps, float *out);
@@ -86,10 +123,16 @@ struct kernels {
 
     /* Folds one block of keys into the state of each head:
      *   s_j = chain over d of fmaf(q[d], k[d][j], s), from 0
+     *         int8: s_j = (q_scale * k_scale_j) * (float)isum, isum exact in int32
      *   m'  = max(m, max_j s_j);  c = exp(m - m') (0 when m is -inf)
+     *   p_j = exp(s_j - m')
      *   sum[lane] = sum[lane] * c;  o = o * c
-     *   for j ascending: p = exp(s_j - m');  sum[j mod 16] += p;  o = fmaf(p, v_j, o) */
-    void (*attend)(const struct attend_block *b);
+     *   f32, bf16, for j ascending: sum[j mod 16] += p_j;  o = fmaf(p_j, v_j, o)
+     *   int8: sum as above; t_j = p_j * v_scale_j;  T = max_j t_j, a NaN if any t_j is one;
+     *         u_j = round-to-nearest-even(t_j * (32767 / T)) (0 when T is below 2^-100);
+     *         o = fmaf(T * (1/32767), (float)isum, o), isum = sum_j u_j * v_j exact in int32
+     * (15 bits of p: with 7 their rounding is the largest error of an int8 cache.) */
+    void (*attend[KV_FORMAT_COUNT])(const struct attend_block *b);
 };
 
 /* The best table that this CPU runs, or the named one; NULL if unknown or not runnable
@@ -99,7 +142,15 @@ const struct kernels *kernels_named(const char *name);
 /* Names of all levels of this build, best last; NULL-terminated.  Not all may run here. */
 const char *const *kernels_names(void);
 
-/* Each file fills its part of a table. */
+/* Each file fills its part of a table; a level begins as a copy of the one below it. */
+void kernels_portable_quant(struct kernels *k);
 void kernels_portable_attend(struct kernels *k);
 void kernels_avx2_fill(struct kernels *k);
+void kernels_avx2_quant(struct kernels *k);
 void kernels_avx2_attend(struct kernels *k);
+void kernels_avx512_fill(struct kernels *k);
+void kernels_avx512_quant(struct kernels *k);
+void kernels_avx512_attend(struct kernels *k);
+void kernels_amx_fill(struct kernels *k);
+/* The system grants tile registers once per process; false where it does not. */
+bool kernels_amx_allowed(void);

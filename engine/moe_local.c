@@ -98,7 +98,8 @@ int moe_local_open(struct checkpoint *c, enum weight_format format, enum combine
     if (rc == 0)
         rc = take_room(m, e);
     if (rc == 0)
-        m->scratch = expert_scratch_new(max_rows, m->top_k, m->hidden, config->expert_size);
+        m->scratch = expert_scratch_new(max_rows, m->top_k, m->hidden, config->expert_size,
+                                        m->experts[0].gate.group);
     else
         moe_local_close(&m);
     *out = m;
@@ -146,7 +147,7 @@ static void run_experts(struct moe_local *m, int first_row, int n_rows, enum com
                        .hidden = m->hidden,
                        .n_routes = n_rows * m->top_k,
                        .mode = mode,
-                       .rows = m->rows.rows + first * (size_t)m->hidden,
+                       .rows = rows_part(&m->rows.rows, first_row, n_rows),
                        .exponents = m->rows.exponents + first,
                        .first_route = m->first_route,
                        .experts = routing->experts + route,

@@ -5,6 +5,7 @@
 
 #include "base/mem.h"
 #include "base/must.h"
+#include "engine/matrix.h"
 #include "model/config.h"
 
 int router_load(struct router *r, const struct tensor *gate, const struct tensor *bias, int top_k,
@@ -14,7 +15,7 @@ int router_load(struct router *r, const struct tensor *gate, const struct tensor
     must(top_k >= 1 && top_k <= r->n_experts && top_k <= MODEL_MAX_TOP_K);
     struct linear_view view = {
         .label = "gate", .rows = gate->dims[0], .cols = gate->dims[1], .weight = *gate};
-    int rc = matrix_pack(&r->gate, &view, FORMAT_NATIVE, c, e);
+    int rc = matrix_pack(&r->gate, &view, FORMAT_NATIVE, NULL, c, e);
     if (rc < 0)
         return rc;
     r->bias = mem_array((size_t)r->n_experts, sizeof(*r->bias));
@@ -85,7 +86,8 @@ static void route_task(void *ctx, int row)
 void router_route(const struct compute *c, const struct router *r, const float *h, size_t h_stride,
                   int n_rows, float *scratch, struct routing *out)
 {
-    matmul(c, &r->gate, h, h_stride, n_rows, scratch, (size_t)r->n_experts);
+    struct rows x = {.n_rows = n_rows, .cols = r->gate.cols, .f32 = h, .f32_stride = h_stride};
+    matmul(c, &r->gate, &x, scratch, (size_t)r->n_experts);
     out->n_rows = n_rows;
     out->top_k = r->top_k;
     struct route_job job = {.compute = c, .router = r, .scores = scratch, .out = out};

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "engine/gemm.h"
+#include "model/tensor.h"
 
 struct router {
     struct matrix gate; /* f32 or bf16 as stored: [n_experts, hidden] */
