@@ -5,6 +5,7 @@
  * compare-and-swap; the thread that comes second closes its copy. */
 #include "model/checkpoint.h"
 
+#include <inttypes.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,6 +15,7 @@
 #include "base/mem.h"
 #include "base/must.h"
 #include "model/json.h"
+#include "model/packed.h"
 #include "model/safetensors.h"
 
 #define SINGLE_FILE "model.safetensors"
@@ -34,6 +36,8 @@ struct checkpoint {
     json_t *shard_of;   /* file name to position in shards */
     struct shard *shards;
     int n_shards;
+    struct checkpoint_options options;
+    struct packed *packed; /* NULL for a plain checkpoint */
 };
 
 static bool is_regular_file(const char *dir, const char *file_name)
@@ -123,22 +127,88 @@ static int find_files(struct checkpoint *c, struct err *e)
     return err_set(e, E_NOT_FOUND, "%s: holds neither " SINGLE_FILE " nor " INDEX_FILE, c->dir);
 }
 
+static int check_fingerprint(struct checkpoint *c, struct err *e)
+{
+    uint64_t own, packed = packed_contents(c->packed)->fingerprint;
+    int rc = checkpoint_fingerprint(c, &own, e);
+    if (rc < 0 || own == packed)
+        return rc;
+    return err_set(e, E_PRECONDITION,
+                   "fingerprint is %016" PRIx64 ", the folder's tensors give %016" PRIx64
+                   ": another model's manifest; pack the model again",
+                   packed, own);
+}
+
+static int find_packed(struct checkpoint *c, struct err *e)
+{
+    if (!packed_is_here(c->dir))
+        return 0;
+    int rc =
+        packed_open(c->dir, c->config.n_layers, c->config.n_experts, &c->options, &c->packed, e);
+    if (rc == 0) {
+        rc = check_fingerprint(c, e);
+        if (rc < 0)
+            err_prefix(e, "%s/" PACKED_MANIFEST, c->dir);
+    }
+    return rc;
+}
+
 int checkpoint_open(const char *model_dir, struct checkpoint **out, struct err *e)
+{
+    return checkpoint_open_with(model_dir, &(struct checkpoint_options){0}, out, e);
+}
+
+int checkpoint_open_with(const char *model_dir, const struct checkpoint_options *o,
+                         struct checkpoint **out, struct err *e)
 {
     struct err own = {0};
     struct checkpoint *c = mem_alloc(sizeof *c);
     if (!e)
         e = &own;
     c->dir = mem_string(model_dir);
+    c->options = *o;
     c->shard_of = json_object();
     must(c->shard_of);
     int rc = config_read(model_dir, &c->config, e);
     if (rc == 0)
         rc = find_files(c, e);
+    if (rc == 0)
+        rc = find_packed(c, e);
     if (rc < 0)
         checkpoint_close(&c);
     else
         *out = c;
+    return rc;
+}
+
+/* One part of checkpoint_formats(). */
+static int settle(const struct checkpoint *c, enum packed_part part, enum weight_format *f,
+                  struct err *e)
+{
+    enum weight_format held = packed_contents(c->packed)->parts[part].format;
+    const char *name = packed_part_name(part);
+    if (*f == FORMAT_NATIVE)
+        *f = held;
+    if (*f == held)
+        return 0;
+    return err_set(e, E_PRECONDITION,
+                   "%s is packed with %s=%s, %s=%s was asked for; ask for %s=%s or native, or pack "
+                   "the original model in the other format",
+                   c->dir, name, format_name(held), name, format_name(*f), name, format_name(held));
+}
+
+int checkpoint_formats(const struct checkpoint *c, struct format_set *s, struct err *e)
+{
+    struct format_set settled = *s;
+    if (!c->packed)
+        return 0;
+    int rc = settle(c, PACKED_EXPERTS, &settled.experts, e);
+    if (rc == 0)
+        rc = settle(c, PACKED_ATTENTION, &settled.attention, e);
+    if (rc == 0)
+        rc = settle(c, PACKED_HEAD, &settled.head, e);
+    if (rc == 0)
+        *s = settled;
     return rc;
 }
 
@@ -151,6 +221,7 @@ void checkpoint_close(struct checkpoint **c)
         safetensors_close(&file);
         mem_free((*c)->shards[i].file_name);
     }
+    packed_close(&(*c)->packed);
     mem_free((*c)->shards);
     mem_free((*c)->dir);
     json_decref((*c)->index);
@@ -169,9 +240,19 @@ const char *checkpoint_dir(const struct checkpoint *c)
     return c->dir;
 }
 
+const struct checkpoint_options *checkpoint_how(const struct checkpoint *c)
+{
+    return &c->options;
+}
+
+struct packed *checkpoint_packed(const struct checkpoint *c)
+{
+    return c->packed;
+}
+
 int checkpoint_open_shards(const struct checkpoint *c)
 {
-    int n_open = 0;
+    int n_open = c->packed ? packed_open_files(c->packed) : 0;
     for (int i = 0; i < c->n_shards; i++)
         n_open += atomic_load(&c->shards[i].file) != NULL;
     return n_open;
@@ -227,6 +308,16 @@ int checkpoint_find(struct checkpoint *c, const char *name, struct tensor *out, 
                    name);
 }
 
+void checkpoint_advise(struct checkpoint *c, const char *name, enum mapping_advice advice)
+{
+    struct safetensors *file;
+    struct tensor t;
+    int i = shard_of(c, name);
+    if (i >= 0 && open_shard(c, &c->shards[i], &file, NULL) == 0 &&
+        safetensors_find(file, name, &t))
+        safetensors_advise(file, &t, advice);
+}
+
 static int hash_tensor(struct checkpoint *c, XXH64_state_t *state, const char *name, struct err *e)
 {
     struct tensor t;
@@ -275,6 +366,10 @@ int checkpoint_expert_bytes(struct checkpoint *c, size_t *out, struct err *e)
     char name[TENSOR_NAME_BYTES];
     struct tensor t;
     size_t total = 0;
+    if (c->packed) {
+        *out = packed_contents(c->packed)->parts[PACKED_EXPERTS].blob_bytes;
+        return 0;
+    }
     for (int m = 0; m < 3; m++) {
         int len = snprintf(name, sizeof name, "model.layers.0.block_sparse_moe.experts.0.%s.weight",
                            matrices[m]);

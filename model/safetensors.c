@@ -4,13 +4,8 @@
  * without gaps.  Source: the format's specification, "Safetensors", Hugging Face. */
 #include "model/safetensors.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/mem.h"
 #include "base/must.h"
@@ -33,8 +28,7 @@ struct header {
 
 struct safetensors {
     struct header header;
-    void *map;
-    size_t map_bytes;
+    struct mapping map;
 };
 
 static void header_fini(struct header *h)
@@ -205,47 +199,22 @@ int safetensors_check_header(const void *data, size_t bytes, size_t file_bytes, 
     return rc;
 }
 
-static int map_file(const char *path, void **map, size_t *bytes, struct err *e)
-{
-    struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return err_set_errno(e, errno, "%s", path);
-    int rc = 0;
-    if (fstat(fd, &st) < 0)
-        rc = err_set_errno(e, errno, "%s", path);
-    else if (!S_ISREG(st.st_mode))
-        rc = err_set(e, E_INVALID, "%s: expected a regular file", path);
-    else if (st.st_size == 0)
-        rc = err_set(e, E_CORRUPT, "%s: the file is empty; fetch it again", path);
-    if (rc == 0) {
-        *bytes = (size_t)st.st_size;
-        *map = mmap(NULL, *bytes, PROT_READ, MAP_SHARED, fd, 0);
-        if (*map == MAP_FAILED)
-            rc = err_set_errno(e, errno, "%s: map %zu bytes", path, *bytes);
-    }
-    close(fd);
-    return rc;
-}
-
 int safetensors_open(const char *path, struct safetensors **out, struct err *e)
 {
-    void *map = NULL;
-    size_t bytes = 0;
+    struct mapping map;
     struct header header;
-    int rc = map_file(path, &map, &bytes, e);
+    int rc = mapping_open(&map, path, e);
     if (rc < 0)
         return rc;
-    rc = header_init(&header, map, bytes, bytes, e);
+    rc = header_init(&header, map.data, map.bytes, map.bytes, e);
     if (rc < 0) {
-        munmap(map, bytes);
+        mapping_close(&map);
         return err_prefix(e, "%s", path);
     }
     for (int i = 0; i < header.n_entries; i++)
-        header.entries[i].tensor.data =
-            (const char *)map + header.data_offset + header.entries[i].begin;
+        header.entries[i].tensor.data = map.data + header.data_offset + header.entries[i].begin;
     struct safetensors *s = mem_alloc(sizeof *s);
-    *s = (struct safetensors){.header = header, .map = map, .map_bytes = bytes};
+    *s = (struct safetensors){.header = header, .map = map};
     *out = s;
     return 0;
 }
@@ -255,9 +224,15 @@ void safetensors_close(struct safetensors **s)
     if (!*s)
         return;
     header_fini(&(*s)->header);
-    munmap((*s)->map, (*s)->map_bytes);
+    mapping_close(&(*s)->map);
     mem_free(*s);
     *s = NULL;
+}
+
+void safetensors_advise(const struct safetensors *s, const struct tensor *t,
+                        enum mapping_advice advice)
+{
+    mapping_advise(&s->map, (size_t)((const char *)t->data - s->map.data), t->size_bytes, advice);
 }
 
 int safetensors_count(const struct safetensors *s)

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "base/err.h"
+#include "model/mapping.h"
 #include "model/tensor.h"
 
 struct safetensors;
@@ -19,6 +20,9 @@ int safetensors_count(const struct safetensors *s);
 void safetensors_at(const struct safetensors *s, int i, const char **name, struct tensor *out);
 /* false if there is none of that name. */
 bool safetensors_find(const struct safetensors *s, const char *name, struct tensor *out);
+/* About the pages of a tensor of this file. */
+void safetensors_advise(const struct safetensors *s, const struct tensor *t,
+                        enum mapping_advice advice);
 /* Parses a header alone (8 length bytes and JSON, `file_bytes` in all): for the fuzzer. */
 int safetensors_check_header(const void *data, size_t bytes, size_t file_bytes, struct err *e);
 

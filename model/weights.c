@@ -6,6 +6,7 @@
 
 #include "base/must.h"
 #include "model/fp8.h"
+#include "model/packed.h"
 
 enum {
     DTYPES_FLOAT = 1 << DTYPE_F32 | 1 << DTYPE_F16 | 1 << DTYPE_BF16,
@@ -119,6 +120,41 @@ static int bind_linear(struct checkpoint *c, const char *prefix, struct linear_v
     return rc;
 }
 
+/* The matrices of a blob, in its order.  The views say label, rows and cols. */
+static int bind_blob(struct checkpoint *c, int index, enum packed_part part,
+                     struct linear_view *const *views, struct err *e)
+{
+    struct packed *p = checkpoint_packed(c);
+    const struct packed_part_info *info = &packed_contents(p)->parts[part];
+    const void *data;
+    int rc = packed_find(p, index, &data, e);
+    if (rc < 0)
+        return rc;
+    const char *at = data;
+    for (int i = 0; i < info->n_matrices; i++) {
+        views[i]->packed = at;
+        views[i]->packed_bytes = info->matrix_bytes[i];
+        views[i]->packed_format = info->format;
+        views[i]->copies_packed = checkpoint_how(c)->copies;
+        at += info->matrix_bytes[i];
+    }
+    return 0;
+}
+
+/* The matrices of a part: from its blob, or tensor by tensor. */
+static int bind_part(struct checkpoint *c, enum packed_part part, int layer, int expert,
+                     const char *prefix, struct linear_view *const *views, struct err *e)
+{
+    struct packed *p = checkpoint_packed(c);
+    if (p)
+        return bind_blob(c, packed_blob_index(packed_contents(p), part, layer, expert), part, views,
+                         e);
+    int rc = 0;
+    for (int i = 0; i < packed_part_matrices(part) && rc == 0; i++)
+        rc = bind_linear(c, prefix, views[i], e);
+    return rc;
+}
+
 static struct full_name layer_prefix(int layer, const char *part)
 {
     struct full_name prefix;
@@ -135,13 +171,8 @@ static int bind_attention(struct checkpoint *c, int layer, struct layer_view *v,
     v->wk = (struct linear_view){.label = "k_proj", .rows = kv, .cols = m->hidden_size};
     v->wv = (struct linear_view){.label = "v_proj", .rows = kv, .cols = m->hidden_size};
     v->wo = (struct linear_view){.label = "o_proj", .rows = m->hidden_size, .cols = q};
-    int rc = bind_linear(c, prefix.text, &v->wq, e);
-    if (rc == 0)
-        rc = bind_linear(c, prefix.text, &v->wk, e);
-    if (rc == 0)
-        rc = bind_linear(c, prefix.text, &v->wv, e);
-    if (rc == 0)
-        rc = bind_linear(c, prefix.text, &v->wo, e);
+    struct linear_view *const views[] = {&v->wq, &v->wk, &v->wv, &v->wo};
+    int rc = bind_part(c, PACKED_ATTENTION, layer, 0, prefix.text, views, e);
     if (rc == 0)
         rc = bind_vector(c, join(prefix.text, "q_norm.weight"), q, &v->q_norm, e);
     if (rc == 0)
@@ -174,24 +205,27 @@ int weights_layer(struct checkpoint *c, int layer, struct layer_view *out, struc
     return rc;
 }
 
+static struct full_name expert_prefix(int layer, int expert)
+{
+    struct full_name prefix;
+    snprintf(prefix.text, sizeof prefix.text, "model.layers.%d.block_sparse_moe.experts.%d.", layer,
+             expert);
+    return prefix;
+}
+
 int weights_expert(struct checkpoint *c, int layer, int expert, struct expert_view *out,
                    struct err *e)
 {
     const struct model_config *m = checkpoint_config(c);
     must(layer >= 0 && layer < m->n_layers && expert >= 0 && expert < m->n_experts);
-    struct full_name prefix;
-    snprintf(prefix.text, sizeof prefix.text, "model.layers.%d.block_sparse_moe.experts.%d.", layer,
-             expert);
+    struct full_name prefix = expert_prefix(layer, expert);
     struct expert_view v = {
         .gate = {.label = "w1", .rows = m->expert_size, .cols = m->hidden_size},
         .up = {.label = "w3", .rows = m->expert_size, .cols = m->hidden_size},
         .down = {.label = "w2", .rows = m->hidden_size, .cols = m->expert_size},
     };
-    int rc = bind_linear(c, prefix.text, &v.gate, e);
-    if (rc == 0)
-        rc = bind_linear(c, prefix.text, &v.up, e);
-    if (rc == 0)
-        rc = bind_linear(c, prefix.text, &v.down, e);
+    struct linear_view *const views[] = {&v.gate, &v.up, &v.down};
+    int rc = bind_part(c, PACKED_EXPERTS, layer, expert, prefix.text, views, e);
     if (rc == 0)
         *out = v;
     return rc;
@@ -207,8 +241,44 @@ int weights_model(struct checkpoint *c, struct model_view *out, struct err *e)
     if (rc == 0)
         rc = bind_vector(c, join("", "model.norm.weight"), m->hidden_size, &v.final_norm, e);
     if (rc == 0)
-        rc = bind_linear(c, "", &v.lm_head, e);
+        rc = bind_part(c, PACKED_HEAD, 0, 0, "", (struct linear_view *const[]){&v.lm_head}, e);
     if (rc == 0)
         *out = v;
     return rc;
+}
+
+/* ---- advice ---- */
+
+static const char *const labels[PACKED_PARTS][PACKED_MAX_MATRICES] = {
+    [PACKED_EXPERTS] = {"w1", "w3", "w2"},
+    [PACKED_ATTENTION] = {"q_proj", "k_proj", "v_proj", "o_proj"},
+    [PACKED_HEAD] = {"lm_head"},
+};
+
+static void advise(struct checkpoint *c, enum packed_part part, int layer, int expert,
+                   const char *prefix, enum mapping_advice a)
+{
+    struct packed *p = checkpoint_packed(c);
+    if (p) {
+        packed_advise(p, packed_blob_index(packed_contents(p), part, layer, expert), a);
+        return;
+    }
+    /* Scales are small and share their pages with other tensors. */
+    for (int i = 0; i < packed_part_matrices(part); i++)
+        checkpoint_advise(c, join(join(prefix, labels[part][i]).text, ".weight").text, a);
+}
+
+void weights_advise_expert(struct checkpoint *c, int layer, int expert, enum mapping_advice a)
+{
+    advise(c, PACKED_EXPERTS, layer, expert, expert_prefix(layer, expert).text, a);
+}
+
+void weights_advise_layer(struct checkpoint *c, int layer, enum mapping_advice a)
+{
+    advise(c, PACKED_ATTENTION, layer, 0, layer_prefix(layer, "self_attn.").text, a);
+}
+
+void weights_advise_model(struct checkpoint *c, enum mapping_advice a)
+{
+    advise(c, PACKED_HEAD, 0, 0, "", a);
 }

@@ -8,6 +8,7 @@
 
 #include "base/err.h"
 #include "model/checkpoint.h"
+#include "model/format.h"
 #include "model/tensor.h"
 
 /* y = W x.  weight [rows, cols]; F32, F16, BF16, or F8_E4M3 with a scale. */
@@ -17,6 +18,12 @@ struct linear_view {
     struct tensor weight;
     struct tensor scale; /* F32 [ceil(rows/block_rows), ceil(cols/block_cols)]; data NULL if none */
     int block_rows, block_cols;
+    /* From a packed directory (model/packed.h) instead: `weight` and `scale` are empty.  The
+     * bytes are those of a matrix of this format as engine/matrix.h lays it out. */
+    const void *packed; /* NULL: not packed; aligned to 64 */
+    size_t packed_bytes;
+    enum weight_format packed_format;
+    bool copies_packed; /* the matrix shall be a copy in own (huge) pages, not the mapping */
 };
 
 struct layer_view {
@@ -40,8 +47,17 @@ struct model_view {
 };
 
 /* Each binds and checks dtype, shape and that scales and norms are finite; errors name the
- * tensor, what was expected and what was found.  Expert weights are not read here. */
+ * tensor, what was expected and what was found.  Matrices are not read here, but in a packed
+ * directory made ready as its options say (packed_find()); whether their sizes fit, the one
+ * who makes matrices of them says. */
 int weights_layer(struct checkpoint *c, int layer, struct layer_view *out, struct err *e);
 int weights_expert(struct checkpoint *c, int layer, int expert, struct expert_view *out,
                    struct err *e);
 int weights_model(struct checkpoint *c, struct model_view *out, struct err *e);
+
+/* Advice about the pages that a bound expert, a layer's attention matrices or the head lie in:
+ * what will be bound soon is read ahead; what has become a matrix of its own, or is not used
+ * any more, leaves the resident set.  Views stay valid. */
+void weights_advise_expert(struct checkpoint *c, int layer, int expert, enum mapping_advice a);
+void weights_advise_layer(struct checkpoint *c, int layer, enum mapping_advice a);
+void weights_advise_model(struct checkpoint *c, enum mapping_advice a);
