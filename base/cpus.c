@@ -61,7 +61,7 @@ int cpus_parse(const char *text, struct cpus *out, struct err *e)
     return 0;
 }
 
-const char *cpus_text(const struct cpus *c, char out[CPUS_TEXT_BYTES])
+const char *cpus_text(const struct cpus *c, char *out, size_t size)
 {
     size_t used = 0;
     out[0] = '\0';
@@ -73,8 +73,8 @@ const char *cpus_text(const struct cpus *c, char out[CPUS_TEXT_BYTES])
                               : snprintf(range, sizeof(range), "%s%d-%d", i ? "," : "", c->ids[i],
                                          c->ids[next - 1]);
         bool is_last = next == c->n;
-        if (used + (size_t)n + (is_last ? 0 : strlen("...")) >= CPUS_TEXT_BYTES) {
-            snprintf(out + used, CPUS_TEXT_BYTES - used, "...");
+        if (used + (size_t)n + (is_last ? 0 : strlen("...")) >= size) {
+            snprintf(out + used, size - used, "...");
             return out;
         }
         memcpy(out + used, range, (size_t)n + 1);
@@ -148,11 +148,11 @@ int cpus_take(const char *text, struct err *e)
     int rc = cpus_parse(text, &wanted, e);
     if (rc < 0)
         return rc;
-    char all_text[CPUS_TEXT_BYTES];
+    char all_text[128];
     for (int i = 0; i < wanted.n; i++)
         if (!has(all, wanted.ids[i]))
             return err_set(e, E_RANGE, "CPU %d is not among those that this process may use (%s)",
-                           wanted.ids[i], cpus_text(all, all_text));
+                           wanted.ids[i], cpus_text(all, all_text, sizeof(all_text)));
     if (set_affinity(wanted.ids, wanted.n) != 0)
         return err_set(e, E_RANGE, "the system does not keep this process on CPUs %.64s", text);
     process_cpus = wanted;

@@ -6,11 +6,12 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/err.h"
 
-enum { CPUS_MAX = 4096, CPUS_TEXT_BYTES = 128 };
+enum { CPUS_MAX = 4096, CPUS_TEXT_BYTES = 6 * CPUS_MAX /* the longest text there is */ };
 
 /* Ascending, each once. */
 struct cpus {
@@ -20,8 +21,8 @@ struct cpus {
 
 /* "0-3,8" ; E_INVALID says what is wrong with it.  "" gives none. */
 int cpus_parse(const char *text, struct cpus *out, struct err *e);
-/* The same form back; cut with "..." where it does not fit. */
-const char *cpus_text(const struct cpus *c, char out[CPUS_TEXT_BYTES]);
+/* The same form back; cut with "..." where it does not fit (size at least 4). */
+const char *cpus_text(const struct cpus *c, char *out, size_t size);
 
 /* Whether a text has the form that cpus_take() takes, wherever it may run.  E_INVALID. */
 int cpus_check(const char *text, struct err *e);

@@ -22,9 +22,12 @@
 
 #include "base/buf.h"
 #include "base/clock.h"
+#include "base/cpus.h"
 #include "base/mem.h"
 #include "base/must.h"
 #include "base/thread.h"
+#include "model/format.h"
+#include "tools/cpu_plan.h"
 #include "tools/http_client.h"
 
 enum { MAX_NODES = 64, MAX_ARGUMENTS = 96, QUICK_FAILURES = 5 };
@@ -41,10 +44,11 @@ struct child {
 };
 
 struct up {
-    const char *model, *host, *ask;
+    const char *model, *host, *ask, *format;
     char *settings[32];
     int n_settings;
-    int n_experts, n_attention, port, threads;
+    int n_experts, n_attention, n_sides, port, threads;
+    struct cpu_plan plan;
     char *bin_dir, *run_dir, *url;
     bool run_dir_is_ours, was_ready;
     struct child children[2 * MAX_NODES + 1];
@@ -64,7 +68,12 @@ static void usage(FILE *out)
           "                   coordinator runs none itself (default 0)\n"
           "  --port P         HTTP port (default 8080; 0: any free one)\n"
           "  --host ADDRESS   HTTP address (default 127.0.0.1)\n"
-          "  --threads N      compute threads of each expert node (default: CPUs / N experts)\n"
+          "  --format F       how weights and the KV cache are held (default native,kv=bf16):\n"
+          "                   " FORMAT_SET_HELP ",\n"
+          "                   FORMAT one of " FORMAT_CHOICES ",\n"
+          "                   kv one of " KV_FORMAT_CHOICES "\n"
+          "  --threads N      compute threads of each expert node (default: the CPUs are\n"
+          "                   divided; three tenths are for attention)\n"
           "  --set WHO.KEY=V  an option of one program: WHO is coordinator, expert_node or\n"
           "                   attn_node, KEY as in configs/ (repeatable)\n"
           "  --dir DIR        keep sockets and logs there (default: a temporary directory)\n"
@@ -102,21 +111,52 @@ static struct child *add_child(struct up *u, const char *program, const char *na
     argument(c, mem_format("%s/%s", u->bin_dir, program));
     setting(c, mem_format("node.name=%s", name));
     setting(c, mem_format("model.path=%s", u->model));
+    if (u->format)
+        setting(c, mem_format("weights.format=%s", u->format));
     return c;
+}
+
+static void own_cpus(struct child *c, const struct cpus *cpus)
+{
+    char *text = mem_alloc(CPUS_TEXT_BYTES);
+    setting(c, mem_format("compute.cpus=%s", cpus_text(cpus, text, CPUS_TEXT_BYTES)));
+    mem_free(text);
+}
+
+/* The attention side's place: `prefix` is where its program keeps the number of threads. */
+static void place_side(struct up *u, struct child *c, const char *prefix, int index)
+{
+    if (u->plan.is_shared) {
+        setting(c, mem_string("attention.spin_us=0"));
+        return;
+    }
+    struct cpus cpus = cpu_plan_side(&u->plan, cpus_of_process(), index);
+    setting(c, mem_format("%s.threads=%d", prefix, u->plan.side_cpus));
+    own_cpus(c, &cpus);
+}
+
+static void place_expert(struct up *u, struct child *c, int index)
+{
+    setting(c, mem_format("compute.threads=%d", u->plan.expert_cpus));
+    if (u->plan.is_shared) {
+        setting(c, mem_string("compute.spin_us=0"));
+        return;
+    }
+    struct cpus cpus = cpu_plan_expert(&u->plan, cpus_of_process(), u->n_sides, index);
+    own_cpus(c, &cpus);
 }
 
 static void plan_children(struct up *u)
 {
-    int cpus = thread_cpu_count();
-    int expert_threads = u->threads ? u->threads : cpus / u->n_experts;
-    if (expert_threads < 1)
-        expert_threads = 1;
-
+    u->n_sides = u->n_attention ? u->n_attention : 1;
+    u->plan = cpu_plan_new(thread_cpu_count(), u->n_sides, u->n_experts, u->threads);
     struct child *c = add_child(u, "coordinator", "coordinator");
     setting(c, mem_format("http.host=%s", u->host));
     setting(c, mem_format("http.port=%d", u->port));
     setting(c, mem_format("cluster.listen=ipc://%s/cluster.sock", u->run_dir));
     setting(c, mem_format("attention.embedded=%s", u->n_attention ? "false" : "true"));
+    if (!u->n_attention)
+        place_side(u, c, "attention", 0);
     user_settings(u, c, "coordinator");
     for (int i = 0; i < u->n_experts; i++) {
         char name[32];
@@ -124,7 +164,7 @@ static void plan_children(struct up *u)
         c = add_child(u, "expert_node", name);
         setting(c, mem_format("coordinator.endpoint=ipc://%s/cluster.sock", u->run_dir));
         setting(c, mem_format("node.listen=ipc://%s/%s.sock", u->run_dir, name));
-        setting(c, mem_format("compute.threads=%d", expert_threads));
+        place_expert(u, c, i);
         user_settings(u, c, "expert_node");
     }
     for (int i = 0; i < u->n_attention; i++) {
@@ -133,6 +173,7 @@ static void plan_children(struct up *u)
         c = add_child(u, "attn_node", name);
         setting(c, mem_format("coordinator.endpoint=ipc://%s/cluster.sock", u->run_dir));
         setting(c, mem_format("node.listen=ipc://%s/%s.sock", u->run_dir, name));
+        place_side(u, c, "compute", i);
         user_settings(u, c, "attn_node");
     }
 }
@@ -317,6 +358,12 @@ static void announce(struct up *u)
     if (u->n_attention)
         printf(", %d attention node%s", u->n_attention, u->n_attention == 1 ? "" : "s");
     printf(")\n");
+    if (u->plan.is_shared)
+        printf("  %d nodes share %d CPUs: nothing is pinned, nothing waits busily\n",
+               u->n_experts + u->n_sides, thread_cpu_count());
+    else
+        printf("  CPUs of their own: %d for each attention side, %d for each expert node\n",
+               u->plan.side_cpus, u->plan.expert_cpus);
     for (int i = 0; i < u->n_children; i++)
         printf("  %-12s process %d, log %s\n", u->children[i].name, (int)u->children[i].pid,
                u->children[i].log_path);
@@ -442,17 +489,13 @@ static bool parse_count(const char *text, int least, int most, int *out)
 /* -1: go on; else the exit code. */
 static int parse_options(struct up *u, int argc, char **argv, const char **dir)
 {
-    static const struct option options[] = {{"model", required_argument, NULL, 'm'},
-                                            {"experts", required_argument, NULL, 'e'},
-                                            {"attn", required_argument, NULL, 'a'},
-                                            {"port", required_argument, NULL, 'p'},
-                                            {"host", required_argument, NULL, 'H'},
-                                            {"threads", required_argument, NULL, 't'},
-                                            {"set", required_argument, NULL, 's'},
-                                            {"dir", required_argument, NULL, 'd'},
-                                            {"ask", required_argument, NULL, 'q'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            {0}};
+    static const struct option options[] = {
+        {"model", required_argument, NULL, 'm'},  {"experts", required_argument, NULL, 'e'},
+        {"attn", required_argument, NULL, 'a'},   {"port", required_argument, NULL, 'p'},
+        {"host", required_argument, NULL, 'H'},   {"threads", required_argument, NULL, 't'},
+        {"format", required_argument, NULL, 'f'}, {"set", required_argument, NULL, 's'},
+        {"dir", required_argument, NULL, 'd'},    {"ask", required_argument, NULL, 'q'},
+        {"help", no_argument, NULL, 'h'},         {0}};
     optind = 1;
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         bool fine = true;
@@ -474,6 +517,9 @@ static int parse_options(struct up *u, int argc, char **argv, const char **dir)
             break;
         case 't':
             fine = parse_count(optarg, 1, 1024, &u->threads);
+            break;
+        case 'f':
+            u->format = optarg;
             break;
         case 's':
             fine = u->n_settings < (int)(sizeof u->settings / sizeof u->settings[0]);
@@ -503,6 +549,12 @@ static int parse_options(struct up *u, int argc, char **argv, const char **dir)
                          : "polymath up: --model DIR is missing; `polymath synth --preset "
                            "m2-tiny --out DIR` makes a small one\n",
                 u->model ? argv[optind] : "");
+        return 2;
+    }
+    struct format_set formats;
+    struct err e = {0};
+    if (u->format && format_set_parse(u->format, &formats, &e) < 0) {
+        fprintf(stderr, "polymath up: --format: %s\n", e.text);
         return 2;
     }
     return -1;

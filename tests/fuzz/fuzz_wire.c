@@ -43,6 +43,31 @@ static void decode_table(const struct input *in)
     mem_free(out);
 }
 
+/* The first limits that take it: f32 rows, then quantised ones. */
+static bool decode_forward_header(const struct input *in, struct wire_forward *out)
+{
+    static const uint32_t groups[] = {0, 64, 128};
+    for (size_t i = 0; i < sizeof(groups) / sizeof(groups[0]); i++) {
+        struct wire_forward_limits limits = forward_limits;
+        limits.group = groups[i];
+        if (wire_forward_decode(in->message, in->payloads, in->n_payloads, &limits, out, NULL) == 0)
+            return true;
+    }
+    return false;
+}
+
+static void unpack_rows(const struct input *in, const struct wire_forward *f)
+{
+    float f32[16 * 4], scales[16];
+    int8_t q8[16 * 64];
+    int32_t sums[16];
+    struct wire_rows to = {f32, q8, scales, sums, 4, 64, 1};
+    if (wire_forward_unpack_rows(f, &in->payloads[1], &to, NULL) < 0 || f->group == 0)
+        return;
+    for (uint32_t i = 0; i < f->n_rows; i++)
+        must(sums[i] >= -127 * 4 && sums[i] <= 127 * 4 && !(scales[i] < 0));
+}
+
 static void decode_forward(const struct input *in)
 {
     struct wire_forward out;
@@ -50,9 +75,10 @@ static void decode_forward(const struct input *in)
     int16_t exponents[16];
     uint16_t experts[16 * 4];
     float weights[16 * 4];
-    if (wire_forward_decode(in->message, in->payloads, in->n_payloads, &forward_limits, &out,
-                            NULL) == 0 &&
-        wire_forward_unpack_routes(&out, &in->payloads[0], &forward_limits, first_route, exponents,
+    if (!decode_forward_header(in, &out))
+        return;
+    unpack_rows(in, &out);
+    if (wire_forward_unpack_routes(&out, &in->payloads[0], &forward_limits, first_route, exponents,
                                    experts, weights, NULL) == 0)
         for (uint32_t i = 0; i < out.n_rows; i++)
             must(first_route[i] < first_route[i + 1] && experts[first_route[i]] < 16);

@@ -240,11 +240,12 @@ TEST(round_sim_ends_with_the_right_bits_or_a_named_failure)
     s->round = round_new(&limits);
     s->routing = (struct routing){
         .n_rows = ROWS, .top_k = TOP_K, .experts = s->experts, .weights = s->weights};
-    s->rows = (struct moe_rows){.n_rows = ROWS,
-                                .hidden = HIDDEN,
-                                .rows = s->outputs[0][0],
-                                .exponents = s->exponents,
-                                .routing = &s->routing};
+    s->rows = (struct moe_rows){
+        .n_rows = ROWS,
+        .hidden = HIDDEN,
+        .rows = {.n_rows = ROWS, .cols = HIDDEN, .f32 = s->outputs[0][0], .f32_stride = HIDDEN},
+        .exponents = s->exponents,
+        .routing = &s->routing};
     for (int step = 0; step < 400; step++) {
         if (step % 4 == 0)
             change_table(s);

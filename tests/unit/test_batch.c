@@ -9,7 +9,8 @@
 
 enum { HIDDEN = 72, TOP_K = 3, EXPERTS = 12, LAYERS = 2, MAX_ROWS = 40, MAX_ITEMS = 6 };
 
-static const struct batch_limits limits = {
+/* The group changes from test to test. */
+static struct batch_limits limits = {
     .max_items = MAX_ITEMS, .max_rows = MAX_ROWS, .top_k = TOP_K, .hidden = HIDDEN};
 
 /* Random rows of a parcel, each to 1 to TOP_K experts. */
@@ -21,12 +22,25 @@ static int plan_routes(struct rng *r, int n_rows, int32_t *first_route)
     return first_route[n_rows];
 }
 
+/* In the form that the batch keeps: as floats, or quantised as a Forward brings them. */
+static void fill_row(struct rng *r, struct batch_item *item, int row)
+{
+    float x[HIDDEN];
+    for (int i = 0; i < HIDDEN; i++)
+        x[i] = (float)rng_normal(r);
+    if (limits.group)
+        kernels_best()->quantise(x, HIDDEN, limits.group, item->q8 + (size_t)row * item->q8_stride,
+                                 item->scales + (size_t)row * item->scale_stride,
+                                 item->sums + (size_t)row * item->scale_stride);
+    else
+        memcpy(item->f32 + (size_t)row * item->f32_stride, x, sizeof(x));
+}
+
 static void fill(struct rng *r, struct batch_item *item, const int32_t *first_route)
 {
     memcpy(item->first_route, first_route, (size_t)(item->n_rows + 1) * sizeof(*first_route));
-    for (int i = 0; i < item->n_rows * HIDDEN; i++)
-        item->rows[i] = (float)rng_normal(r);
     for (int i = 0; i < item->n_rows; i++) {
+        fill_row(r, item, i);
         /* Now and then a grid that is too fine: the row overflows. */
         item->exponents[i] = rng_below(r, 6) == 0 ? -40 : -20;
         int e = (int)rng_below(r, EXPERTS);
@@ -45,7 +59,7 @@ struct world {
     struct expert_scratch *scratch;
 };
 
-static void open_world(struct world *w)
+static void open_world(struct world *w, enum weight_format format)
 {
     struct err e = {0};
     tiny_model_write("model", LAYERS, 3);
@@ -54,10 +68,11 @@ static void open_world(struct world *w)
     for (int i = 0; i < LAYERS * EXPERTS; i++) {
         struct expert_view v;
         CHECK_INT(weights_expert(w->checkpoint, i / EXPERTS, i % EXPERTS, &v, &e), 0);
-        CHECK_INT(expert_load(&w->experts[i], &v, FORMAT_NATIVE, &w->compute, &e), 0);
+        CHECK_INT(expert_load(&w->experts[i], &v, format, &w->compute, &e), 0);
         w->held[i] = &w->experts[i];
     }
-    w->scratch = expert_scratch_new(MAX_ROWS, TOP_K, HIDDEN, 24);
+    limits.group = format_group(format);
+    w->scratch = expert_scratch_new(MAX_ROWS, TOP_K, HIDDEN, 24, limits.group);
 }
 
 static void close_world(struct world *w)
@@ -84,14 +99,14 @@ static void run(struct world *w, const struct parcel *p, struct outputs *o)
                    &result);
 }
 
-static struct parcel parcel_of(const struct batch_item *item)
+static struct parcel parcel_of(const struct batch *b, const struct batch_item *item)
 {
     return (struct parcel){.layer = item->layer,
                            .n_rows = item->n_rows,
                            .hidden = HIDDEN,
                            .n_routes = item->n_routes,
                            .mode = item->mode,
-                           .rows = item->rows,
+                           .rows = batch_rows(b, item),
                            .exponents = item->exponents,
                            .first_route = item->first_route,
                            .experts = item->experts,
@@ -99,11 +114,12 @@ static struct parcel parcel_of(const struct batch_item *item)
 }
 
 /* The part of the group's output that is the item's, against the item served alone. */
-static void check_item(struct world *w, const struct batch_group *g, int i,
-                       const struct batch_item *item, const struct outputs *together)
+static void check_item(struct world *w, const struct batch *b, const struct batch_group *g, int i,
+                       const struct outputs *together)
 {
     static struct outputs alone;
-    struct parcel p = parcel_of(item);
+    const struct batch_item *item = batch_item(b, g->items[i]);
+    struct parcel p = parcel_of(b, item);
     run(w, &p, &alone);
     size_t row = (size_t)g->first_row[i], route = (size_t)g->first_route[i];
     size_t n_rows = (size_t)item->n_rows, n_routes = (size_t)item->n_routes;
@@ -124,12 +140,12 @@ static void check_item(struct world *w, const struct batch_group *g, int i,
     }
 }
 
-TEST(batch_merged_parcels_have_the_bits_of_separate_ones)
+static void compare_merged(enum weight_format format)
 {
     struct rng r = test_rng();
     static struct world w;
     static struct outputs together;
-    open_world(&w);
+    open_world(&w, format);
     struct batch *b = batch_new(&limits);
     int n_merged = 0, n_overflowed = 0;
     for (int round = 0; round < 60; round++) {
@@ -153,7 +169,7 @@ TEST(batch_merged_parcels_have_the_bits_of_separate_ones)
             for (int i = 0; i < g.n_items; i++) {
                 const struct batch_item *item = batch_item(b, g.items[i]);
                 CHECK(item->layer == g.parcel.layer && item->mode == g.parcel.mode);
-                check_item(&w, &g, i, item, &together);
+                check_item(&w, b, &g, i, &together);
             }
             for (int i = 0; g.parcel.mode == COMBINE_FIXED && i < g.parcel.n_rows; i++)
                 n_overflowed += together.overflow[i];
@@ -168,8 +184,16 @@ TEST(batch_merged_parcels_have_the_bits_of_separate_ones)
     close_world(&w);
 }
 
+TEST(batch_merged_parcels_have_the_bits_of_separate_ones)
+{
+    static const enum weight_format formats[] = {FORMAT_NATIVE, FORMAT_Q8, FORMAT_Q4};
+    for (int i = 0; i < 3; i++)
+        compare_merged(formats[i]);
+}
+
 TEST(batch_is_bounded_and_takes_back_the_last)
 {
+    limits.group = Q4_GROUP;
     struct batch *b = batch_new(&limits);
     CHECK(!batch_add(b, 0, COMBINE_FIXED, MAX_ROWS + 1, MAX_ROWS + 1));
     CHECK(!batch_add(b, 0, COMBINE_FIXED, 1, MAX_ROWS * TOP_K + 1));

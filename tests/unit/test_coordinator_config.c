@@ -71,6 +71,24 @@ TEST(coordinator_config_needs_leases_longer_than_heartbeats)
     conf_fini(&coordinator_options, &config);
 }
 
+TEST(coordinator_config_checks_formats_and_cpus)
+{
+    struct err e = {0};
+    conf_defaults(&coordinator_options, &config);
+    set("model.path=/somewhere");
+    set("weights.format=q8,kv=int8");
+    set("compute.cpus=all");
+    CHECK_INT(coordinator_config_check(&config, &e), 0);
+    set("weights.format=q8,kv=q4");
+    CHECK_INT(coordinator_config_check(&config, &e), E_INVALID);
+    CHECK_HAS(e.text, "weights.format: ");
+    set("weights.format=native");
+    set("compute.cpus=1,,2");
+    CHECK_INT(coordinator_config_check(&config, &e), E_INVALID);
+    CHECK_HAS(e.text, "compute.cpus: ");
+    conf_fini(&coordinator_options, &config);
+}
+
 TEST(coordinator_names_the_model_after_its_directory)
 {
     static const char *const cases[][3] = {

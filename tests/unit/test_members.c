@@ -10,10 +10,19 @@
 static struct members members;
 static struct err err;
 
+static struct format_set formats(const char *text)
+{
+    struct format_set s;
+    CHECK_INT(format_set_parse(text, &s, NULL), 0);
+    return s;
+}
+
 static void begin(void)
 {
-    struct members_config c = {
-        .fingerprint = 0xabc, .format = FORMAT_FP8, .combine = COMBINE_FIXED, .lease_ns = CLOCK_S};
+    struct members_config c = {.fingerprint = 0xabc,
+                               .formats = formats("fp8"),
+                               .combine = COMBINE_FIXED,
+                               .lease_ns = CLOCK_S};
     members_init(&members, &c);
 }
 
@@ -23,7 +32,7 @@ static struct wire_join joiner(const char *name, uint64_t incarnation)
                           .incarnation = incarnation,
                           .protocol_version = POLYMATH_PROTOCOL_VERSION,
                           .fingerprint = 0xabc,
-                          .format = FORMAT_FP8,
+                          .formats = formats("fp8"),
                           .combine = COMBINE_FIXED};
     snprintf(j.name, sizeof j.name, "%s", name);
     snprintf(j.endpoint, sizeof j.endpoint, "tcp://127.0.0.1:%llu",
@@ -76,9 +85,14 @@ TEST(members_refuse_another_model_and_name_the_field)
     CHECK_HAS(err.text, "0000000000000def");
     CHECK_HAS(err.text, "0000000000000abc");
     j = joiner("a", 1);
-    j.format = FORMAT_F32;
+    /* One part that differs is enough. */
+    j.formats = formats("fp8,experts=q4");
     CHECK_INT(members_join(&members, &j, 0, &joined, &err), E_PRECONDITION);
-    CHECK_HAS(err.text, "weights.format: a uses f32, the coordinator fp8");
+    CHECK_HAS(err.text, "weights.format: a uses experts=q4,attention=fp8,head=fp8,kv=bf16, "
+                        "the coordinator fp8,kv=bf16");
+    j.formats = formats("fp8,kv=int8");
+    CHECK_INT(members_join(&members, &j, 0, &joined, &err), E_PRECONDITION);
+    CHECK_HAS(err.text, "weights.format: a uses fp8,kv=int8, the coordinator fp8,kv=bf16");
     j = joiner("a", 1);
     j.combine = COMBINE_NODE;
     CHECK_INT(members_join(&members, &j, 0, &joined, &err), E_PRECONDITION);

@@ -28,6 +28,7 @@ struct expert_worker {
 
 struct world {
     struct tiny_model model;
+    struct format_set worker_formats; /* the model's, unless a test says otherwise */
     uint64_t fingerprint;
     struct expert_worker workers[MAX_WORKERS];
     int n_workers;
@@ -64,6 +65,7 @@ static void start_worker(struct world *w, int index)
     x->retired = queue_new(4);
     x->incarnation += 1;
     struct store_options s = {.checkpoint = w->model.checkpoint,
+                              .format = w->worker_formats.experts,
                               .kernels = w->model.compute.kernels,
                               .threads = 1,
                               .memory_bytes = 64 << 20,
@@ -74,6 +76,7 @@ static void start_worker(struct world *w, int index)
                                .endpoint = x->listen,
                                .config = w->model.config,
                                .fingerprint = w->fingerprint,
+                               .formats = w->worker_formats,
                                .kernels = w->model.compute.kernels,
                                .threads = 1,
                                .max_rows = 64,
@@ -129,15 +132,16 @@ static void install(struct world *w)
     CHECK_INT(moe_remote_epoch(w->moe), w->epoch);
 }
 
-static void open_world(struct world *w, enum combine_mode mode, int n_workers,
+static void open_world(struct world *w, const char *format, enum combine_mode mode, int n_workers,
                        const char *transport)
 {
     struct rng r = test_rng();
     struct err e = {0};
     *w = (struct world){.n_workers = n_workers, .max_rows = 64, .epoch = 1};
-    struct tiny_model_options o = {.combine = mode, .max_rows = 64};
+    struct tiny_model_options o = {.format = format, .combine = mode, .max_rows = 64};
     tiny_model_write("model", LAYERS, 11);
     tiny_model_open(&w->model, "model", &o);
+    w->worker_formats = w->model.formats;
     CHECK_INT(checkpoint_fingerprint(w->model.checkpoint, &w->fingerprint, &e), 0);
     struct moe_remote_options m = {.kernels = w->model.compute.kernels,
                                    .n_layers = LAYERS,
@@ -145,6 +149,7 @@ static void open_world(struct world *w, enum combine_mode mode, int n_workers,
                                    .top_k = TOP_K,
                                    .hidden = HIDDEN,
                                    .max_rows = 64,
+                                   .group = format_group(w->model.formats.experts),
                                    .mode = mode,
                                    .fingerprint = w->fingerprint,
                                    .call_timeout_ns = 20 * CLOCK_S,
@@ -225,10 +230,11 @@ static float *run_locally(struct world *w)
     return logits;
 }
 
-static void compare(enum combine_mode mode, int n_workers, const char *transport)
+static void compare(const char *format, enum combine_mode mode, int n_workers,
+                    const char *transport)
 {
     struct world w;
-    open_world(&w, mode, n_workers, transport);
+    open_world(&w, format, mode, n_workers, transport);
     float *want = run_locally(&w);
     float *got = mem_array(all_bytes, 1);
     const int chunks[] = {N_TOKENS, 1, 7};
@@ -242,8 +248,8 @@ static void compare(enum combine_mode mode, int n_workers, const char *transport
     install(&w);
     run_remotely(&w, N_TOKENS, got);
     CHECK_BYTES(got, want, all_bytes);
-    test_say("%s, %d workers: hash of all logits %016llx", combine_name(mode), n_workers,
-             (unsigned long long)sample_logits_hash(got, N_TOKENS * 400));
+    test_say("%s, %s, %d workers: hash of all logits %016llx", format, combine_name(mode),
+             n_workers, (unsigned long long)sample_logits_hash(got, N_TOKENS * 400));
     mem_free(want);
     mem_free(got);
     close_world(&w);
@@ -252,39 +258,70 @@ static void compare(enum combine_mode mode, int n_workers, const char *transport
 TEST(moe_remote_has_the_local_bits_with_one_worker)
 {
     for (int mode = 0; mode < COMBINE_COUNT; mode++)
-        compare((enum combine_mode)mode, 1, "tcp");
+        compare("native", (enum combine_mode)mode, 1, "tcp");
 }
 
 TEST(moe_remote_has_the_local_bits_with_two_workers)
 {
-    compare(COMBINE_FIXED, 2, "tcp");
-    compare(COMBINE_EXPERT, 2, "ipc");
+    compare("native", COMBINE_FIXED, 2, "tcp");
+    compare("native", COMBINE_EXPERT, 2, "ipc");
 }
 
 TEST(moe_remote_has_the_local_bits_with_three_workers)
 {
-    compare(COMBINE_FIXED, 3, "inproc");
-    compare(COMBINE_EXPERT, 3, "tcp");
+    compare("native", COMBINE_FIXED, 3, "inproc");
+    compare("native", COMBINE_EXPERT, 3, "tcp");
 }
 
 TEST(moe_remote_has_the_local_bits_with_five_workers)
 {
-    compare(COMBINE_FIXED, 5, "ipc");
-    compare(COMBINE_EXPERT, 5, "inproc");
+    compare("native", COMBINE_FIXED, 5, "ipc");
+    compare("native", COMBINE_EXPERT, 5, "inproc");
+}
+
+/* Rows travel quantised: what arrives is what the in-process experts read. */
+TEST(moe_remote_has_the_local_bits_in_every_format)
+{
+    static const char *const formats[] = {"q8", "q4", "fp8", "experts=q4,attention=q8,kv=int8"};
+    for (size_t i = 0; i < sizeof(formats) / sizeof(formats[0]); i++) {
+        compare(formats[i], COMBINE_FIXED, 3, "inproc");
+        compare(formats[i], COMBINE_EXPERT, 2, "ipc");
+    }
+    compare("q8", COMBINE_NODE, 1, "tcp");
+}
+
+TEST(moe_remote_says_so_when_a_node_reads_other_rows)
+{
+    struct world w;
+    open_world(&w, "q8", COMBINE_FIXED, 1, "tcp");
+    stop_worker(&w, 0);
+    w.worker_formats.experts = FORMAT_Q4;
+    start_worker(&w, 0);
+    install(&w);
+    float got[400];
+    struct kv_seq seq = {0};
+    struct step plain = {0};
+    CHECK_INT(run_chunk(&w, &seq, 1, &plain, got), E_PRECONDITION);
+    CHECK_HAS(moe_remote_error(w.moe)->text, "rows come as groups of 128");
+    CHECK_HAS(moe_remote_error(w.moe)->text, "read groups of 64");
+    kv_truncate(w.model.kv, &seq, 0);
+    close_world(&w);
 }
 
 /* Rows whose grid is too fine are asked again in mode expert. */
 TEST(moe_remote_asks_rows_again_that_do_not_fit_the_grid)
 {
-    enum { N = 9 };
+    enum { N = 9, PADDED = 80 /* a multiple of 16 columns */ };
     struct world w;
     struct rng r = test_rng();
-    open_world(&w, COMBINE_FIXED, 3, "tcp");
+    open_world(&w, "native", COMBINE_FIXED, 3, "tcp");
+    static float padded[N * PADDED];
     float rows[N * HIDDEN], local[N * HIDDEN], remote[N * HIDDEN], weights[N * TOP_K];
     uint16_t experts[N * TOP_K];
     int16_t exponents[N];
     for (int i = 0; i < N * HIDDEN; i++)
-        rows[i] = local[i] = remote[i] = (float)rng_normal(&r);
+        rows[i] = local[i] = remote[i] = padded[i / HIDDEN * PADDED + i % HIDDEN] =
+            (float)rng_normal(&r);
     for (int i = 0; i < N; i++) {
         exponents[i] = i % 3 == 0 ? -60 : -20;
         for (int k = 0; k < TOP_K; k++) {
@@ -296,7 +333,7 @@ TEST(moe_remote_asks_rows_again_that_do_not_fit_the_grid)
     struct moe_rows m = {.layer = 1,
                          .n_rows = N,
                          .hidden = HIDDEN,
-                         .rows = rows,
+                         .rows = {.n_rows = N, .cols = HIDDEN, .f32 = padded, .f32_stride = PADDED},
                          .exponents = exponents,
                          .routing = &routing};
     CHECK_INT(moe_local_ops.scatter(w.model.moe, 0, &m), 0);
@@ -335,7 +372,7 @@ static void kill_after_first_layer(void *ud, int layer, const float *x, int n_ro
 TEST(moe_remote_names_a_worker_that_dies_and_works_when_it_is_back)
 {
     struct world w;
-    open_world(&w, COMBINE_FIXED, 3, "ipc");
+    open_world(&w, "native", COMBINE_FIXED, 3, "ipc");
     float *want = run_locally(&w), *got = mem_array(all_bytes, 1);
     struct kv_seq seq = {0};
     struct murder m = {.world = &w, .victim = 1};
@@ -367,7 +404,7 @@ TEST(moe_remote_moves_to_another_placement_between_steps)
 {
     struct world w;
     struct rng r = test_rng();
-    open_world(&w, COMBINE_FIXED, 3, "tcp");
+    open_world(&w, "native", COMBINE_FIXED, 3, "tcp");
     float *want = run_locally(&w), *got = mem_array(all_bytes, 1);
     struct kv_seq seq = {0};
     struct step plain = {0};
@@ -388,7 +425,7 @@ TEST(moe_remote_moves_to_another_placement_between_steps)
 TEST(moe_remote_says_which_expert_is_missing_where)
 {
     struct world w;
-    open_world(&w, COMBINE_FIXED, 2, "tcp");
+    open_world(&w, "native", COMBINE_FIXED, 2, "tcp");
     float *got = mem_array(all_bytes, 1);
     struct kv_seq seq = {0};
     struct step plain = {0};
@@ -417,7 +454,7 @@ TEST(moe_remote_says_which_expert_is_missing_where)
 TEST(moe_remote_refuses_tables_and_models_that_do_not_fit)
 {
     struct world w;
-    open_world(&w, COMBINE_FIXED, 1, "tcp");
+    open_world(&w, "native", COMBINE_FIXED, 1, "tcp");
     uint16_t holder[HOLDERS + EXPERTS] = {0};
     struct wire_table_node node = {.node_id = 1, .max_rows = 8};
     struct wire_table t = {.epoch = 99,

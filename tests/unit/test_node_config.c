@@ -47,6 +47,53 @@ TEST(node_config_files_are_the_defaults)
     conf_fini(&expert_node_options, &expert);
 }
 
+TEST(node_config_checks_formats_and_cpus)
+{
+    static const struct {
+        const char *setting, *why;
+    } bad[] = {{"weights.format=q7", "weights.format: "},
+               {"weights.format=experts", "weights.format: "},
+               {"weights.format=kv=q8", "weights.format: "},
+               {"compute.cpus=4-2", "compute.cpus: \"4-2\""},
+               {"compute.cpus=most", "compute.cpus: \"most\""}};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        struct expert_node_config expert = {0};
+        struct attn_node_config attn = {0};
+        struct err e = {0};
+        conf_defaults(&expert_node_options, &expert);
+        conf_defaults(&attn_node_options, &attn);
+        CHECK_INT(conf_set(&expert_node_options, &expert, bad[i].setting, &e), 0);
+        CHECK_INT(conf_set(&attn_node_options, &attn, bad[i].setting, &e), 0);
+        CHECK_INT(expert_node_check(&expert, &e), E_INVALID);
+        CHECK_HAS(e.text, bad[i].why);
+        e = (struct err){0};
+        CHECK_INT(attn_node_check(&attn, &e), E_INVALID);
+        CHECK_HAS(e.text, bad[i].why);
+        conf_fini(&expert_node_options, &expert);
+        conf_fini(&attn_node_options, &attn);
+    }
+}
+
+TEST(node_config_passes_formats_and_loading_on)
+{
+    static const char *const settings[] = {"weights.format=experts=q4,attention=q8,kv=int8",
+                                           "weights.lock=true", "weights.verify=true",
+                                           "compute.cpus=0-3,8"};
+    struct attn_node_config c = {0};
+    struct err e = {0};
+    conf_defaults(&attn_node_options, &c);
+    for (int i = 0; i < 4; i++)
+        CHECK_INT(conf_set(&attn_node_options, &c, settings[i], &e), 0);
+    CHECK_INT(attn_node_check(&c, &e), 0);
+    struct side_config side = attn_node_side(&c);
+    CHECK_INT(side.formats.experts, FORMAT_Q4);
+    CHECK_INT(side.formats.attention, FORMAT_Q8);
+    CHECK_INT(side.formats.head, FORMAT_NATIVE);
+    CHECK_INT(side.formats.kv, KV_INT8);
+    CHECK(side.checkpoint.locks && side.checkpoint.verifies && !side.checkpoint.copies);
+    conf_fini(&attn_node_options, &c);
+}
+
 TEST(node_config_refuses_unknown_kernels_and_empty_names)
 {
     struct expert_node_config c = {0};
@@ -61,6 +108,7 @@ TEST(node_config_refuses_unknown_kernels_and_empty_names)
     CHECK_INT(conf_set(&expert_node_options, &c, "node.name=", &e), 0);
     CHECK_INT(expert_node_check(&c, &e), E_INVALID);
     CHECK_HAS(e.text, "node.name");
+    CHECK_INT(conf_set(&expert_node_options, &c, "node.name=x", &e), 0);
     CHECK(conf_set(&expert_node_options, &c, "limits.max_rows=5000", &e) < 0);
     CHECK(conf_set(&expert_node_options, &c, "weights.combine=sum", &e) < 0);
     conf_fini(&expert_node_options, &c);

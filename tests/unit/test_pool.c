@@ -2,9 +2,11 @@
 #include "engine/pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stddef.h>
 
+#include "base/cpus.h"
 #include "base/mem.h"
 #include "tests/lib/test.h"
 
@@ -63,13 +65,59 @@ TEST(thousands_of_short_calls_lose_and_double_nothing)
     pool_free(&p);
 }
 
-TEST(pinned_workers_do_the_same)
+TEST(pinned_and_shared_pools_do_the_same)
 {
-    struct pool *p = pool_new(2, POOL_PIN_CPUS);
-    struct tally t = {.pool = p};
-    for (int i = 0; i < 100; i++)
-        pool_run(p, count, &t, 40);
-    check_counts(&t, 40, 100);
+    static const enum pool_pinning kinds[] = {POOL_PIN_CPUS, POOL_SHARED};
+    for (int kind = 0; kind < 2; kind++) {
+        struct pool *p = pool_new(2, kinds[kind]);
+        struct tally t = {.pool = p};
+        for (int i = 0; i < 100; i++)
+            pool_run(p, count, &t, 40);
+        check_counts(&t, 40, 100);
+        pool_free(&p);
+    }
+}
+
+/* Which CPU each thread of a pool is on; the tasks meet, so every thread has one. */
+struct places {
+    int n_threads;
+    atomic_int arrived;
+    int cpu[8], n_allowed[8];
+};
+
+static void note_place(void *ctx, int task)
+{
+    struct places *p = ctx;
+    cpu_set_t set;
+    atomic_fetch_add(&p->arrived, 1);
+    while (atomic_load(&p->arrived) < p->n_threads)
+        sched_yield();
+    CHECK_INT(sched_getaffinity(0, sizeof(set), &set), 0);
+    p->n_allowed[task] = CPU_COUNT(&set);
+    p->cpu[task] = sched_getcpu();
+}
+
+TEST(a_pinned_pool_has_one_cpu_for_each_thread)
+{
+    const struct cpus *cpus = cpus_of_process();
+    struct places places = {.n_threads = cpus->n < 8 ? cpus->n : 8};
+    int n_before = cpus->n;
+    struct pool *p = pool_new(places.n_threads, POOL_PIN_CPUS);
+    pool_run(p, note_place, &places, places.n_threads);
+    for (int i = 0; i < places.n_threads; i++) {
+        CHECK_INT(places.n_allowed[i], places.n_threads > 1 ? 1 : places.n_allowed[i]);
+        for (int k = 0; k < i; k++)
+            CHECK(places.cpu[k] != places.cpu[i]);
+    }
+    CHECK_INT(sched_getcpu(), cpus->ids[0]);
+    pool_free(&p);
+    /* The caller is free again. */
+    cpu_set_t set;
+    CHECK_INT(sched_getaffinity(0, sizeof(set), &set), 0);
+    CHECK_INT(CPU_COUNT(&set), n_before);
+    /* More threads than CPUs: nobody is pinned. */
+    p = pool_new(n_before + 1, POOL_PIN_CPUS);
+    CHECK(!cpus_is_thread_pinned());
     pool_free(&p);
 }
 

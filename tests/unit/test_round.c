@@ -69,12 +69,13 @@ static void make_world(struct world *w, struct rng *r)
     }
     w->routing = (struct routing){
         .n_rows = n_rows, .top_k = TOP_K, .experts = w->experts, .weights = w->weights};
-    w->rows = (struct moe_rows){.layer = 3,
-                                .n_rows = n_rows,
-                                .hidden = HIDDEN,
-                                .rows = w->x,
-                                .exponents = w->exponents,
-                                .routing = &w->routing};
+    w->rows = (struct moe_rows){
+        .layer = 3,
+        .n_rows = n_rows,
+        .hidden = HIDDEN,
+        .rows = {.n_rows = n_rows, .cols = HIDDEN, .f32 = w->x, .f32_stride = HIDDEN},
+        .exponents = w->exponents,
+        .routing = &w->routing};
 }
 
 /* The in-process fold: what engine/moe_local.c does with the same outputs. */

@@ -26,6 +26,7 @@ static void open_world(struct world *w)
                             .model_dir = "model",
                             .coordinator_endpoint = "ipc://nobody.sock",
                             .listen_endpoint = "ipc://side.sock",
+                            .formats = {.kv = KV_BF16},
                             .threads = 1,
                             .kv_bytes = 4 << 20,
                             .max_rows = 32,
@@ -113,6 +114,7 @@ TEST(side_describes_itself)
     CHECK_INT(w.code, 0);
     CHECK_STR(w.description.name, "attn-7");
     CHECK_INT(w.description.max_rows, 32);
+    CHECK_INT(w.description.formats.kv, KV_BF16);
     CHECK_INT(w.description.epoch, 0);
     CHECK(w.description.kv_pages_total > 0);
     CHECK_INT(w.description.kv_pages_free, w.description.kv_pages_total);

@@ -37,6 +37,14 @@
 #define SAME(field) CHECK(a->field == b->field)
 #define SAME_TEXT(field) CHECK_STR(b->field, a->field)
 
+static struct format_set any_formats(struct rng *r)
+{
+    return (struct format_set){.experts = (enum weight_format)rng_below(r, FORMAT_COUNT),
+                               .attention = (enum weight_format)rng_below(r, FORMAT_COUNT),
+                               .head = (enum weight_format)rng_below(r, FORMAT_COUNT),
+                               .kv = (enum kv_format)rng_below(r, KV_FORMAT_COUNT)};
+}
+
 static void fill_join(struct rng *r, struct wire_join *m)
 {
     m->role = (enum node_role)rng_below(r, 2);
@@ -50,7 +58,7 @@ static void fill_join(struct rng *r, struct wire_join *m)
     m->incarnation = wire_random_64(r) | 1;
     m->protocol_version = wire_random_32(r);
     m->fingerprint = wire_random_64(r);
-    m->format = (enum weight_format)rng_below(r, FORMAT_COUNT);
+    m->formats = any_formats(r);
     m->combine = (enum combine_mode)rng_below(r, COMBINE_COUNT);
     m->memory_bytes = wire_random_64(r);
     m->expert_bytes = wire_random_64(r);
@@ -69,7 +77,7 @@ static void same_join(const struct wire_join *a, const struct wire_join *b)
     SAME(incarnation);
     SAME(protocol_version);
     SAME(fingerprint);
-    SAME(format);
+    CHECK(format_set_equal(&a->formats, &b->formats));
     SAME(combine);
     SAME(memory_bytes);
     SAME(expert_bytes);
@@ -167,7 +175,7 @@ static void fill_expert_description(struct rng *r, struct wire_expert_descriptio
     m->n_layers = wire_random_32(r);
     m->n_experts = wire_random_32(r);
     m->protocol_version = wire_random_32(r);
-    m->format = (enum weight_format)rng_below(r, FORMAT_COUNT);
+    m->formats = any_formats(r);
     m->combine = (enum combine_mode)rng_below(r, COMBINE_COUNT);
 }
 static void same_expert_description(const struct wire_expert_description *a,
@@ -183,7 +191,7 @@ static void same_expert_description(const struct wire_expert_description *a,
     SAME(n_layers);
     SAME(n_experts);
     SAME(protocol_version);
-    SAME(format);
+    CHECK(format_set_equal(&a->formats, &b->formats));
     SAME(combine);
 }
 ROUND_TRIP(wire_expert_description, expert_description, fill_expert_description)
@@ -202,7 +210,7 @@ static void fill_attention_description(struct rng *r, struct wire_attention_desc
     m->max_seqs = wire_random_32(r);
     m->max_positions = wire_random_32(r);
     m->protocol_version = wire_random_32(r);
-    m->format = (enum weight_format)rng_below(r, FORMAT_COUNT);
+    m->formats = any_formats(r);
     m->combine = (enum combine_mode)rng_below(r, COMBINE_COUNT);
 }
 static void same_attention_description(const struct wire_attention_description *a,
@@ -220,7 +228,7 @@ static void same_attention_description(const struct wire_attention_description *
     SAME(max_seqs);
     SAME(max_positions);
     SAME(protocol_version);
-    SAME(format);
+    CHECK(format_set_equal(&a->formats, &b->formats));
     SAME(combine);
 }
 ROUND_TRIP(wire_attention_description, attention_description, fill_attention_description)

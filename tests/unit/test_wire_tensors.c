@@ -112,7 +112,8 @@ TEST(wire_table_comes_back)
 
 /* ---- Forward ---------------------------------------------------------------------- */
 
-static const struct wire_forward_limits limits = {
+/* The group changes from test to test. */
+static struct wire_forward_limits limits = {
     .fingerprint = 42, .n_layers = 4, .n_experts = 16, .hidden = 8, .max_rows = 32, .max_top_k = 4};
 
 struct parcel {
@@ -137,6 +138,7 @@ static void fill_parcel(struct rng *r, struct parcel *p)
                                  .lane = (uint32_t)rng_below(r, 2),
                                  .n_rows = 1 + (uint32_t)rng_below(r, limits.max_rows),
                                  .hidden = limits.hidden,
+                                 .group = limits.group,
                                  .mode = (enum combine_mode)rng_below(r, COMBINE_COUNT)};
     for (uint32_t i = 0; i < p->m.n_rows; i++) {
         uint32_t n = 1 + (uint32_t)rng_below(r, limits.max_top_k);
@@ -154,7 +156,8 @@ static void fill_parcel(struct rng *r, struct parcel *p)
     wire_forward_pack_routes(&p->m, p->first_route, p->exponents, p->experts, p->weights,
                              p->routes + 1);
     p->frames[0] = (struct frame){p->routes + 1, routes_bytes};
-    p->frames[1] = (struct frame){p->rows, p->m.n_rows * limits.hidden * sizeof(float)};
+    p->frames[1] = (struct frame){.data = p->rows};
+    CHECK(wire_forward_rows_bytes(&p->m, &p->frames[1].size_bytes));
     wire_forward_encode(&p->m, &p->message);
 }
 
@@ -243,6 +246,13 @@ TEST(wire_forward_refuses_what_the_worker_cannot_take)
     p.m.n_routes = UINT32_MAX;
     check_forward_refused(&p, "routes");
     p.m = good;
+    p.m.group = 64;
+    check_forward_refused(&p, "rows come as groups of 64, the experts here read f32");
+    limits.group = 128;
+    check_forward_refused(&p, "rows come as groups of 64, the experts here read groups of 128");
+    p.m = good;
+    check_forward_refused(&p, "rows come as f32, the experts here read groups of 128");
+    limits.group = 0;
     p.m.mode = COMBINE_COUNT;
     check_forward_refused(&p, "combine mode");
     buf_fini(&p.message);
@@ -290,6 +300,145 @@ TEST(wire_forward_refuses_bad_routes)
         CHECK_HAS(e.text, why[i]);
     }
     buf_fini(&p.message);
+}
+
+/* ---- Forward's rows ----------------------------------------------------------------- */
+
+/* 3 rows of 200 columns in groups of 64: the last group has 8. */
+enum { ROWS = 3, COLS = 200, GROUPS = 4, ROOM = 256 };
+
+static const struct wire_forward quantised = {
+    .n_rows = ROWS, .hidden = COLS, .group = 64, .n_routes = ROWS};
+
+struct quantised_rows {
+    /* At an odd address, as libzmq delivers it. */
+    char bytes[1 + ROWS * (COLS + GROUPS * sizeof(float))];
+    int8_t q8[ROWS * ROOM];
+    float scales[ROWS * GROUPS];
+    int32_t sums[ROWS * GROUPS];
+};
+
+static void set_q8(struct quantised_rows *q, int row, int col, int8_t value)
+{
+    q->bytes[1 + row * COLS + col] = (char)value;
+}
+
+static void set_scale(struct quantised_rows *q, int row, int group, float value)
+{
+    memcpy(q->bytes + 1 + ROWS * COLS + (size_t)(row * GROUPS + group) * sizeof(value), &value,
+           sizeof(value));
+}
+
+static int unpack_quantised(struct quantised_rows *q, struct err *e)
+{
+    struct frame f = {.data = q->bytes + 1};
+    struct wire_rows to = {.q8 = q->q8,
+                           .scales = q->scales,
+                           .sums = q->sums,
+                           .q8_stride = ROOM,
+                           .scale_stride = GROUPS};
+    CHECK(wire_forward_rows_bytes(&quantised, &f.size_bytes));
+    CHECK_INT(f.size_bytes, sizeof(q->bytes) - 1);
+    return wire_forward_unpack_rows(&quantised, &f, &to, e);
+}
+
+static void fill_quantised(struct rng *r, struct quantised_rows *q)
+{
+    memset(q, 0, sizeof(*q));
+    for (int i = 0; i < ROWS; i++) {
+        for (int k = 0; k < COLS; k++)
+            set_q8(q, i, k, (int8_t)((int)rng_below(r, 255) - 127));
+        for (int g = 0; g < GROUPS; g++)
+            set_scale(q, i, g, (float)rng_unit(r));
+    }
+}
+
+TEST(wire_forward_rows_come_back_quantised)
+{
+    struct rng r = test_rng();
+    static struct quantised_rows q;
+    struct err e = {0};
+    CHECK_INT(wire_forward_groups(&quantised), GROUPS);
+    fill_quantised(&r, &q);
+    if (unpack_quantised(&q, &e) < 0)
+        test_fail(__FILE__, __LINE__, "%s", e.text);
+    for (int i = 0; i < ROWS; i++) {
+        CHECK_BYTES(q.q8 + i * ROOM, q.bytes + 1 + i * COLS, COLS);
+        for (int k = COLS; k < ROOM; k++)
+            CHECK_INT(q.q8[i * ROOM + k], 0);
+        int32_t sums[GROUPS] = {0};
+        for (int k = 0; k < COLS; k++)
+            sums[k / 64] += q.q8[i * ROOM + k];
+        CHECK_BYTES(q.sums + i * GROUPS, sums, sizeof(sums));
+    }
+    CHECK_BYTES(q.scales, q.bytes + 1 + ROWS * COLS, sizeof(q.scales));
+}
+
+TEST(wire_forward_rows_come_back_as_floats)
+{
+    struct wire_forward m = {.n_rows = ROWS, .hidden = COLS, .n_routes = ROWS};
+    struct rng r = test_rng();
+    static float sent[ROWS * COLS], got[ROWS * ROOM];
+    for (int i = 0; i < ROWS * COLS; i++)
+        sent[i] = wire_random_float(&r, -9, 9);
+    struct frame f = {.data = sent};
+    struct wire_rows to = {.f32 = got, .f32_stride = ROOM};
+    CHECK(wire_forward_rows_bytes(&m, &f.size_bytes));
+    CHECK_INT(f.size_bytes, sizeof(sent));
+    CHECK_INT(wire_forward_unpack_rows(&m, &f, &to, NULL), 0);
+    for (int i = 0; i < ROWS; i++) {
+        CHECK_BYTES(got + i * ROOM, sent + i * COLS, COLS * sizeof(float));
+        CHECK(got[i * ROOM + COLS] == 0);
+    }
+}
+
+/* In every group, so that no short cut over whole blocks leaves one out. */
+TEST(wire_forward_refuses_hostile_rows)
+{
+    struct rng r = test_rng();
+    static struct quantised_rows q;
+    struct err e = {0};
+    for (int row = 0; row < ROWS; row++)
+        for (int col = 0; col < COLS; col += 11) {
+            fill_quantised(&r, &q);
+            set_q8(&q, row, col, -128);
+            CHECK_INT(unpack_quantised(&q, &e), E_INVALID);
+            CHECK_HAS(e.text, "-128");
+        }
+    static const float bad[] = {-1, -1e-40f, INFINITY, -INFINITY};
+    for (int i = 0; i < 4; i++)
+        for (int at = 0; at < ROWS * GROUPS; at++) {
+            fill_quantised(&r, &q);
+            set_scale(&q, at / GROUPS, at % GROUPS, bad[i]);
+            CHECK_INT(unpack_quantised(&q, &e), E_INVALID);
+            CHECK_HAS(e.text, "scale");
+        }
+    /* What a row that was not finite looks like, and a row of zeros. */
+    fill_quantised(&r, &q);
+    set_scale(&q, 1, GROUPS - 1, NAN);
+    set_scale(&q, 2, 0, 0);
+    CHECK_INT(unpack_quantised(&q, &e), 0);
+    CHECK(isnan(q.scales[2 * GROUPS - 1]));
+}
+
+TEST(wire_forward_rows_of_the_wrong_size_are_refused)
+{
+    struct rng r = test_rng();
+    static struct parcel p;
+    struct wire_forward out;
+    for (limits.group = 0; limits.group <= 128; limits.group += 64) {
+        fill_parcel(&r, &p);
+        struct frame good = p.frames[1];
+        CHECK_INT(wire_forward_decode(buf_str(&p.message), p.frames, 2, &limits, &out, NULL), 0);
+        for (int off = -1; off <= 1; off += 2) {
+            p.frames[1].size_bytes = good.size_bytes + (size_t)off;
+            CHECK_INT(wire_forward_decode(buf_str(&p.message), p.frames, 2, &limits, &out, NULL),
+                      E_INVALID);
+        }
+        CHECK_INT(wire_forward_decode(buf_str(&p.message), p.frames, 1, &limits, &out, NULL),
+                  E_INVALID);
+        buf_fini(&p.message);
+    }
 }
 
 static int check_forward_reply(void *ud, struct str message, const struct frame *payloads, int n)
