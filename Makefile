@@ -81,6 +81,9 @@ $(B)/%.o: %.c
 	$(say) $(CC) $<
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(ISA) -MMD -MP -c -o $@ $<
 $(B)/engine/kernels_avx2.o $(B)/engine/kernels_avx2_attend.o: ISA := -mavx2 -mfma -mf16c
+$(B)/tools/bench_probe_avx2.o: ISA := -mavx2 -mfma
+$(B)/tools/bench_probe_avx512.o: ISA := -mavx512f -mavx512vnni
+$(B)/tools/bench_probe_amx.o: ISA := -mamx-tile -mamx-int8
 $(B)/base/version.o: CPPFLAGS += -DBUILD_COMMIT='"$(COMMIT)"' -DBUILD_VARIANT='"$(V)"'
 $(B)/base/version.o: $(B)/.commit
 $(B)/.commit: FORCE

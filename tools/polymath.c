@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/version.h"
+#include "tools/bench.h"
 #include "tools/chat.h"
 #include "tools/eval.h"
 #include "tools/generate.h"
@@ -23,6 +24,8 @@ static const struct verb verbs[] = {
     {"generate", "continue a prompt in this process, without a network", generate_main},
     {"logits", "write the logits of a list of token ids to a file", logits_main},
     {"eval", "ask a running cluster tasks with known answers", eval_main},
+    {"bench", "measure the inner loops and whole models beside this machine's ceilings",
+     bench_main},
     {"synth", "write a random checkpoint in the released format", synth_main},
 };
 enum { N_VERBS = sizeof verbs / sizeof verbs[0] };

@@ -1,0 +1,88 @@
+/* tools/bench_probe_avx512.c - see bench_probe.h: AVX-512 with VNNI. */
+#include <immintrin.h>
+
+#include "tools/bench_probe.h"
+
+enum { STREAMS = 4, LINE_BYTES = 256, VECTOR_BYTES = 64, STEPS = 64 };
+
+static uint64_t read_avx512(const uint8_t *from, size_t bytes)
+{
+    size_t stream = bytes / STREAMS;
+    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
+    for (size_t at = 0; at + LINE_BYTES <= stream; at += LINE_BYTES)
+        for (size_t i = at; i < at + LINE_BYTES; i += VECTOR_BYTES) {
+            a = _mm512_xor_si512(a, _mm512_load_si512(from + i));
+            b = _mm512_xor_si512(b, _mm512_load_si512(from + stream + i));
+            c = _mm512_xor_si512(c, _mm512_load_si512(from + 2 * stream + i));
+            d = _mm512_xor_si512(d, _mm512_load_si512(from + 3 * stream + i));
+        }
+    a = _mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d));
+    return (uint64_t)_mm512_reduce_add_epi64(a);
+}
+
+/* One operand of every step comes from the L1 cache, as a kernel's panel does. */
+static _Alignas(64) const float weights_f32[STEPS][32] = {{0.5f, 0.25f}, {0.125f}};
+static _Alignas(64) const int8_t weights_int8[STEPS][256] = {{1, 2, 3}, {4, -5, 6}};
+
+/* 4 rows x 2 panels: 8 sums. */
+static double f32_avx512(long rounds, uint32_t *sink)
+{
+    volatile float start = 0.5f;
+    __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0, s4 = s0, s5 = s0, s6 = s0, s7 = s0;
+    __m512 x0 = _mm512_set1_ps(start), x1 = x0, x2 = x0, x3 = x0;
+    for (long round = 0; round < rounds; round++)
+        for (int k = 0; k < STEPS; k++) {
+            __m512 w0 = _mm512_load_ps(weights_f32[k]), w1 = _mm512_load_ps(weights_f32[k] + 16);
+            __asm__ volatile("" : "+v"(x0), "+v"(x1), "+v"(x2), "+v"(x3));
+            s0 = _mm512_fmadd_ps(w0, x0, s0);
+            s1 = _mm512_fmadd_ps(w1, x0, s1);
+            s2 = _mm512_fmadd_ps(w0, x1, s2);
+            s3 = _mm512_fmadd_ps(w1, x1, s3);
+            s4 = _mm512_fmadd_ps(w0, x2, s4);
+            s5 = _mm512_fmadd_ps(w1, x2, s5);
+            s6 = _mm512_fmadd_ps(w0, x3, s6);
+            s7 = _mm512_fmadd_ps(w1, x3, s7);
+        }
+    __m512 all = _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(s0, s1), _mm512_add_ps(s2, s3)),
+                               _mm512_add_ps(_mm512_add_ps(s4, s5), _mm512_add_ps(s6, s7)));
+    *sink += _mm512_reduce_add_ps(all) > 1;
+    return 2.0 * 8 * 16 * STEPS * (double)rounds;
+}
+
+/* 4 rows x 4 panels: 16 sums. */
+static double int8_avx512(long rounds, uint32_t *sink)
+{
+    enum { SUMS = 16 };
+    volatile int start = 0x01020304;
+    __m512i sums[SUMS], x[4];
+    for (int i = 0; i < SUMS; i++)
+        sums[i] = _mm512_setzero_si512();
+    for (int i = 0; i < 4; i++)
+        x[i] = _mm512_set1_epi32(start + i);
+    for (long round = 0; round < rounds; round++)
+        for (int k = 0; k < STEPS; k++) {
+            const int8_t *w = weights_int8[k];
+            __asm__ volatile("" : "+v"(x[0]), "+v"(x[1]), "+v"(x[2]), "+v"(x[3]));
+#pragma GCC unroll 4
+            for (int p = 0; p < 4; p++) {
+                __m512i panel = _mm512_load_si512(w + p * VECTOR_BYTES);
+#pragma GCC unroll 4
+                for (int row = 0; row < 4; row++)
+                    sums[p * 4 + row] = _mm512_dpbusd_epi32(sums[p * 4 + row], panel, x[row]);
+            }
+        }
+    __m512i all = sums[0];
+    for (int i = 1; i < SUMS; i++)
+        all = _mm512_add_epi32(all, sums[i]);
+    *sink += (uint32_t)_mm512_reduce_add_epi32(all);
+    return 2.0 * SUMS * VECTOR_BYTES * STEPS * (double)rounds;
+}
+
+const struct bench_level bench_level_avx512 = {.name = "avx512",
+                                               .read = read_avx512,
+                                               .f32 = f32_avx512,
+                                               .f32_name = "vfmadd zmm",
+                                               .q8 = int8_avx512,
+                                               .q8_name = "vpdpbusd",
+                                               .q4 = int8_avx512,
+                                               .q4_name = "vpdpbusd"};
