@@ -19,10 +19,10 @@ struct cpu_plan cpu_plan_new(int n_cpus, int n_sides, int n_experts, int expert_
         for_sides = n_sides;
     struct cpu_plan p = {.expert_cpus = expert_threads};
     if (expert_threads == 0)
-        p.expert_cpus = (n_cpus - for_sides) / n_experts;
+        p.expert_cpus = at_least_one((n_cpus - for_sides) / n_experts);
     /* What does not divide goes to the sides. */
     p.side_cpus = (n_cpus - p.expert_cpus * n_experts) / n_sides;
-    if (p.expert_cpus > 0 && p.side_cpus > 0)
+    if (p.side_cpus > 0)
         return p;
     return (struct cpu_plan){.is_shared = true,
                              .side_cpus = n_cpus,

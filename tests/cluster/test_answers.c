@@ -1,11 +1,14 @@
 /* tests/cluster/test_answers.c - requests through real processes: answers, streams, and
  * the promise of one answer whatever the cluster. */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "engine/kernels.h"
 #include "tests/lib/cluster.h"
 #include "tests/lib/test.h"
 #include "tools/http_client.h"
@@ -157,12 +160,14 @@ static void answer_of_cluster(struct cluster *c, const char *ids, struct buf *ou
     mem_free(body);
 }
 
-/* The same from the oracle: one process, no network. */
-static void answer_of_oracle(const char *ids, struct buf *out)
+/* The same from the oracle: one process, no network; `more` (NULL-terminated) are options. */
+static void answer_of_oracle(const char *ids, const char *const *more, struct buf *out)
 {
-    const char *const arguments[] = {
-        "generate",      "--model", cluster_model(),  "--ids",       ids, "--max-tokens", "16",
-        "--temperature", "0",       "--print-hashes", "--print-ids", NULL};
+    const char *arguments[32] = {
+        "generate",      "--model", cluster_model(),  "--ids",      ids, "--max-tokens", "16",
+        "--temperature", "0",       "--print-hashes", "--print-ids"};
+    for (int i = 0, n = 11; more[i]; i++)
+        arguments[n++] = more[i];
     struct buf output = {0};
     int code = cluster_run("polymath", arguments, &output);
     if (code != 0)
@@ -178,6 +183,8 @@ static void answer_of_oracle(const char *ids, struct buf *out)
     buf_fini(&output);
 }
 
+static const char prompt[] = "5,17,9,200,31,7,7,7,112,45,99,101,300,12,8,250,77,64,3,1,2,150";
+
 TEST_WITHIN(one_answer_whatever_the_cluster, 180)
 {
     static const struct {
@@ -191,9 +198,9 @@ TEST_WITHIN(one_answer_whatever_the_cluster, 180)
         {2, 1, {0}},
         {3, 2, {0}},
     };
-    static const char prompt[] = "5,17,9,200,31,7,7,7,112,45,99,101,300,12,8,250,77,64,3,1,2,150";
+    static const char *const nothing[] = {NULL};
     struct buf want = {0}, got = {0};
-    answer_of_oracle(prompt, &want);
+    answer_of_oracle(prompt, nothing, &want);
     test_say("single process: %.16s... %s", strchr(want.data, ';') + 1, want.data);
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         struct cluster c;
@@ -208,4 +215,129 @@ TEST_WITHIN(one_answer_whatever_the_cluster, 180)
     }
     buf_fini(&want);
     buf_fini(&got);
+}
+
+/* ---- the hash test of numerics.md 7, in every format ---------------------------------- */
+
+/* One process, every kernel level that runs here, thread counts and chunkings. */
+static void compare_oracles(const char *format, const char *want)
+{
+    static const char *const ways[][2] = {{"1", "256"}, {"2", "1"}, {"2", "7"}, {"3", "64"}};
+    struct buf got = {0};
+    int n_levels = 0;
+    for (const char *const *level = kernels_names(); *level; level++) {
+        if (!kernels_named(*level))
+            continue;
+        n_levels++;
+        for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+            const char *const options[] = {"--format", format,    "--kernels", *level, "--threads",
+                                           ways[i][0], "--chunk", ways[i][1],  NULL};
+            answer_of_oracle(prompt, options, &got);
+            if (strcmp(got.data, want) != 0)
+                test_fail(__FILE__, __LINE__, "%s, %s, %s threads, chunks of %s: %s instead of %s",
+                          format, *level, ways[i][0], ways[i][1], got.data, want);
+        }
+    }
+    CHECK(n_levels > 0);
+    test_say("%s: %d kernel levels give %.16s...", format, n_levels, strchr(want, ';') + 1);
+    buf_fini(&got);
+}
+
+/* Other requests in the same batches, for as long as the one that counts. */
+static pid_t ask_others(const struct cluster *c)
+{
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid > 0)
+        return pid;
+    struct cluster mine = *c;
+    mine.answer = (struct buf){0};
+    for (;;)
+        cluster_ask(&mine, "/v1/completions",
+                    "{\"prompt\":[3,1,4,1,5,9,2,6,5,3,5],\"max_tokens\":40,\"temperature\":1}");
+}
+
+/* Clusters whose processes differ in kernels and threads, alone and among other requests. */
+static void compare_clusters(const char *format, const char *want)
+{
+    static const struct {
+        int n_experts, n_attention;
+        const char *side[3], *node[3];
+    } shapes[] = {
+        {1, 0, {"attention.threads=2", "weights.kernels=portable"}, {"compute.threads=2"}},
+        {3, 0, {"attention.max_rows=7"}, {"weights.kernels=portable"}},
+        {2, 1, {0}, {"compute.threads=2", "compute.cpus=all"}},
+    };
+    char *setting = mem_format("weights.format=%s", format);
+    const char *const all[] = {setting, NULL};
+    struct buf got = {0};
+    cluster_settings(all);
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        struct cluster c;
+        cluster_node_settings(shapes[i].node);
+        cluster_start(&c, shapes[i].n_experts, shapes[i].n_attention, shapes[i].side);
+        answer_of_cluster(&c, prompt, &got);
+        CHECK_STR(got.data, want);
+        pid_t others = ask_others(&c);
+        cluster_wait_value(&c, "requests.running", 1, 20);
+        answer_of_cluster(&c, prompt, &got);
+        CHECK(kill(others, SIGKILL) == 0 && waitpid(others, NULL, 0) == others);
+        CHECK_STR(got.data, want);
+        cluster_stop(&c);
+        CHECK(system("rm -f *.log *.sock") == 0);
+    }
+    mem_free(setting);
+    buf_fini(&got);
+}
+
+static void compare_everywhere(const char *format)
+{
+    const char *const options[] = {"--format", format, NULL};
+    struct buf want = {0};
+    answer_of_oracle(prompt, options, &want);
+    compare_oracles(format, want.data);
+    compare_clusters(format, want.data);
+    buf_fini(&want);
+}
+
+TEST_WITHIN(one_answer_everywhere_in_q8, 240)
+{
+    compare_everywhere("q8");
+}
+
+TEST_WITHIN(one_answer_everywhere_in_q4, 240)
+{
+    compare_everywhere("q4");
+}
+
+TEST_WITHIN(one_answer_everywhere_in_fp8, 240)
+{
+    compare_everywhere("fp8,kv=f32");
+}
+
+TEST_WITHIN(one_answer_everywhere_in_a_mixture, 240)
+{
+    compare_everywhere("experts=q4,attention=q8,head=bf16,kv=int8");
+}
+
+/* Whoever joins with another format is told, and ends. */
+TEST(a_node_of_another_format_is_refused)
+{
+    static const char *const q4[] = {"weights.format=q8,experts=q4", NULL};
+    struct cluster c;
+    cluster_node_settings(q4);
+    cluster_launch(&c, 1, 0, NULL);
+    int wait_status;
+    CHECK(waitpid(c.processes[1].pid, &wait_status, 0) == c.processes[1].pid);
+    c.processes[1].pid = 0;
+    CHECK(WIFEXITED(wait_status));
+    CHECK_INT(WEXITSTATUS(wait_status), 1);
+    struct buf log = cluster_log("expert-0");
+    CHECK_HAS(log.data, "weights.format: expert-0 uses experts=q4,attention=q8,head=q8,kv=bf16, "
+                        "the coordinator native,kv=bf16");
+    buf_fini(&log);
+    json_t *root = cluster_ask_json(&c, "/cluster", NULL);
+    CHECK_STR(json_string_value(cluster_at(root, "model.format")), "native,kv=bf16");
+    json_decref(root);
+    cluster_stop(&c);
 }

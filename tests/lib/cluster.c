@@ -91,6 +91,18 @@ static struct cluster_process *find(struct cluster *c, const char *name)
     return NULL;
 }
 
+static const char *const *settings_of_all, *const *settings_of_nodes;
+
+void cluster_settings(const char *const *settings)
+{
+    settings_of_all = settings;
+}
+
+void cluster_node_settings(const char *const *settings)
+{
+    settings_of_nodes = settings;
+}
+
 static void spawn(struct cluster *c, const char *program, const char *name,
                   const char *const *settings)
 {
@@ -103,11 +115,15 @@ static void spawn(struct cluster *c, const char *program, const char *name,
     }
     CHECK_INT(p->pid, 0);
     const char *arguments[62];
+    const char *const *const lists[] = {
+        settings, settings_of_all, strcmp(program, "coordinator") == 0 ? NULL : settings_of_nodes};
     int n = 0;
-    for (int i = 0; settings[i]; i++) {
-        arguments[n++] = "--set";
-        arguments[n++] = settings[i];
-    }
+    for (int list = 0; list < 3; list++)
+        for (int i = 0; lists[list] && lists[list][i]; i++) {
+            CHECK(n < 60);
+            arguments[n++] = "--set";
+            arguments[n++] = lists[list][i];
+        }
     arguments[n] = NULL;
     char *log = mem_format("%s.log", name);
     p->pid = fork();

@@ -34,6 +34,12 @@ const char *cluster_model(void);
  * stderr come together in `output`.  Returns the exit code, or 128 + the signal. */
 int cluster_run(const char *program, const char *const *arguments, struct buf *output);
 
+/* --set values of every process that this test starts from now on; NULL-terminated, borrowed;
+ * NULL: none. */
+void cluster_settings(const char *const *settings);
+/* The same for nodes alone, after those. */
+void cluster_node_settings(const char *const *settings);
+
 /* Starts the coordinator (embedded attention unless n_attention > 0) and nodes expert-0..,
  * attn-0..; `settings` are further --set values of the coordinator, NULL-terminated or NULL.
  * Returns when /ready answers 200. */
