@@ -80,7 +80,12 @@ $(B)/%.o: %.c
 	@mkdir -p $(@D)
 	$(say) $(CC) $<
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(ISA) -MMD -MP -c -o $@ $<
-$(B)/engine/kernels_avx2.o $(B)/engine/kernels_avx2_attend.o: ISA := -mavx2 -mfma -mf16c
+# A level's files alone may use its instructions; kernels.c asks the processor first.
+AVX2   := -mavx2 -mfma -mf16c
+AVX512 := $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
+$(patsubst %.c,$(B)/%.o,$(wildcard engine/kernels_avx2*.c)): ISA := $(AVX2)
+$(patsubst %.c,$(B)/%.o,$(wildcard engine/kernels_avx512*.c)): ISA := $(AVX512)
+$(B)/engine/kernels_amx.o: ISA := $(AVX512) -mamx-tile -mamx-int8
 $(B)/tools/bench_probe_avx2.o: ISA := -mavx2 -mfma
 $(B)/tools/bench_probe_avx512.o: ISA := -mavx512f -mavx512vnni
 $(B)/tools/bench_probe_amx.o: ISA := -mamx-tile -mamx-int8
