@@ -1,10 +1,12 @@
 /* expert_node/store.c - see store.h. */
 #include "expert_node/store.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -12,6 +14,7 @@
 #include "base/must.h"
 #include "base/rng.h"
 #include "base/thread.h"
+#include "engine/matrix.h"
 #include "model/weights.h"
 
 enum {
@@ -37,11 +40,13 @@ struct store {
 
     _Atomic uint32_t n_loaded, n_wanted;
     _Atomic uint64_t loaded_bytes, read_bytes, serving_version;
+    atomic_bool has_warned; /* of a lock that was refused */
 
     /* loader thread only */
     struct thread *self;
     const struct model_config *config;
     struct compute compute;
+    int group; /* format_group() of the experts */
     struct expert_scratch *scratch;
     struct expert **loaded;  /* [n_all]; NULL where not here */
     uint8_t *is_new;         /* [n_all]: loaded by this wish, to be tested */
@@ -50,39 +55,55 @@ struct store {
 
 /* ---- sizes --------------------------------------------------------------------------- */
 
-static enum weight_format packed_format(enum weight_format want, enum dtype stored)
+/* Also what stays in a mapping is memory of this node. */
+static int held_bytes(const struct linear_view *v, enum weight_format want, size_t *total,
+                      struct err *e)
 {
-    if (want != FORMAT_NATIVE)
-        return want;
-    if (stored == DTYPE_F8_E4M3)
-        return FORMAT_FP8;
-    return stored == DTYPE_BF16 ? FORMAT_BF16 : FORMAT_F32;
-}
-
-/* engine/kernels.h says how a packed matrix lies in memory. */
-static size_t packed_bytes(const struct linear_view *v, enum weight_format want)
-{
-    static const size_t element_bytes[FORMAT_COUNT] = {
-        [FORMAT_F32] = 4, [FORMAT_BF16] = 2, [FORMAT_FP8] = 1};
-    enum weight_format format = packed_format(want, v->weight.dtype);
-    size_t rows = mem_round_up((size_t)v->rows, PANEL_ROWS);
-    size_t cols = mem_round_up((size_t)v->cols, 4);
-    size_t bytes = rows * cols * element_bytes[format];
-    if (format == FORMAT_FP8)
-        bytes += (((size_t)v->rows + SCALE_BLOCK - 1) / SCALE_BLOCK) *
-                 (((size_t)v->cols + SCALE_BLOCK - 1) / SCALE_BLOCK) * sizeof(float);
-    return bytes;
+    size_t bytes;
+    int rc = matrix_view_bytes(v, want, &bytes, e);
+    if (rc < 0)
+        return rc;
+    *total += bytes > 0 ? bytes : v->packed_bytes;
+    return 0;
 }
 
 int store_expert_bytes(struct checkpoint *c, enum weight_format format, size_t *out, struct err *e)
 {
     struct expert_view v;
+    size_t total = 0;
     int rc = weights_expert(c, 0, 0, &v, e);
-    if (rc < 0)
-        return rc;
-    *out =
-        packed_bytes(&v.gate, format) + packed_bytes(&v.up, format) + packed_bytes(&v.down, format);
-    return 0;
+    if (rc == 0)
+        rc = held_bytes(&v.gate, format, &total, e);
+    if (rc == 0)
+        rc = held_bytes(&v.up, format, &total, e);
+    if (rc == 0)
+        rc = held_bytes(&v.down, format, &total, e);
+    /* Somebody else may hold this expert. */
+    weights_advise_expert(c, 0, 0, MAPPING_DONE);
+    if (rc == 0)
+        *out = total;
+    return rc;
+}
+
+/* Columns per scale of the activations that the experts read. */
+static int expert_group(struct checkpoint *c, enum weight_format format, int *out, struct err *e)
+{
+    struct expert_view v;
+    int rc = weights_expert(c, 0, 0, &v, e);
+    if (rc == 0)
+        *out = format_group(matrix_format(&v.gate, format));
+    weights_advise_expert(c, 0, 0, MAPPING_DONE);
+    return rc;
+}
+
+static int layer_of(const struct store *s, size_t i)
+{
+    return (int)(i / (size_t)s->config->n_experts);
+}
+
+static int index_of(const struct store *s, size_t i)
+{
+    return (int)(i % (size_t)s->config->n_experts);
 }
 
 /* ---- views --------------------------------------------------------------------------- */
@@ -117,6 +138,7 @@ static void unload(struct store *s, size_t i)
     atomic_fetch_sub(&s->loaded_bytes, expert_bytes(s->loaded[i]));
     atomic_fetch_sub(&s->n_loaded, 1);
     expert_fini(s->loaded[i]);
+    weights_advise_expert(s->options.checkpoint, layer_of(s, i), index_of(s, i), MAPPING_DONE);
     mem_free(s->loaded[i]);
     s->loaded[i] = NULL;
     s->is_new[i] = 0;
@@ -156,18 +178,30 @@ static bool is_overtaken(const struct store *s)
     return thread_should_stop(s->self) || queue_len(s->wishes) > 0;
 }
 
+static void lock_room(struct store *s, const struct expert *x)
+{
+    if (!checkpoint_how(s->options.checkpoint)->locks || !x->room)
+        return;
+    if (mlock(x->room, x->room_bytes) < 0 && !atomic_exchange(&s->has_warned, true))
+        log_warn("store.lock_refused", "why=%s", log_quote(strerror(errno)).text);
+}
+
 static int load_one(struct store *s, size_t i, struct err *e)
 {
-    int layer = (int)i / s->config->n_experts, index = (int)i % s->config->n_experts;
+    int layer = layer_of(s, i), index = index_of(s, i);
     struct expert_view view;
     struct expert *x = mem_alloc(sizeof(*x));
     int rc = weights_expert(s->options.checkpoint, layer, index, &view, e);
     if (rc == 0)
         rc = expert_load(x, &view, s->options.format, &s->compute, e);
+    /* What was converted or copied is not needed twice. */
+    if (rc < 0 || x->room)
+        weights_advise_expert(s->options.checkpoint, layer, index, MAPPING_DONE);
     if (rc < 0) {
         mem_free(x);
         return err_prefix(e, "layer %d: expert %d", layer, index);
     }
+    lock_room(s, x);
     s->loaded[i] = x;
     s->is_new[i] = 1;
     atomic_fetch_add(&s->n_loaded, 1);
@@ -176,61 +210,99 @@ static int load_one(struct store *s, size_t i, struct err *e)
     return 0;
 }
 
-struct pace {
-    int64_t begun_ns, said_ns;
-    size_t n_done, n_all;
+/* The experts that one wish loads, one task each. */
+struct loading {
+    struct store *store;
+    size_t *missing; /* [n_missing]: which */
+    int n_missing, ahead;
+    int64_t begun_ns;
+    _Atomic int64_t say_ns; /* when the next line is due */
+    atomic_int n_done;
+    atomic_bool has_failed, is_overtaken;
+    struct err *error; /* written by the first task that fails */
 };
 
-static void say_progress(const struct store *s, struct pace *p)
+static void say_progress(struct loading *l, int n_done)
 {
-    int64_t now_ns = clock_now_ns();
-    if (now_ns - p->said_ns < PROGRESS_EVERY_NS)
+    int64_t now_ns = clock_now_ns(), due_ns = atomic_load(&l->say_ns);
+    if (now_ns < due_ns ||
+        !atomic_compare_exchange_strong(&l->say_ns, &due_ns, now_ns + PROGRESS_EVERY_NS))
         return;
-    p->said_ns = now_ns;
-    double seconds = (double)(now_ns - p->begun_ns) / CLOCK_S;
-    double mb = (double)(p->n_done * s->stored_bytes) / 1e6;
-    log_info("store.loading", "percent=%zu mb=%.0f mb_per_s=%.1f eta_s=%.0f",
-             100 * p->n_done / p->n_all, mb, mb / seconds,
-             seconds / (double)p->n_done * (double)(p->n_all - p->n_done));
+    double seconds = (double)(now_ns - l->begun_ns) / CLOCK_S;
+    double mb = (double)n_done * (double)l->store->stored_bytes / 1e6;
+    log_info("store.loading", "percent=%d mb=%.0f mb_per_s=%.1f eta_s=%.0f",
+             (int)(100LL * n_done / l->n_missing), mb, mb / seconds,
+             seconds / n_done * (l->n_missing - n_done));
+}
+
+static void load_task(void *ctx, int task)
+{
+    struct loading *l = ctx;
+    struct store *s = l->store;
+    struct err e = {0};
+    if (atomic_load(&l->has_failed) || atomic_load(&l->is_overtaken))
+        return;
+    if (is_overtaken(s)) {
+        atomic_store(&l->is_overtaken, true);
+        return;
+    }
+    if (task + l->ahead < l->n_missing) {
+        size_t next = l->missing[task + l->ahead];
+        weights_advise_expert(s->options.checkpoint, layer_of(s, next), index_of(s, next),
+                              MAPPING_SOON);
+    }
+    if (load_one(s, l->missing[task], &e) == 0)
+        say_progress(l, atomic_fetch_add(&l->n_done, 1) + 1);
+    else if (!atomic_exchange(&l->has_failed, true))
+        *l->error = e;
+}
+
+/* With fewer experts than threads the panels of each are shared out instead. */
+static void load_all(struct loading *l)
+{
+    if (l->n_missing >= pool_threads(l->store->compute.pool)) {
+        pool_run(l->store->compute.pool, load_task, l, l->n_missing);
+        return;
+    }
+    for (int task = 0; task < l->n_missing; task++)
+        load_task(l, task);
 }
 
 /* 0; E_CANCELLED when a newer wish came. */
 static int load_missing(struct store *s, const struct wish *w, struct err *e)
 {
-    struct pace pace = {.begun_ns = clock_now_ns(), .said_ns = clock_now_ns()};
+    struct loading l = {.store = s,
+                        .missing = mem_array(s->n_all, sizeof(*l.missing)),
+                        .ahead = pool_threads(s->compute.pool),
+                        .begun_ns = clock_now_ns(),
+                        .error = e};
+    atomic_init(&l.say_ns, l.begun_ns + PROGRESS_EVERY_NS);
     for (size_t i = 0; i < s->n_all; i++)
-        pace.n_all += w->wanted[i] && !s->loaded[i];
-    for (size_t i = 0; i < s->n_all; i++) {
-        if (!w->wanted[i] || s->loaded[i])
-            continue;
-        if (is_overtaken(s))
-            return E_CANCELLED;
-        int rc = load_one(s, i, e);
-        if (rc < 0)
-            return rc;
-        pace.n_done++;
-        say_progress(s, &pace);
-    }
-    return 0;
+        if (w->wanted[i] && !s->loaded[i])
+            l.missing[l.n_missing++] = i;
+    load_all(&l);
+    mem_free(l.missing);
+    if (atomic_load(&l.has_failed))
+        return e->code;
+    return atomic_load(&l.is_overtaken) ? E_CANCELLED : 0;
 }
 
 /* ---- the self-test ------------------------------------------------------------------- */
 
-static int test_one(struct store *s, size_t i, const float *row, float *got, float *want,
+static int test_one(struct store *s, size_t i, const struct rows *row, float *got, float *want,
                     struct err *e)
 {
     static const int32_t first_route[2] = {0, 1};
     static const uint16_t experts[1] = {0};
     static const float weights[1] = {1};
     static const int16_t exponents[1] = {0};
-    int hidden = s->config->hidden_size;
-    int layer = (int)i / s->config->n_experts, index = (int)i % s->config->n_experts;
+    int hidden = s->config->hidden_size, layer = layer_of(s, i), index = index_of(s, i);
     const struct expert *held[1] = {s->loaded[i]};
     struct parcel p = {.n_rows = 1,
                        .hidden = hidden,
                        .n_routes = 1,
                        .mode = COMBINE_EXPERT,
-                       .rows = row,
+                       .rows = *row,
                        .exponents = exponents,
                        .first_route = first_route,
                        .experts = experts,
@@ -251,23 +323,36 @@ static int test_one(struct store *s, size_t i, const float *row, float *got, flo
     return 0;
 }
 
-static int self_test(struct store *s, struct err *e)
+static int test_new(struct store *s, size_t n_new, const struct rows *row, float *got, float *want,
+                    struct err *e)
 {
-    size_t hidden = (size_t)s->config->hidden_size, n_new = 0;
-    for (size_t i = 0; i < s->n_all; i++)
-        n_new += s->is_new[i];
-    size_t stride = n_new / SELF_TESTED + 1;
-    float *row = mem_aligned(3 * mem_round_up(hidden, 16) * sizeof(float));
-    float *got = row + mem_round_up(hidden, 16), *want = got + mem_round_up(hidden, 16);
-    struct rng rng = rng_seed(1);
-    for (size_t k = 0; k < hidden; k++)
-        row[k] = (float)rng_normal(&rng);
+    size_t stride = n_new / SELF_TESTED + 1, seen = 0;
     int rc = 0;
-    size_t seen = 0;
     for (size_t i = 0; i < s->n_all && rc == 0; i++)
         if (s->is_new[i] && s->loaded[i] && seen++ % stride == 0)
             rc = test_one(s, i, row, got, want, e);
-    mem_free(row);
+    return rc;
+}
+
+static int self_test(struct store *s, struct err *e)
+{
+    size_t hidden = (size_t)s->config->hidden_size, padded = mem_round_up(hidden, 16), n_new = 0;
+    struct rows_room room;
+    for (size_t i = 0; i < s->n_all; i++)
+        n_new += s->is_new[i];
+    if (n_new == 0)
+        return 0;
+    if (!rows_room_open(&room, 1, (int)hidden, s->group))
+        return err_set(e, E_NOMEM, "self-test: no memory for a row");
+    float *x = mem_aligned(3 * padded * sizeof(float));
+    struct rng rng = rng_seed(1);
+    for (size_t k = 0; k < hidden; k++)
+        x[k] = (float)rng_normal(&rng);
+    struct rows row = {.n_rows = 1, .cols = (int)hidden, .f32 = x, .f32_stride = padded};
+    rows_quantise(&s->compute, &room, &row);
+    int rc = test_new(s, n_new, &row, x + padded, x + 2 * padded, e);
+    mem_free(x);
+    rows_room_close(&room);
     if (rc == 0)
         memset(s->is_new, 0, s->n_all);
     return rc;
@@ -352,7 +437,7 @@ static void set_up(struct store *s)
 {
     s->compute = (struct compute){.kernels = s->options.kernels,
                                   .pool = pool_new(s->options.threads, POOL_FREE)};
-    s->scratch = expert_scratch_new(1, 1, s->config->hidden_size, s->config->expert_size);
+    s->scratch = expert_scratch_new(1, 1, s->config->hidden_size, s->config->expert_size, s->group);
     s->loaded = mem_array(s->n_all, sizeof(*s->loaded));
     s->is_new = mem_array(s->n_all, 1);
 }
@@ -412,6 +497,8 @@ int store_start(const struct store_options *o, struct store **out, struct err *e
     int rc = store_expert_bytes(o->checkpoint, o->format, &s->expert_bytes, e);
     if (rc == 0)
         rc = checkpoint_expert_bytes(o->checkpoint, &s->stored_bytes, e);
+    if (rc == 0)
+        rc = expert_group(o->checkpoint, o->format, &s->group, e);
     if (rc == 0)
         rc = thread_start("loader", loader_main, s, &s->thread, e);
     if (rc < 0)

@@ -1,15 +1,17 @@
 /* expert_node/store.h - which experts are here: loads what the coordinator wants, gives up
  * what it no longer wants.
  *
- * A loader thread packs experts from the checkpoint and publishes an immutable view of them
- * to the worker through a queue; the worker hands the view before it back through another.
- * Only then are experts freed that the new view lacks, so the worker never sees freed
- * memory and nobody shares a lock.  What was loaded is tested before it is published: the
- * chosen kernels and the portable ones must give the same finite bits.
+ * A loader thread and its pool pack experts from the checkpoint, several at a time, or map
+ * those of a packed directory.  The loader publishes an immutable view of them to the worker
+ * through a queue; the worker hands the view before it back through another.  Only then are
+ * experts freed that the new view lacks, so the worker never sees freed memory and nobody
+ * shares a lock.  What was loaded is tested before it is published: the chosen kernels and the
+ * portable ones must give the same finite bits.
  *
  * New experts are loaded before old ones are given up, unless memory is too small for both.
  *
- * Log events: store.loading, store.ready, store.refused, store.failed. */
+ * Log events: store.loading, store.ready, store.refused, store.failed,
+ * store.lock_refused. */
 #pragma once
 
 #include <stdint.h>
@@ -33,7 +35,7 @@ struct store_options {
     struct checkpoint *checkpoint; /* borrowed until store_stop() */
     enum weight_format format;
     const struct kernels *kernels;
-    int threads; /* of the loader */
+    int threads; /* of the loader, itself included */
     size_t memory_bytes;
     /* Borrowed.  `views` to the worker, `retired` back from it; capacity 4 each.  The worker
      * must have stopped before store_stop(). */
@@ -44,7 +46,7 @@ struct store;
 int store_start(const struct store_options *o, struct store **out, struct err *e);
 void store_stop(struct store **s);
 
-/* Bytes of one expert as it will lie in memory. */
+/* Bytes of one expert as it will lie in memory, its own or a mapping. */
 int store_expert_bytes(struct checkpoint *c, enum weight_format format, size_t *out, struct err *e);
 
 /* The newest wish replaces older ones, finished or not.  E_INVALID: another model's shape. */

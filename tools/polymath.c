@@ -8,6 +8,7 @@
 #include "tools/eval.h"
 #include "tools/generate.h"
 #include "tools/logits.h"
+#include "tools/pack.h"
 #include "tools/status.h"
 #include "tools/synth.h"
 #include "tools/up.h"
@@ -26,6 +27,7 @@ static const struct verb verbs[] = {
     {"eval", "ask a running cluster tasks with known answers", eval_main},
     {"bench", "measure the inner loops and whole models beside this machine's ceilings",
      bench_main},
+    {"pack", "write a checkpoint in the form that the kernels read", pack_main},
     {"synth", "write a random checkpoint in the released format", synth_main},
 };
 enum { N_VERBS = sizeof verbs / sizeof verbs[0] };
