@@ -173,6 +173,12 @@ static const struct verb verbs[] = {
      "  --experts N          experts of M2's size to hold (default: what half the memory holds,\n"
      "                       at most 256)\n",
      bench_kernels},
+    {"attention",
+     "one layer's attention over a full cache, M2's heads",
+     {OPT_DEPTH, OPT_PROMPT},
+     "  --depth LIST         positions in the cache (default 4096,16384)\n"
+     "  --prompt N           rows of a prefill step (default 128)\n",
+     bench_attention},
 };
 enum { N_VERBS = sizeof(verbs) / sizeof(verbs[0]) };
 static const char common_help[] =

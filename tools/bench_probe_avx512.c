@@ -49,33 +49,45 @@ static double f32_avx512(long rounds, uint32_t *sink)
     return 2.0 * 8 * 16 * STEPS * (double)rounds;
 }
 
-/* 4 rows x 4 panels: 16 sums. */
+/* Four rows by one panel. */
+struct sums {
+    __m512i a, b, c, d;
+};
+
+static inline void multiply(struct sums *s, __m512i panel, const __m512i x[4])
+{
+    s->a = _mm512_dpbusd_epi32(s->a, panel, x[0]);
+    s->b = _mm512_dpbusd_epi32(s->b, panel, x[1]);
+    s->c = _mm512_dpbusd_epi32(s->c, panel, x[2]);
+    s->d = _mm512_dpbusd_epi32(s->d, panel, x[3]);
+}
+
+static inline __m512i total(const struct sums *s)
+{
+    return _mm512_add_epi32(_mm512_add_epi32(s->a, s->b), _mm512_add_epi32(s->c, s->d));
+}
+
+/* 4 rows x 4 panels: 16 sums, which must stay in registers (no loops over them). */
 static double int8_avx512(long rounds, uint32_t *sink)
 {
-    enum { SUMS = 16 };
     volatile int start = 0x01020304;
-    __m512i sums[SUMS], x[4];
-    for (int i = 0; i < SUMS; i++)
-        sums[i] = _mm512_setzero_si512();
-    for (int i = 0; i < 4; i++)
-        x[i] = _mm512_set1_epi32(start + i);
+    const __m512i zero = _mm512_setzero_si512();
+    struct sums s0 = {zero, zero, zero, zero}, s1 = s0, s2 = s0, s3 = s0;
+    __m512i x0 = _mm512_set1_epi32(start), x1 = x0, x2 = x0, x3 = x0;
     for (long round = 0; round < rounds; round++)
         for (int k = 0; k < STEPS; k++) {
             const int8_t *w = weights_int8[k];
-            __asm__ volatile("" : "+v"(x[0]), "+v"(x[1]), "+v"(x[2]), "+v"(x[3]));
-#pragma GCC unroll 4
-            for (int p = 0; p < 4; p++) {
-                __m512i panel = _mm512_load_si512(w + p * VECTOR_BYTES);
-#pragma GCC unroll 4
-                for (int row = 0; row < 4; row++)
-                    sums[p * 4 + row] = _mm512_dpbusd_epi32(sums[p * 4 + row], panel, x[row]);
-            }
+            __asm__ volatile("" : "+v"(x0), "+v"(x1), "+v"(x2), "+v"(x3));
+            const __m512i x[4] = {x0, x1, x2, x3};
+            multiply(&s0, _mm512_load_si512(w), x);
+            multiply(&s1, _mm512_load_si512(w + VECTOR_BYTES), x);
+            multiply(&s2, _mm512_load_si512(w + 2 * VECTOR_BYTES), x);
+            multiply(&s3, _mm512_load_si512(w + 3 * VECTOR_BYTES), x);
         }
-    __m512i all = sums[0];
-    for (int i = 1; i < SUMS; i++)
-        all = _mm512_add_epi32(all, sums[i]);
+    __m512i all = _mm512_add_epi32(_mm512_add_epi32(total(&s0), total(&s1)),
+                                   _mm512_add_epi32(total(&s2), total(&s3)));
     *sink += (uint32_t)_mm512_reduce_add_epi32(all);
-    return 2.0 * SUMS * VECTOR_BYTES * STEPS * (double)rounds;
+    return 2.0 * 16 * VECTOR_BYTES * STEPS * (double)rounds;
 }
 
 const struct bench_level bench_level_avx512 = {.name = "avx512",
