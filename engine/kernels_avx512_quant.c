@@ -1,7 +1,275 @@
-/* engine/kernels_avx512_quant.c - q8 and q4 products and quantising for AVX-512 VNNI; same bits as kernels.c. */
+/* engine/kernels_avx512_quant.c - products of int8 rows with q8 and q4 weights by AVX-512 VNNI,
+ * and quantising; same bits as kernels_quant.c.
+ *
+ * The instruction adds four products of an unsigned and a signed byte to each int32 and does
+ * not saturate, so weights are made unsigned - q8 by flipping the sign bit (+128), q4 lies as
+ * value + 8 already - and a sum starts at -128 or -8 times the sum of the row's group.
+ * Tiles of up to 6 rows x 4 panels go over one group, weights straight from the panels: four
+ * streams are read faster than one, and a tile is large enough to hide the unpacking.
+ * Accumulators are named variables, written out by macros: a to d are the panels, the number
+ * is the row. */
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#include "base/must.h"
 #include "engine/kernels.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+    LANES = 16,
+    STEP_BYTES = 64, /* of a panel: 4 columns (q8) or 8 (q4) of 16 weights */
+    PANELS_AT_ONCE = 4,
+    ACC_ROW = PANELS_AT_ONCE * PANEL_ROWS,
+    ROWS_IN_CACHE = 64,
+    LARGEST_TILE = 6,
+    Q8_OFFSET = 128,
+    Q4_OFFSET = 8
+};
+
+static int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+INLINE __m512i load_bits(const void *p)
+{
+    return _mm512_load_si512(p);
+}
+
+/* Four columns of a row in every lane. */
+INLINE __m512i load_step(const int8_t *x)
+{
+    int32_t four;
+    memcpy(&four, x, sizeof(four));
+    return _mm512_set1_epi32(four);
+}
+
+/* One group of four panels, and n rows; acc [n rows][4 panels][16]. */
+struct tile {
+    const char *w[PANELS_AT_ONCE]; /* a panel that is not there stands for the last one */
+    const int8_t *x;               /* [n rows], from this group on */
+    size_t x_stride;
+    const float *scales; /* [n rows] */
+    const int32_t *sums;
+    size_t scale_stride;
+    const char *ahead; /* what to fetch meanwhile; may point past the matrix */
+    size_t ahead_step;
+};
+typedef void tile_run(const struct tile *t, float *acc);
+
+#define EACH_1(DO) DO(0)
+#define EACH_2(DO) EACH_1(DO) DO(1)
+#define EACH_3(DO) EACH_2(DO) DO(2)
+#define EACH_4(DO) EACH_3(DO) DO(3)
+#define EACH_5(DO) EACH_4(DO) DO(4)
+#define EACH_6(DO) EACH_5(DO) DO(5)
+
+#define ROW_X(i) const int8_t *x##i = t->x + i * t->x_stride;
+#define ROW_START(i, offset) \
+    __m512i a##i = _mm512_set1_epi32(-offset * t->sums[i * t->scale_stride]), b##i = a##i, \
+            c##i = a##i, d##i = a##i;
+#define ROW_START_Q8(i) ROW_START(i, Q8_OFFSET)
+#define ROW_START_Q4(i) ROW_START(i, Q4_OFFSET)
+#define ROW_ADD(i, at) \
+    { \
+        __m512i xk = load_step(x##i + at); \
+        a##i = _mm512_dpbusd_epi32(a##i, wa, xk); \
+        b##i = _mm512_dpbusd_epi32(b##i, wb, xk); \
+        c##i = _mm512_dpbusd_epi32(c##i, wc, xk); \
+        d##i = _mm512_dpbusd_epi32(d##i, wd, xk); \
+    }
+#define ROW_FIRST(i) ROW_ADD(i, k)
+#define ROW_SECOND(i) ROW_ADD(i, k + 4)
+
+/* acc = fmaf(wscale * xscale, (float)isum, acc) */
+INLINE void fold(__m512 scales, __m512 x_scale, __m512i sums, float *acc)
+{
+    __m512 s = _mm512_mul_ps(scales, x_scale);
+    _mm512_store_ps(acc, _mm512_fmadd_ps(s, _mm512_cvtepi32_ps(sums), _mm512_load_ps(acc)));
+}
+#define ROW_FOLD(i) \
+    { \
+        __m512 x_scale = _mm512_set1_ps(t->scales[i * t->scale_stride]); \
+        fold(sa, x_scale, a##i, acc + ACC_ROW * i); \
+        fold(sb, x_scale, b##i, acc + ACC_ROW * i + 16); \
+        fold(sc, x_scale, c##i, acc + ACC_ROW * i + 32); \
+        fold(sd, x_scale, d##i, acc + ACC_ROW * i + 48); \
+    }
+#define SCALES_AT(p) _mm512_load_ps((const float *)(const void *)t->w[p])
+#define FOLD_ALL(n) \
+    __m512 sa = SCALES_AT(0), sb = SCALES_AT(1), sc = SCALES_AT(2), sd = SCALES_AT(3); \
+    EACH_##n(ROW_FOLD)
+
+#define PANELS \
+    const char *from0 = t->w[0] + STEP_BYTES, *from1 = t->w[1] + STEP_BYTES, \
+               *from2 = t->w[2] + STEP_BYTES, *from3 = t->w[3] + STEP_BYTES; \
+    const char *ahead = t->ahead;
+
+#define Q8_AT(p) _mm512_xor_si512(load_bits(from##p + 16 * (size_t)k), flip)
+#define Q8_TILE(n) \
+    static void q8_tile_##n(const struct tile *t, float *acc) \
+    { \
+        const __m512i flip = _mm512_set1_epi8((char)Q8_OFFSET); \
+        PANELS EACH_##n(ROW_X) EACH_##n(ROW_START_Q8) for (int k = 0; k < Q8_GROUP; k += 4) \
+        { \
+            _mm_prefetch(ahead, _MM_HINT_T0); \
+            ahead += t->ahead_step; \
+            __m512i wa = Q8_AT(0), wb = Q8_AT(1), wc = Q8_AT(2), wd = Q8_AT(3); \
+            EACH_##n(ROW_FIRST) \
+        } \
+        FOLD_ALL(n) \
+    }
+Q8_TILE(1)
+Q8_TILE(2)
+Q8_TILE(3)
+Q8_TILE(4)
+Q8_TILE(5)
+Q8_TILE(6)
+
+#define Q4_LOW(p) _mm512_and_si512(load_bits(from##p + 8 * (size_t)k), nibble)
+#define Q4_HIGH(p) \
+    _mm512_and_si512(_mm512_srli_epi16(load_bits(from##p + 8 * (size_t)k), 4), nibble)
+#define Q4_TILE(n) \
+    static void q4_tile_##n(const struct tile *t, float *acc) \
+    { \
+        const __m512i nibble = _mm512_set1_epi8(15); \
+        PANELS EACH_##n(ROW_X) EACH_##n(ROW_START_Q4) for (int k = 0; k < Q4_GROUP; k += 8) \
+        { \
+            _mm_prefetch(ahead, _MM_HINT_T0); \
+            ahead += t->ahead_step; \
+            __m512i wa = Q4_LOW(0), wb = Q4_LOW(1), wc = Q4_LOW(2), wd = Q4_LOW(3); \
+            EACH_##n(ROW_FIRST) \
+            wa = Q4_HIGH(0), wb = Q4_HIGH(1), wc = Q4_HIGH(2), wd = Q4_HIGH(3); \
+            EACH_##n(ROW_SECOND) \
+        } \
+        FOLD_ALL(n) \
+    }
+Q4_TILE(1)
+Q4_TILE(2)
+Q4_TILE(3)
+Q4_TILE(4)
+Q4_TILE(5)
+Q4_TILE(6)
+
+static tile_run *const q8_tiles[] = {NULL,      q8_tile_1, q8_tile_2, q8_tile_3,
+                                     q8_tile_4, q8_tile_5, q8_tile_6};
+static tile_run *const q4_tiles[] = {NULL,      q4_tile_1, q4_tile_2, q4_tile_3,
+                                     q4_tile_4, q4_tile_5, q4_tile_6};
+
+/* One group for all rows, in tiles of nearly equal size. */
+static void all_tiles(tile_run *const *tiles, struct tile t, int n_rows, float *acc)
+{
+    int n_tiles = (n_rows + LARGEST_TILE - 1) / LARGEST_TILE;
+    for (int m = 0, n; m < n_rows; m += n, n_tiles--) {
+        n = (n_rows - m + n_tiles - 1) / n_tiles;
+        tiles[n](&t, acc + m * ACC_ROW);
+        t.x += (size_t)n * t.x_stride;
+        t.scales += (size_t)n * t.scale_stride;
+        t.sums += (size_t)n * t.scale_stride;
+    }
+}
+
+/* n panels for at most ROWS_IN_CACHE rows. */
+static void panels(const struct matrix *w, int panel, int n, const struct rows *x, float *acc)
+{
+    bool is_q8 = w->format == FORMAT_Q8;
+    size_t group_bytes = is_q8 ? sizeof(struct q8_panel_group) : sizeof(struct q4_panel_group);
+    struct tile t = {.x = x->q8,
+                     .x_stride = x->q8_stride,
+                     .scales = x->scales,
+                     .sums = x->sums,
+                     .scale_stride = x->scale_stride};
+    for (int i = 0; i < PANELS_AT_ONCE; i++)
+        t.w[i] = (const char *)w->panels + (size_t)(panel + min_int(i, n - 1)) * w->panel_bytes;
+    for (int first = 0; first < w->padded_cols; first += w->group) {
+        t.ahead = t.w[0];
+        all_tiles(is_q8 ? q8_tiles : q4_tiles, t, x->n_rows, acc);
+        for (int i = 0; i < PANELS_AT_ONCE; i++)
+            t.w[i] += group_bytes;
+        t.x += w->group;
+        t.scales++;
+        t.sums++;
+    }
+}
+
+/* Rows of W past the end are not written. */
+static void store_panels(const struct matrix *w, int panel, int n_panels, int n_rows,
+                         const float *acc, float *y, size_t y_stride)
+{
+    int first = panel * PANEL_ROWS;
+    int n = min_int(w->rows - first, n_panels * PANEL_ROWS);
+    for (int m = 0; m < n_rows; m++)
+        memcpy(y + (size_t)m * y_stride + first, acc + m * ACC_ROW, (size_t)n * sizeof(float));
+}
+
+static void matmul(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
+                   float *y, size_t y_stride)
+{
+    must(x->group == w->group);
+    _Alignas(64) float acc[ROWS_IN_CACHE * ACC_ROW];
+    for (int p = first_panel, end = first_panel + n_panels; p < end; p += PANELS_AT_ONCE) {
+        int n = min_int(end - p, PANELS_AT_ONCE);
+        for (int first = 0; first < x->n_rows; first += ROWS_IN_CACHE) {
+            struct rows part = rows_part(x, first, min_int(x->n_rows - first, ROWS_IN_CACHE));
+            memset(acc, 0, (size_t)part.n_rows * ACC_ROW * sizeof(float));
+            panels(w, p, n, &part, acc);
+            store_panels(w, p, n, part.n_rows, acc, y + (size_t)first * y_stride, y_stride);
+        }
+    }
+}
+
+/* ---- activations ---- */
+
+INLINE __mmask16 lanes_mask(int n)
+{
+    return n >= LANES ? (__mmask16)0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1);
+}
+
+/* The largest magnitude, or what is not finite. */
+static float largest_magnitude(const float *x, int n)
+{
+    const __m512 infinity = _mm512_set1_ps(INFINITY);
+    __m512 largest = _mm512_setzero_ps();
+    __mmask16 finite = 0xffff;
+    for (int i = 0; i < n; i += LANES) {
+        __m512 v = _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes_mask(n - i), x + i));
+        finite &= _mm512_cmp_ps_mask(v, infinity, _CMP_LT_OQ);
+        largest = _mm512_max_ps(largest, v);
+    }
+    return finite == 0xffff ? _mm512_reduce_max_ps(largest) : INFINITY;
+}
+
+/* Writes n columns and zeros up to `group`; an inverse of 0 makes zeros of all. */
+static int32_t quantise_columns(const float *x, int n, int group, float inverse, int8_t *q)
+{
+    const __m512 factor = _mm512_set1_ps(inverse);
+    __m512i sum = _mm512_setzero_si512();
+    for (int i = 0; i < group; i += LANES) {
+        __mmask16 mask = inverse == 0.0f ? 0 : lanes_mask(n - i);
+        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), factor);
+        __m512i rounded = _mm512_maskz_cvtps_epi32(mask, v);
+        sum = _mm512_add_epi32(sum, rounded);
+        _mm512_mask_cvtepi32_storeu_epi8(q + i, lanes_mask(group - i), rounded);
+    }
+    return _mm512_reduce_add_epi32(sum);
+}
+
+static void quantise(const float *x, int n, int group, int8_t *q, float *scales, int32_t *sums)
+{
+    for (int first = 0, g = 0; first < n; first += group, g++) {
+        int count = min_int(n - first, group);
+        float largest = largest_magnitude(x + first, count), inverse = 127.0f / largest;
+        bool is_finite = isfinite(largest), is_zero = !is_finite || isinf(inverse);
+        scales[g] = !is_finite ? NAN : is_zero ? 0.0f : largest * (1.0f / 127.0f);
+        sums[g] = quantise_columns(x + first, count, group, is_zero ? 0.0f : inverse, q + first);
+    }
+}
 
 void kernels_avx512_quant(struct kernels *k)
 {
-    (void)k;
+    k->matmul[FORMAT_Q8] = matmul;
+    k->matmul[FORMAT_Q4] = matmul;
+    k->quantise = quantise;
 }
