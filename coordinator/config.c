@@ -57,9 +57,8 @@ static const struct conf_option options[] = {
     {"attention.spin_us", CONF_INT, FIELD(attention_spin_us), "50", 0, 1000000, NULL,
      "busy-wait before sleeping while experts work"},
     {"weights.format", CONF_STRING, FIELD(weights_format), "native", 0, 0, NULL,
-     "how weights and the KV cache are held: FORMAT or part=FORMAT,... with FORMAT one "
-     "of " FORMAT_CHOICES ", parts experts, attention, head and kv (" KV_FORMAT_CHOICES
-     "); the same in the whole cluster"},
+     "formats of weights and KV cache: " FORMAT_CHOICES ", or part=FORMAT,... (experts, attention, "
+     "head; kv=" KV_FORMAT_CHOICES "); the same in the whole cluster"},
     {"weights.combine", CONF_CHOICE, FIELD(weights_combine), "fixed", 0, 0, COMBINE_CHOICES,
      "how expert outputs come together; the same in the whole cluster"},
     {"weights.kernels", CONF_STRING, FIELD(weights_kernels), "", 0, 0, NULL,

@@ -23,9 +23,8 @@ static const struct conf_option options[] = {
     {"coordinator.endpoint", CONF_STRING, AT(coordinator_endpoint), "tcp://127.0.0.1:7070", 0, 0,
      NULL, "Cluster service of the coordinator"},
     {"weights.format", CONF_STRING, AT(format), "native", 0, 0, NULL,
-     "how weights and the KV cache are held: FORMAT or part=FORMAT,... with FORMAT one "
-     "of " FORMAT_CHOICES ", parts experts, attention, head and kv (" KV_FORMAT_CHOICES
-     "); the same in the whole cluster"},
+     "formats of weights and KV cache: " FORMAT_CHOICES ", or part=FORMAT,... (experts, attention, "
+     "head; kv=" KV_FORMAT_CHOICES "); the same in the whole cluster"},
     {"weights.combine", CONF_CHOICE, AT(combine), "fixed", 0, 0, COMBINE_CHOICES,
      "how expert outputs are added; the same in the whole cluster"},
     {"weights.kernels", CONF_STRING, AT(kernels), "", 0, 0, NULL,

@@ -27,7 +27,7 @@ struct world {
 static void open_world(struct world *w)
 {
     *w = (struct world){0};
-    CHECK_INT(kv_open(&config, PAGES * kv_page_bytes(&config), &w->kv, &w->e), 0);
+    CHECK_INT(kv_open(&config, KV_BF16, PAGES * kv_page_bytes(&config, KV_BF16), &w->kv, &w->e), 0);
     CHECK_INT(kv_pages_total(w->kv), PAGES);
     w->seqs = seqs_new(w->kv, MAX_SEQS);
     for (int i = 0; i < 1024; i++)
