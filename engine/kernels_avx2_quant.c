@@ -11,14 +11,16 @@
  *   q4             (w + 8) times x, at most 2 * 15 * 127.  16 bits hold the sum of a whole
  *                  group, because they may wrap as long as the end fits: it starts at
  *                  -8 times the sum of x, and the end is at most 8 * 127 * 32
- * One row takes four panels at a time, weights straight from memory: four streams are read
- * faster than one.  More rows take four panels too, but each group of a panel is unpacked
- * into the first-level cache, where tiles of 4 rows x 16 weights go over it.
+ * Four panels are read at a time, one from each quarter of the range: four streams are read
+ * faster than one, and the longer they go on the better.  A few rows use weights straight from
+ * memory; for more, each group of a panel is unpacked into the first-level cache, where tiles
+ * of 4 rows x 16 weights go over it.
  * Accumulators are named variables, written out by macros (see kernels_avx2.c). */
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
 
+#include "base/must.h"
 #include "engine/kernels.h"
 
 #define INLINE static inline __attribute__((always_inline))
@@ -28,15 +30,14 @@ enum {
     STEP = 4,        /* columns that one 32-bit lane holds */
     STEP_BYTES = 64, /* a step of a q8 panel: 4 columns x 16 weights */
     PANELS_AT_ONCE = 4,
+    FEW_ROWS = 3, /* so many are done before a panel is unpacked */
     ROWS_IN_CACHE = 64,
     TILE_ROWS = 4,
     SCALE_BYTES = PANEL_ROWS * (int)sizeof(float),
     Q8_GROUP_BYTES = SCALE_BYTES + Q8_GROUP * PANEL_ROWS,
     Q4_GROUP_BYTES = SCALE_BYTES + Q4_GROUP * PANEL_ROWS / 2,
     Q8_STEPS = Q8_GROUP / STEP,
-    Q4_STEPS = Q4_GROUP / STEP,
-    CACHE_LINE = 64,
-    AHEAD_BYTES = 2 * Q8_GROUP_BYTES /* how far before its use a panel is fetched */
+    Q4_STEPS = Q4_GROUP / STEP
 };
 
 static int min_int(int a, int b)
@@ -47,6 +48,19 @@ static int min_int(int a, int b)
 INLINE __m256i load_bits(const void *p)
 {
     return _mm256_load_si256(p);
+}
+
+/* sum += v, as one instruction on one register: left to itself the compiler reorders integer
+ * sums, and then spills or copies every one of them in every step. */
+#define ADD_IN_PLACE(instruction, sum, v) __asm__(instruction " %1, %0, %0" : "+x"(sum) : "x"(v))
+INLINE void add16(__m256i *sum, __m256i v)
+{
+    ADD_IN_PLACE("vpaddw", *sum, v);
+}
+
+INLINE void add32(__m256i *sum, __m256i v)
+{
+    ADD_IN_PLACE("vpaddd", *sum, v);
 }
 
 /* Four columns of a row in every lane. */
@@ -62,9 +76,14 @@ static const char *panel_at(const struct matrix *w, int panel)
     return (const char *)w->panels + (size_t)panel * w->panel_bytes;
 }
 
-static int groups_of(const struct matrix *w)
+static size_t groups_of(const struct matrix *w)
 {
-    return w->padded_cols / w->group;
+    return (size_t)(w->padded_cols / w->group);
+}
+
+static size_t group_bytes_of(const struct matrix *w)
+{
+    return w->format == FORMAT_Q8 ? Q8_GROUP_BYTES : Q4_GROUP_BYTES;
 }
 
 /* The 16 results of a panel for one row; rows of W past the end are not written. */
@@ -104,7 +123,7 @@ static int32_t q4_start(const int8_t *x)
 #define EACH_3(DO) EACH_2(DO) DO(2)
 #define EACH_4(DO) EACH_3(DO) DO(3)
 
-/* ---- one row ---- */
+/* ---- a few rows ---- */
 
 /* One group of n panels, folded into acc [n][16]; `from` is where it lies in the first. */
 typedef void row_group(const char *from, size_t panel_bytes, const int8_t *x, float x_scale,
@@ -118,7 +137,7 @@ typedef void row_group(const char *from, size_t panel_bytes, const int8_t *x, fl
 #define Q8_ROW_HALF(sum, at) \
     { \
         __m256i v = _mm256_maddubs_epi16(size, _mm256_sign_epi8(load_bits(at), xk)); \
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(v, ones)); \
+        add32(&sum, _mm256_madd_epi16(v, ones)); \
     }
 #define Q8_ROW_STEP(i) \
     Q8_ROW_HALF(low##i, w + i * panel_bytes) Q8_ROW_HALF(high##i, w + i * panel_bytes + 32)
@@ -146,8 +165,8 @@ Q8_ROW(4)
         __m256i v = load_bits(at); \
         __m256i even = _mm256_and_si256(v, nibble); \
         __m256i odd = _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble); \
-        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(even, x0)); \
-        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(odd, x1)); \
+        add16(&sum, _mm256_maddubs_epi16(even, x0)); \
+        add16(&sum, _mm256_maddubs_epi16(odd, x1)); \
     }
 #define Q4_ROW_STEP(i) \
     Q4_ROW_HALF(low##i, w + i * panel_bytes) Q4_ROW_HALF(high##i, w + i * panel_bytes + 32)
@@ -174,24 +193,23 @@ Q4_ROW(1)
 Q4_ROW(2)
 Q4_ROW(4)
 
-static void one_row(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
-                    float *y)
+/* n panels (1, 2 or 4), every apart-th from `panel` on, for at most FEW_ROWS rows. */
+static void few_rows(const struct matrix *w, int panel, int apart, int n, const struct rows *x,
+                     float *y, size_t y_stride)
 {
     static row_group *const q8[] = {NULL, q8_row_1, q8_row_2, NULL, q8_row_4};
     static row_group *const q4[] = {NULL, q4_row_1, q4_row_2, NULL, q4_row_4};
-    row_group *const *groups = w->format == FORMAT_Q8 ? q8 : q4;
-    size_t group_bytes = w->format == FORMAT_Q8 ? Q8_GROUP_BYTES : Q4_GROUP_BYTES;
-    _Alignas(32) float acc[PANELS_AT_ONCE * PANEL_ROWS];
-    for (int p = first_panel, end = first_panel + n_panels; p < end;) {
-        int left = end - p, n = left >= PANELS_AT_ONCE ? PANELS_AT_ONCE : left >= 2 ? 2 : 1;
-        const char *from = panel_at(w, p);
-        memset(acc, 0, sizeof(acc));
-        for (int g = 0; g < groups_of(w); g++, from += group_bytes)
-            groups[n](from, w->panel_bytes, x->q8 + (size_t)g * (size_t)w->group, x->scales[g],
-                      acc);
-        for (int i = 0; i < n; i++, p++)
-            store_panel(w, p, acc + PANEL_ROWS * i, y);
-    }
+    row_group *run = (w->format == FORMAT_Q8 ? q8 : q4)[n];
+    size_t group_bytes = group_bytes_of(w), stride = (size_t)apart * w->panel_bytes;
+    _Alignas(32) float acc[FEW_ROWS][PANELS_AT_ONCE * PANEL_ROWS] = {{0}};
+    const char *from = panel_at(w, panel);
+    for (size_t g = 0, n_groups = groups_of(w); g < n_groups; g++, from += group_bytes)
+        for (size_t m = 0; m < (size_t)x->n_rows; m++)
+            run(from, stride, x->q8 + m * x->q8_stride + g * (size_t)w->group,
+                x->scales[m * x->scale_stride + g], acc[m]);
+    for (int m = 0; m < x->n_rows; m++)
+        for (int i = 0; i < n; i++)
+            store_panel(w, panel + i * apart, acc[m] + PANEL_ROWS * i, y + (size_t)m * y_stride);
 }
 
 /* ---- more rows ---- */
@@ -247,6 +265,8 @@ struct tile_rows {
     const float *scales;
     size_t scale_stride;
     const int32_t *q4_start; /* [n] */
+    const char *ahead;       /* what to fetch meanwhile, so many bytes per step */
+    size_t ahead_step;
 };
 typedef void tile(const struct unpacked *u, const struct tile_rows *t, float *acc);
 
@@ -256,8 +276,7 @@ typedef void tile(const struct unpacked *u, const struct tile_rows *t, float *ac
 
 #define Q8_START(i) __m256i low##i = u->q8_start[0], high##i = u->q8_start[1];
 #define Q8_HALF(sum, size, sign) \
-    sum = _mm256_add_epi32( \
-        sum, _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_xor_si256(xk, sign)), ones));
+    add32(&sum, _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_xor_si256(xk, sign)), ones));
 #define Q8_STEP(i) \
     { \
         __m256i xk = load_step(x##i + STEP * k); \
@@ -268,8 +287,11 @@ typedef void tile(const struct unpacked *u, const struct tile_rows *t, float *ac
     static void q8_tile_##n(const struct unpacked *u, const struct tile_rows *t, float *acc) \
     { \
         const __m256i ones = _mm256_set1_epi16(1); \
+        const char *ahead = t->ahead; \
         EACH_##n(TILE_X) EACH_##n(Q8_START) for (size_t k = 0; k < Q8_STEPS; k++) \
         { \
+            _mm_prefetch(ahead, _MM_HINT_T0); \
+            ahead += t->ahead_step; \
             __m256i w0 = u->size[k][0], w1 = u->size[k][1]; \
             __m256i s0 = u->is_negative[k][0], s1 = u->is_negative[k][1]; \
             EACH_##n(Q8_STEP) \
@@ -285,15 +307,18 @@ Q8_TILE(4)
 #define Q4_STEP(i) \
     { \
         __m256i xk = load_step(x##i + STEP * k); \
-        low##i = _mm256_add_epi16(low##i, _mm256_maddubs_epi16(w0, xk)); \
-        high##i = _mm256_add_epi16(high##i, _mm256_maddubs_epi16(w1, xk)); \
+        add16(&low##i, _mm256_maddubs_epi16(w0, xk)); \
+        add16(&high##i, _mm256_maddubs_epi16(w1, xk)); \
     }
 #define Q4_TILE(n) \
     static void q4_tile_##n(const struct unpacked *u, const struct tile_rows *t, float *acc) \
     { \
         const __m256i ones = _mm256_set1_epi16(1); \
+        const char *ahead = t->ahead; \
         EACH_##n(TILE_X) EACH_##n(Q4_START) for (size_t k = 0; k < Q4_STEPS; k++) \
         { \
+            _mm_prefetch(ahead, _MM_HINT_T0); \
+            ahead += t->ahead_step; \
             __m256i w0 = u->size[k][0], w1 = u->size[k][1]; \
             EACH_##n(Q4_STEP) \
         } \
@@ -307,68 +332,74 @@ Q4_TILE(4)
 static tile *const q8_tiles[] = {NULL, q8_tile_1, q8_tile_2, q8_tile_3, q8_tile_4};
 static tile *const q4_tiles[] = {NULL, q4_tile_1, q4_tile_2, q4_tile_3, q4_tile_4};
 
-static void fetch(const char *from, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i += CACHE_LINE)
-        _mm_prefetch(from + i, _MM_HINT_T0);
-}
-
-/* Group g of n_panels panels for at most ROWS_IN_CACHE rows; acc [n_panels][rows][16]. */
-static void group_rows(const struct matrix *w, int first_panel, int n_panels, int g,
+/* Group g of n panels for at most ROWS_IN_CACHE rows, folded into acc [n][rows][16]. */
+static void group_rows(const struct matrix *w, int panel, int apart, int n, size_t g,
                        const struct rows *x, float *acc)
 {
     struct unpacked u;
     int32_t starts[ROWS_IN_CACHE];
     bool is_q8 = w->format == FORMAT_Q8;
-    size_t group_bytes = is_q8 ? Q8_GROUP_BYTES : Q4_GROUP_BYTES;
-    const int8_t *x0 = x->q8 + (size_t)g * (size_t)w->group;
+    const int8_t *x0 = x->q8 + g * (size_t)w->group;
+    size_t group_bytes = group_bytes_of(w), steps = is_q8 ? Q8_STEPS : Q4_STEPS;
+    size_t all_steps = (size_t)((x->n_rows + TILE_ROWS - 1) / TILE_ROWS) * steps;
     for (int m = 0; !is_q8 && m < x->n_rows; m++)
         starts[m] = q4_start(x0 + (size_t)m * x->q8_stride);
-    for (int i = 0; i < n_panels; i++) {
-        const char *from = panel_at(w, first_panel + i) + (size_t)g * group_bytes;
+    for (int i = 0; i < n; i++) {
+        const char *from = panel_at(w, panel + i * apart) + g * group_bytes;
+        /* The next group's turn comes when the other panels have had theirs.  It is fetched
+         * evenly over all tiles; the last of a matrix is past its end, which a prefetch may. */
         struct tile_rows t = {.x = x0,
                               .x_stride = x->q8_stride,
                               .scales = x->scales + g,
                               .scale_stride = x->scale_stride,
-                              .q4_start = starts};
-        fetch(from + AHEAD_BYTES, group_bytes);
+                              .q4_start = starts,
+                              .ahead = from + group_bytes,
+                              .ahead_step = (group_bytes + all_steps - 1) / all_steps};
         (is_q8 ? q8_unpack : q4_unpack)(from, &u);
-        for (int m = 0, n; m < x->n_rows; m += n, acc += n * PANEL_ROWS) {
-            n = min_int(x->n_rows - m, TILE_ROWS);
-            (is_q8 ? q8_tiles : q4_tiles)[n](&u, &t, acc);
-            t.x += (size_t)n * t.x_stride;
-            t.scales += (size_t)n * t.scale_stride;
-            t.q4_start += n;
+        for (int m = 0, n_tile; m < x->n_rows; m += n_tile, acc += n_tile * PANEL_ROWS) {
+            n_tile = min_int(x->n_rows - m, TILE_ROWS);
+            (is_q8 ? q8_tiles : q4_tiles)[n_tile](&u, &t, acc);
+            t.x += (size_t)n_tile * t.x_stride;
+            t.scales += (size_t)n_tile * t.scale_stride;
+            t.q4_start += n_tile;
+            t.ahead += steps * t.ahead_step;
         }
     }
 }
 
-static void many_rows(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
+/* n panels, every apart-th from `panel` on, for at most ROWS_IN_CACHE rows. */
+static void many_rows(const struct matrix *w, int panel, int apart, int n, const struct rows *x,
                       float *y, size_t y_stride)
 {
     _Alignas(64) float acc[PANELS_AT_ONCE * ROWS_IN_CACHE * PANEL_ROWS];
-    int n = min_int(n_panels, PANELS_AT_ONCE);
     memset(acc, 0, (size_t)(n * x->n_rows * PANEL_ROWS) * sizeof(float));
-    for (int g = 0; g < groups_of(w); g++)
-        group_rows(w, first_panel, n, g, x, acc);
+    for (size_t g = 0, n_groups = groups_of(w); g < n_groups; g++)
+        group_rows(w, panel, apart, n, g, x, acc);
     const float *from = acc;
     for (int i = 0; i < n; i++)
         for (int m = 0; m < x->n_rows; m++, from += PANEL_ROWS)
-            store_panel(w, first_panel + i, from, y + (size_t)m * y_stride);
+            store_panel(w, panel + i * apart, from, y + (size_t)m * y_stride);
+}
+
+static void some_rows(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
+                      float *y, size_t y_stride)
+{
+    int quarter = n_panels / PANELS_AT_ONCE, done = quarter * PANELS_AT_ONCE;
+    void (*run)(const struct matrix *, int, int, int, const struct rows *, float *, size_t) =
+        x->n_rows <= FEW_ROWS ? few_rows : many_rows;
+    for (int p = first_panel; p < first_panel + quarter; p++)
+        run(w, p, quarter, PANELS_AT_ONCE, x, y, y_stride);
+    for (; done<n_panels; done += n_panels - done> 1 ? 2 : 1)
+        run(w, first_panel + done, 1, min_int(n_panels - done, 2), x, y, y_stride);
 }
 
 static void matmul(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
                    float *y, size_t y_stride)
 {
-    if (x->n_rows == 1) {
-        one_row(w, first_panel, n_panels, x, y);
-        return;
-    }
+    must(x->group == w->group);
     for (int first = 0; first < x->n_rows; first += ROWS_IN_CACHE) {
         struct rows part = rows_part(x, first, min_int(x->n_rows - first, ROWS_IN_CACHE));
-        for (int i = 0; i < n_panels; i += PANELS_AT_ONCE)
-            many_rows(w, first_panel + i, n_panels - i, &part, y + (size_t)first * y_stride,
-                      y_stride);
+        some_rows(w, first_panel, n_panels, &part, y + (size_t)first * y_stride, y_stride);
     }
 }
 
