@@ -229,6 +229,7 @@ static void fill_portable(struct kernels *k)
         .add_int32 = add_int32};
     kernels_portable_quant(k);
     kernels_portable_attend(k);
+    kernels_portable_search(k);
 }
 
 static void fill_avx2(struct kernels *k)
@@ -236,6 +237,7 @@ static void fill_avx2(struct kernels *k)
     kernels_avx2_fill(k);
     kernels_avx2_quant(k);
     kernels_avx2_attend(k);
+    kernels_avx2_search(k);
 }
 
 static void fill_avx512(struct kernels *k)
@@ -243,6 +245,7 @@ static void fill_avx512(struct kernels *k)
     kernels_avx512_fill(k);
     kernels_avx512_quant(k);
     kernels_avx512_attend(k);
+    kernels_avx512_search(k);
 }
 
 static void fill_tables(void)

@@ -70,7 +70,7 @@ typedef void matmul_panels(const struct matrix *w, int first_panel, int n_panels
  *   f32   K float    [64/16][head_dim][16]               V float    [64][v_stride]
  *   bf16  K uint16_t [64/16][ceil(head_dim/2)][16][2]    V uint16_t [64/2][v_stride][2 keys]
  *   int8  K int8_t   [64/16][ceil(head_dim/4)][16][4]    V int8_t   [64/4][v_stride][4 keys]
- *         and one f32 scale per key for K and for V, absmax/127 over head_dim */
+ *         and one f32 scale per key for K and for V, absmax/127 over head_dim, or NaN */
 enum { ATTEND_BLOCK = 64 };
 struct attend_state { /* of one query head and one chunk; o follows in its own array */
     float max;        /* -inf before the first key */
@@ -79,7 +79,7 @@ struct attend_state { /* of one query head and one chunk; o follows in its own a
 struct attend_block {
     const float *q; /* [n_heads, q_stride], already scaled by 1/sqrt(head_dim) */
     int n_heads, q_stride;
-    const int8_t *q8;      /* int8: [n_heads, q8_stride], zero up to a multiple of 4 dims */
+    const int8_t *q8;      /* int8: [n_heads, q8_stride], zero up to a multiple of 16 */
     const float *q_scales; /* int8: [n_heads] */
     int q8_stride;
     const void *k, *v;
@@ -94,6 +94,11 @@ struct attend_block {
     size_t next_bytes;                /* fetched towards the caches meanwhile; NULL: nothing */
 };
 
+/* A candidate for the scale of a group of weights: scale = absmax / level. */
+struct scale_level {
+    float level, penalty; /* 1 / level^2 */
+};
+
 struct kernels {
     const char *name;                    /* "portable", "avx2", "avx512", "amx" */
     matmul_panels *matmul[FORMAT_COUNT]; /* by w->format; NULL for FORMAT_NATIVE */
@@ -101,6 +106,15 @@ struct kernels {
     /* One row of n columns by the rule of rows.h: q up to a multiple of `group` (zeros past
      * n), scales and sums one per group. */
     void (*quantise)(const float *x, int n, int group, int8_t *q, float *scales, int32_t *sums);
+
+    /* Weights of a group to integers (quantise.h); x [n], n = format_group(format), finite.
+     * For each level  t = x * (level / absmax),  r = round-to-nearest-even(t), for q4 clamped to
+     * [-8, 7] (for q8 no level is above 127),  error = sum of (t - r)^2 * penalty: 16 lane sums,
+     * a product and a sum each, added in halves (i and i + 8, i + 4, i + 2, i + 1).  q = r of the
+     * level with the smallest error, the first of equals (unseen where there is one level);
+     * returns absmax / level, or 0 and zeros where 127 / absmax is infinite. */
+    float (*quantise_weights)(const float *x, enum weight_format format,
+                              const struct scale_level *levels, int n_levels, int8_t *q);
 
     /* out[i] = x[i] * r * w[i], r = 1/sqrt(mean(x^2) + eps); 16 lane sums by fmaf. */
     void (*rms_norm)(const float *x, const float *w, int n, float eps, float *out);
@@ -124,7 +138,7 @@ struct kernels {
     /* Folds one block of keys into the state of each head:
      *   s_j = chain over d of fmaf(q[d], k[d][j], s), from 0
      *         int8: s_j = (q_scale * k_scale_j) * (float)isum, isum exact in int32
-     *   m'  = max(m, max_j s_j);  c = exp(m - m') (0 when m is -inf)
+     *   m'  = max(m, max_j s_j), NaN left out, a zero positive;  c = exp(m - m') (0 when m is -inf)
      *   p_j = exp(s_j - m')
      *   sum[lane] = sum[lane] * c;  o = o * c
      *   f32, bf16, for j ascending: sum[j mod 16] += p_j;  o = fmaf(p_j, v_j, o)
@@ -145,12 +159,15 @@ const char *const *kernels_names(void);
 /* Each file fills its part of a table; a level begins as a copy of the one below it. */
 void kernels_portable_quant(struct kernels *k);
 void kernels_portable_attend(struct kernels *k);
+void kernels_portable_search(struct kernels *k);
 void kernels_avx2_fill(struct kernels *k);
 void kernels_avx2_quant(struct kernels *k);
 void kernels_avx2_attend(struct kernels *k);
+void kernels_avx2_search(struct kernels *k);
 void kernels_avx512_fill(struct kernels *k);
 void kernels_avx512_quant(struct kernels *k);
 void kernels_avx512_attend(struct kernels *k);
+void kernels_avx512_search(struct kernels *k);
 void kernels_amx_fill(struct kernels *k);
 /* The system grants tile registers once per process; false where it does not. */
 bool kernels_amx_allowed(void);

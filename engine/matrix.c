@@ -39,6 +39,7 @@ static int ceil_div(int a, int b)
 struct packing {
     struct matrix *m;
     const struct linear_view *view;
+    const struct kernels *kernels;
     _Atomic int64_t bad_element; /* lowest that is not finite; INT64_MAX if none */
     _Atomic int64_t bad_scale;
 };
@@ -80,22 +81,57 @@ static float view_scale(const struct linear_view *v, int row, int col)
     return scale;
 }
 
+/* The first NaN (0x7f, 0xff) of n bytes, or n.  Eight at a time: of bytes without their
+ * sign only 0x7f carries into the top bit when 1 is added. */
+static int find_fp8_nan(const uint8_t *bytes, int n)
+{
+    int c = 0;
+    for (; c + 8 <= n; c += 8) {
+        uint64_t v;
+        memcpy(&v, bytes + c, sizeof(v));
+        v = (v & 0x7f7f7f7f7f7f7f7fu) + 0x0101010101010101u;
+        if (v & 0x8080808080808080u)
+            break;
+    }
+    while (c < n && (bytes[c] & 0x7f) != 0x7f)
+        c++;
+    return c;
+}
+
+/* A run of one row with one scale, to f32. */
+static void read_run(struct packing *p, int row, int col, int n, float *out)
+{
+    const struct linear_view *v = p->view;
+    int64_t first = (int64_t)row * v->cols + col;
+    float scale = view_scale(v, row, col);
+    if (v->weight.dtype == DTYPE_F8_E4M3) {
+        const uint8_t *from = (const uint8_t *)v->weight.data + first;
+        for (int i = 0; i < n; i++)
+            out[i] = fp8_decode(from[i]) * scale;
+        /* FP8 that is a number stays one with a scale that leaves the largest one. */
+        if (find_fp8_nan(from, n) == n && isfinite(scale * FP8_MAX))
+            return;
+    } else {
+        tensor_read_f32(&v->weight, first, n, out);
+    }
+    for (int i = 0; i < n; i++)
+        if (!isfinite(out[i])) {
+            note_bad(&p->bad_element, first + i);
+            return;
+        }
+}
+
 /* Reads a block as f32 [n_rows][n_cols] into `out`, scales applied. */
 static void read_block(struct packing *p, struct block b, float *out)
 {
-    const struct linear_view *v = p->view;
-    for (int r = 0; r < b.n_rows; r++, out += b.n_cols) {
-        int64_t first = (int64_t)(b.row + r) * v->cols + b.col;
-        tensor_read_f32(&v->weight, first, b.n_cols, out);
-        float scale = 1.0f;
-        for (int c = 0; c < b.n_cols; c++) {
-            if (c == 0 || (b.col + c) % v->block_cols == 0)
-                scale = view_scale(v, b.row + r, b.col + c);
-            out[c] *= scale;
-            if (!isfinite(out[c]))
-                note_bad(&p->bad_element, first + c);
+    int unit = p->view->block_cols;
+    for (int r = b.row; r < b.row + b.n_rows; r++)
+        for (int col = b.col, end = b.col + b.n_cols; col < end;) {
+            int n = min_int(end - col, unit - col % unit);
+            read_run(p, r, col, n, out);
+            out += n;
+            col += n;
         }
-    }
 }
 
 static void store_f32(const struct matrix *m, struct block b, const float *from)
@@ -143,23 +179,6 @@ static void store_quantized(const struct matrix *m, struct block b, const float 
     store_bytes(m, b, bytes, b.n_cols);
 }
 
-/* The first NaN (0x7f, 0xff) of n bytes, or n.  Eight at a time: of bytes without their
- * sign only 0x7f carries into the top bit when 1 is added. */
-static int find_fp8_nan(const uint8_t *bytes, int n)
-{
-    int c = 0;
-    for (; c + 8 <= n; c += 8) {
-        uint64_t v;
-        memcpy(&v, bytes + c, sizeof(v));
-        v = (v & 0x7f7f7f7f7f7f7f7fu) + 0x0101010101010101u;
-        if (v & 0x8080808080808080u)
-            break;
-    }
-    while (c < n && (bytes[c] & 0x7f) != 0x7f)
-        c++;
-    return c;
-}
-
 /* FP8 as it is stored: bytes and scale unchanged. */
 static void copy_fp8(struct packing *p, struct block b)
 {
@@ -185,14 +204,16 @@ static bool is_our_fp8(const struct linear_view *v)
 
 /* ---- integer formats ---- */
 
-static void store_q8(const struct matrix *m, struct block b, const float *from)
+static void store_q8(const struct packing *p, struct block b, const float *from)
 {
+    const struct matrix *m = p->m;
     for (int r = b.row; r < b.row + b.n_rows; r++, from += b.n_cols) {
         struct q8_panel_group *group =
             (struct q8_panel_group *)(void *)panel_at(m, r / PANEL_ROWS) + b.col / Q8_GROUP;
-        int8_t q[Q8_GROUP] = {0};
+        int8_t q[Q8_GROUP];
         int row = r % PANEL_ROWS;
-        group->scales[row] = quantise_q8(from, b.n_cols, QUANTISE_BEST, q);
+        group->scales[row] =
+            quantise_weights(p->kernels, FORMAT_Q8, from, b.n_cols, QUANTISE_BEST, q);
         for (int k = 0; k < Q8_GROUP; k += 4)
             memcpy(group->q[k / 4][row], q + k, 4);
     }
@@ -207,16 +228,18 @@ static void store_nibbles(struct q4_panel_group *group, int row, const int8_t *q
                 (uint8_t)((q[8 * j + i] + 8) | (unsigned)(q[8 * j + 4 + i] + 8) << 4);
 }
 
-static void store_q4(const struct matrix *m, struct block b, const float *from)
+static void store_q4(const struct packing *p, struct block b, const float *from)
 {
+    const struct matrix *m = p->m;
     for (int r = b.row; r < b.row + b.n_rows; r++, from += b.n_cols)
         for (int col = 0; col < b.n_cols; col += Q4_GROUP) {
             struct q4_panel_group *group =
                 (struct q4_panel_group *)(void *)panel_at(m, r / PANEL_ROWS) +
                 (b.col + col) / Q4_GROUP;
-            int8_t q[Q4_GROUP] = {0};
+            int8_t q[Q4_GROUP];
             group->scales[r % PANEL_ROWS] =
-                quantise_q4(from + col, min_int(Q4_GROUP, b.n_cols - col), QUANTISE_BEST, q);
+                quantise_weights(p->kernels, FORMAT_Q4, from + col,
+                                 min_int(Q4_GROUP, b.n_cols - col), QUANTISE_BEST, q);
             store_nibbles(group, r % PANEL_ROWS, q);
         }
 }
@@ -257,10 +280,10 @@ static void pack_block(struct packing *p, struct block b)
         store_quantized(m, b, block);
         break;
     case FORMAT_Q8:
-        store_q8(m, b, block);
+        store_q8(p, b, block);
         break;
     case FORMAT_Q4:
-        store_q4(m, b, block);
+        store_q4(p, b, block);
         break;
     default:
         unreachable();
@@ -436,7 +459,7 @@ static int convert(struct matrix *m, const struct linear_view *view, const struc
     struct linear_view v = *view;
     if (!v.scale.data)
         v.block_rows = v.block_cols = SCALE_BLOCK;
-    struct packing p = {.m = m, .view = &v};
+    struct packing p = {.m = m, .view = &v, .kernels = c->kernels};
     atomic_init(&p.bad_element, INT64_MAX);
     atomic_init(&p.bad_scale, INT64_MAX);
     if (m->format == FORMAT_Q4)

@@ -1,36 +1,42 @@
-/* engine/quantise.c - see quantise.h. */
+/* engine/quantise.c - the candidates of the search; see quantise.h. */
 #include "engine/quantise.h"
 
-#include <math.h>
+#include <string.h>
 
-float quantise_q8(const float *x, int n, enum quantise_search search, int8_t *q)
-{
-    float largest = 0.0f;
-    (void)search;
-    for (int i = 0; i < n; i++)
-        largest = fmaxf(largest, fabsf(x[i]));
-    for (int i = 0; i < n; i++)
-        q[i] = 0;
-    float inverse = 127.0f / largest;
-    if (isinf(inverse))
-        return 0.0f;
-    for (int i = 0; i < n; i++)
-        q[i] = (int8_t)rintf(x[i] * inverse);
-    return largest / 127.0f;
-}
+#include "base/must.h"
 
-float quantise_q4(const float *x, int n, enum quantise_search search, int8_t *q)
+/* An error in steps becomes one in weights by scale^2, that is by 1 / level^2. */
+#define LEVEL(l) \
+    { \
+        (l), 1.0f / ((l) * (l)) \
+    }
+
+/* None above 127, so nothing needs clamping. */
+static const struct scale_level q8_levels[] = {
+    LEVEL(127.0f), LEVEL(126.0f), LEVEL(125.0f), LEVEL(124.0f), LEVEL(120.0f), LEVEL(112.0f),
+    LEVEL(108.0f), LEVEL(104.0f), LEVEL(96.0f),  LEVEL(88.0f),  LEVEL(80.0f)};
+/* Above 7.5 the sign says which side has the value -8. */
+static const struct scale_level q4_levels[] = {LEVEL(7.0f), LEVEL(7.4f),  LEVEL(7.7f), LEVEL(-7.7f),
+                                               LEVEL(8.0f), LEVEL(-8.0f), LEVEL(8.3f), LEVEL(-8.3f),
+                                               LEVEL(8.6f), LEVEL(-8.6f), LEVEL(9.0f), LEVEL(-9.0f),
+                                               LEVEL(9.4f), LEVEL(-9.4f)};
+
+enum {
+    N_Q8_LEVELS = sizeof(q8_levels) / sizeof(q8_levels[0]),
+    N_Q4_LEVELS = sizeof(q4_levels) / sizeof(q4_levels[0])
+};
+float quantise_weights(const struct kernels *k, enum weight_format format, const float *x, int n,
+                       enum quantise_search search, int8_t *q)
 {
-    float largest = 0.0f;
-    (void)search;
-    for (int i = 0; i < n; i++)
-        largest = fmaxf(largest, fabsf(x[i]));
-    for (int i = 0; i < n; i++)
-        q[i] = 0;
-    float inverse = 7.0f / largest;
-    if (isinf(inverse))
-        return 0.0f;
-    for (int i = 0; i < n; i++)
-        q[i] = (int8_t)rintf(x[i] * inverse);
-    return largest / 7.0f;
+    int group = format_group(format);
+    must(group > 0 && n > 0 && n <= group);
+    float padded[Q8_GROUP];
+    if (n < group) {
+        memset(padded, 0, sizeof(padded));
+        memcpy(padded, x, (size_t)n * sizeof(*x));
+        x = padded;
+    }
+    const struct scale_level *levels = format == FORMAT_Q8 ? q8_levels : q4_levels;
+    int n_levels = format == FORMAT_Q8 ? N_Q8_LEVELS : N_Q4_LEVELS;
+    return k->quantise_weights(x, format, levels, search == QUANTISE_MAX ? 1 : n_levels, q);
 }
