@@ -157,6 +157,14 @@ static const struct option long_options[] = {
     {0},
 };
 
+#define HELP_MODEL \
+    "  --model DIR          a checkpoint or a packed directory\n" \
+    "  --geometry NAME      random weights in memory instead: m2-tiny, m2-mini, m2-layers-N\n" \
+    "  --vocab N            vocabulary of --geometry (12800 gives the head of 4 layers the " \
+    "share\n" \
+    "                       that it has in the whole M2)\n" \
+    "  --format F           " FORMAT_SET_HELP "\n"
+
 /* One benchmark: its name, its options with their help, its function. */
 struct verb {
     const char *name, *summary;
@@ -179,6 +187,19 @@ static const struct verb verbs[] = {
      "  --depth LIST         positions in the cache (default 4096,16384)\n"
      "  --prompt N           rows of a prefill step (default 128)\n",
      bench_attention},
+    {"decode",
+     "tokens one by one through the whole model",
+     {OPT_MODEL, OPT_GEOMETRY, OPT_VOCAB, OPT_FORMAT, OPT_DEPTH, OPT_BATCH, OPT_TOKENS},
+     HELP_MODEL "  --depth LIST         positions in the cache before the first token (default 0)\n"
+                "  --batch N            sequences side by side (default 1)\n"
+                "  --tokens N           tokens of each sequence per repetition (default 32)\n",
+     bench_decode},
+    {"prefill",
+     "a prompt through the whole model",
+     {OPT_MODEL, OPT_GEOMETRY, OPT_VOCAB, OPT_FORMAT, OPT_DEPTH, OPT_PROMPT},
+     HELP_MODEL "  --depth LIST         positions in the cache before the prompt (default 0)\n"
+                "  --prompt N           tokens of the prompt, one step (default 512)\n",
+     bench_prefill},
 };
 enum { N_VERBS = sizeof(verbs) / sizeof(verbs[0]) };
 static const char common_help[] =

@@ -92,8 +92,9 @@ static int decimals(double value)
 static void print_metric(FILE *out, const struct bench_metric *m)
 {
     int digits = decimals(m->value.median);
-    fprintf(out, "  %8.*f %s [%.*f..%.*f]", digits, m->value.median, m->unit, digits,
-            m->value.least, digits, m->value.most);
+    fprintf(out, "  %8.*f %s", digits, m->value.median, m->unit);
+    if (m->value.least < m->value.most)
+        fprintf(out, " [%.*f..%.*f]", digits, m->value.least, digits, m->value.most);
     if (m->share_of)
         fprintf(out, " %.2f of %s", m->share.median, m->share_of);
 }

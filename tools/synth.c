@@ -69,7 +69,8 @@ void synth_defaults(struct synth_options *o)
                                 .dtype = DTYPE_F8_E4M3,
                                 .seed = 1,
                                 .shard_bytes = 4LL << 30,
-                                .has_tokenizer = true};
+                                .has_tokenizer = true,
+                                .has_experts = true};
 }
 
 static bool parse_whole(const char *text, long long least, long long most, long long *out)

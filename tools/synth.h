@@ -21,6 +21,7 @@ struct synth_options {
     const char *dir;
     int64_t shard_bytes; /* one file up to this size, shards beyond */
     bool has_tokenizer;  /* write tokenizer.json too */
+    bool has_experts;    /* false: everything but their tensors */
     bool is_forced;      /* replace a checkpoint that is there */
     bool shows_progress;
 };

@@ -107,6 +107,21 @@ void synth_list_init(struct synth_list *l, const struct model_config *c, enum dt
         "lm_head.weight");
 }
 
+void synth_list_drop_experts(struct synth_list *l)
+{
+    int kept = 0;
+    l->total_bytes = 0;
+    for (int i = 0; i < l->n_tensors; i++) {
+        if (strstr(l->tensors[i].name, ".experts."))
+            continue;
+        struct synth_tensor *t = &l->tensors[kept++];
+        *t = l->tensors[i];
+        t->declaration.name = t->name;
+        l->total_bytes += t->size_bytes;
+    }
+    l->n_tensors = kept;
+}
+
 void synth_list_fini(struct synth_list *l)
 {
     mem_free(l->tensors);
