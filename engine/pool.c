@@ -6,17 +6,20 @@
  * caller need not wait for workers that claimed nothing.  Between calls the ticket is
  * closed, and only then the fields of a job change.
  *
- * Waiting is a short spin (the next call of a layer comes within microseconds), then sleep
- * on a condition.  The sequentially consistent pairs "publish, then look for sleepers" and
- * "count as sleeper, then look once more" make sure that no wake-up is lost. */
+ * Waiting is a spin, then sleep on a futex: no lock that woken threads would queue at.  The
+ * sequentially consistent pairs "publish, then look for sleepers" and "count as sleeper, then
+ * let the kernel compare once more" make sure that no wake-up is lost. */
 #include "engine/pool.h"
 
-#include <pthread.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/cpus.h"
 #include "base/err.h"
@@ -24,9 +27,10 @@
 #include "base/must.h"
 #include "base/thread.h"
 
-/* About 50 us of pauses on a 3 GHz core: longer than the gaps between the matrices of a
- * layer, shorter than a trip to another node. */
-enum { SPINS = 1000 };
+/* FREE: up to about 50 us of pauses, longer than the gaps between the matrices of a layer.
+ * On CPUs of its own, some milliseconds: longer than a layer's trip to the experts, because
+ * waking a dozen sleepers for every layer costs more than the trip's network. */
+enum { SPINS_FREE = 1000, SPINS_OWN = 50000 };
 
 #define CLOSED UINT32_MAX /* no task has this number */
 
@@ -46,10 +50,9 @@ struct pool {
     _Atomic(void *) ctx;
     _Atomic uint32_t n_tasks;
     _Alignas(MEM_ALIGN) _Atomic uint32_t n_done;
-    _Alignas(MEM_ALIGN) atomic_int n_sleepers;
+    _Alignas(MEM_ALIGN) _Atomic uint32_t news; /* changes with every call and at the end */
+    atomic_int n_sleepers;
     atomic_bool is_caller_asleep, is_running;
-    pthread_mutex_t lock; /* only around the two conditions */
-    pthread_cond_t published, finished;
     bool is_pinned;
 };
 
@@ -74,6 +77,17 @@ static void spin_once(void)
 #endif
 }
 
+/* Until somebody wakes, or at once if *word is not `seen` any more.  May return early. */
+static void sleep_on(_Atomic uint32_t *word, uint32_t seen)
+{
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+}
+
+static void wake(_Atomic uint32_t *word, int n_threads)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n_threads, NULL, NULL, 0);
+}
+
 static void run_task(pool_body *body, void *ctx, int task)
 {
     bool before = is_inside_task;
@@ -84,11 +98,8 @@ static void run_task(pool_body *body, void *ctx, int task)
 
 static void finish_task(struct pool *p, uint32_t n_tasks)
 {
-    if (atomic_fetch_add(&p->n_done, 1) + 1 != n_tasks || !atomic_load(&p->is_caller_asleep))
-        return;
-    must_zero(pthread_mutex_lock(&p->lock));
-    must_zero(pthread_cond_signal(&p->finished));
-    must_zero(pthread_mutex_unlock(&p->lock));
+    if (atomic_fetch_add(&p->n_done, 1) + 1 == n_tasks && atomic_load(&p->is_caller_asleep))
+        wake(&p->n_done, 1);
 }
 
 /* Runs tasks until none is left to claim; the generation that was looked at. */
@@ -128,20 +139,21 @@ static void wait_for_news(struct pool *p, const struct thread *t, uint32_t seen)
             return;
         spin_once();
     }
-    must_zero(pthread_mutex_lock(&p->lock));
     atomic_fetch_add(&p->n_sleepers, 1);
-    while (!has_news(p, t, seen))
-        must_zero(pthread_cond_wait(&p->published, &p->lock));
+    for (;;) {
+        uint32_t news = atomic_load(&p->news);
+        if (has_news(p, t, seen))
+            break;
+        sleep_on(&p->news, news);
+    }
     atomic_fetch_sub(&p->n_sleepers, 1);
-    must_zero(pthread_mutex_unlock(&p->lock));
 }
 
 static void wake_workers(void *ud)
 {
     struct pool *p = ud;
-    must_zero(pthread_mutex_lock(&p->lock));
-    must_zero(pthread_cond_broadcast(&p->published));
-    must_zero(pthread_mutex_unlock(&p->lock));
+    atomic_fetch_add(&p->news, 1);
+    wake(&p->news, INT_MAX);
 }
 
 /* A new generation with the ticket closed, so that the job may change. */
@@ -160,8 +172,10 @@ static void publish(struct pool *p, pool_body *body, void *ctx, uint32_t n_tasks
     atomic_store_explicit(&p->n_tasks, n_tasks, memory_order_release);
     atomic_store(&p->n_done, 0);
     atomic_store(&p->ticket, ticket_of(generation + 1, 0));
+    atomic_fetch_add(&p->news, 1);
+    /* No more than can find a task; who sleeps on is no worse off. */
     if (atomic_load(&p->n_sleepers) > 0)
-        wake_workers(p);
+        wake(&p->news, (int)(n_tasks - 1));
 }
 
 static void wait_until_done(struct pool *p, uint32_t n_tasks)
@@ -171,12 +185,10 @@ static void wait_until_done(struct pool *p, uint32_t n_tasks)
             return;
         spin_once();
     }
-    must_zero(pthread_mutex_lock(&p->lock));
     atomic_store(&p->is_caller_asleep, true);
-    while (atomic_load(&p->n_done) != n_tasks)
-        must_zero(pthread_cond_wait(&p->finished, &p->lock));
+    for (uint32_t n; (n = atomic_load(&p->n_done)) != n_tasks;)
+        sleep_on(&p->n_done, n);
     atomic_store(&p->is_caller_asleep, false);
-    must_zero(pthread_mutex_unlock(&p->lock));
 }
 
 void pool_run(struct pool *p, pool_body *body, void *ctx, int n_tasks)
@@ -218,11 +230,9 @@ struct pool *pool_new(int n_threads, enum pool_pinning pinning)
     struct pool *p = mem_aligned(sizeof(*p));
     bool is_roomy = n_threads <= thread_cpu_count();
     p->is_pinned = pinning == POOL_PIN_CPUS && is_roomy;
-    p->spins = is_roomy && pinning != POOL_SHARED ? SPINS : 0;
+    if (is_roomy && pinning != POOL_SHARED)
+        p->spins = p->is_pinned ? SPINS_OWN : SPINS_FREE;
     atomic_init(&p->ticket, ticket_of(0, CLOSED));
-    must_zero(pthread_mutex_init(&p->lock, NULL));
-    must_zero(pthread_cond_init(&p->published, NULL));
-    must_zero(pthread_cond_init(&p->finished, NULL));
     p->workers = mem_array((size_t)n_threads, sizeof(*p->workers));
     p->n_threads = 1;
     for (int i = 1; i < n_threads; i++) {
@@ -255,9 +265,6 @@ void pool_free(struct pool **pool)
         thread_stop(&p->workers[i].thread, wake_workers, p);
     if (p->is_pinned)
         cpus_free_thread();
-    must_zero(pthread_cond_destroy(&p->finished));
-    must_zero(pthread_cond_destroy(&p->published));
-    must_zero(pthread_mutex_destroy(&p->lock));
     mem_free(p->workers);
     mem_free(p);
 }

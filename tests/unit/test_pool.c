@@ -6,8 +6,10 @@
 #include <stdatomic.h>
 #include <stddef.h>
 
+#include "base/clock.h"
 #include "base/cpus.h"
 #include "base/mem.h"
+#include "base/thread.h"
 #include "tests/lib/test.h"
 
 enum { MOST = 257 };
@@ -63,6 +65,28 @@ TEST(thousands_of_short_calls_lose_and_double_nothing)
     check_counts(&few, 3, n_calls);
     check_counts(&many, 11, n_calls);
     pool_free(&p);
+}
+
+/* A figure for the reader; what is checked is that every task ran. */
+TEST(what_a_call_of_one_empty_task_for_each_thread_costs)
+{
+    int n_calls = test_is_slow_build() ? 500 : 5000;
+    int n_cpus = thread_cpu_count();
+    const int n_threads[] = {1, 2, n_cpus};
+    for (int i = 0; i < 3; i++) {
+        enum pool_pinning pinning = n_threads[i] <= n_cpus ? POOL_PIN_CPUS : POOL_SHARED;
+        struct pool *p = pool_new(n_threads[i], pinning);
+        struct tally t = {.pool = p};
+        pool_run(p, count, &t, n_threads[i]);
+        int64_t begun_ns = clock_now_ns();
+        for (int k = 1; k < n_calls; k++)
+            pool_run(p, count, &t, n_threads[i]);
+        int64_t spent_ns = clock_now_ns() - begun_ns;
+        test_say("%d threads on %d CPUs: %.2f us a call", n_threads[i], n_cpus,
+                 (double)spent_ns / n_calls / CLOCK_US);
+        check_counts(&t, n_threads[i], n_calls);
+        pool_free(&p);
+    }
 }
 
 TEST(pinned_and_shared_pools_do_the_same)
