@@ -44,7 +44,7 @@ struct worker {
     struct server *server;
     struct wire_forward_limits limits;
     struct store_view *view; /* NULL before the first */
-    int64_t spin_ns;
+    int64_t spin_ns, n_parcels;
     struct batch *batch;
     struct pending pending[MAX_PARCELS];
     struct expert_scratch *scratch;
@@ -246,6 +246,7 @@ static void on_forward(void *ud, struct server_call *call, const struct server_r
         server_fail(&call, rc, "%s", e.text);
         return;
     }
+    w->n_parcels++;
     w->pending[batch_count(w->batch) - 1] =
         (struct pending){.call = call, .forward = f, .received_ns = r->received_ns};
 }
@@ -336,10 +337,15 @@ static void worker_main(struct thread *t, void *arg)
     struct link *link = server_link(w->server);
     int fd = queue_fd(w->options.views);
     while (!thread_should_stop(t)) {
+        bool is_guarded = w->options.guard_after > 0 && w->n_parcels >= w->options.guard_after;
+        if (is_guarded)
+            mem_guard_begin("a worker's turn");
         link_wait(&link, 1, fd, clock_now_ns() + IDLE_NS, w->spin_ns);
         take_views(w);
         server_process(w->server, clock_now_ns());
         run_batch(w);
+        if (is_guarded)
+            mem_guard_end();
     }
     close_worker(w);
 }

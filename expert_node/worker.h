@@ -26,6 +26,9 @@ struct worker_options {
     int threads, max_rows;
     int64_t spin_ns; /* busy wait for the next parcel before sleeping; 0: nothing here spins */
     struct queue *views, *retired; /* store.h; borrowed */
+    /* For tests: after so many parcels the thread may allocate nothing any more (base/mem.h,
+     * the allocation guard); 0: it may.  Mode expert allocates its answers. */
+    int64_t guard_after;
 };
 
 struct worker;

@@ -36,6 +36,8 @@ struct world {
     uint16_t holder[HOLDERS];
     uint64_t epoch;
     struct moe_remote *moe;
+    int64_t guard_after; /* for the workers */
+    bool is_guarded;     /* no step may allocate */
     int32_t tokens[N_TOKENS];
 };
 
@@ -78,7 +80,8 @@ static void start_worker(struct world *w, int index)
                                .fingerprint = w->fingerprint,
                                .formats = w->worker_formats,
                                .kernels = w->model.compute.kernels,
-                               .threads = 1,
+                               .threads = w->guard_after ? 2 : 1,
+                               .guard_after = w->guard_after,
                                .max_rows = 64,
                                .views = x->views,
                                .retired = x->retired};
@@ -198,8 +201,12 @@ static int run_chunk(struct world *w, struct kv_seq *seq, int n, const struct st
     step.seqs = &s;
     CHECK_INT(kv_reserve(w->model.kv, seq, at + n), 0);
     moe_remote_begin_step(w->moe, 7, clock_now_ns() + 30 * CLOCK_S);
+    if (w->is_guarded)
+        mem_guard_begin("a step");
     int rc =
         forward_step(w->model.forward, w->model.kv, &step, &moe_remote_ops, w->moe, &got, &n_got);
+    if (w->is_guarded)
+        mem_guard_end();
     if (rc == 0) {
         CHECK_INT(n_got, n);
         memcpy(logits + (size_t)at * 400, got, (size_t)n * 400 * sizeof(float));
@@ -288,6 +295,34 @@ TEST(moe_remote_has_the_local_bits_in_every_format)
         compare(formats[i], COMBINE_EXPERT, 2, "ipc");
     }
     compare("q8", COMBINE_NODE, 1, "tcp");
+}
+
+/* The guard of base/mem.h on both sides of the wire: any allocation ends the process. */
+TEST(moe_remote_steps_allocate_nothing_on_either_side)
+{
+    static const char *const formats[] = {"native", "q8"};
+    for (int i = 0; i < 2; i++) {
+        struct world w;
+        open_world(&w, formats[i], COMBINE_FIXED, 2, "tcp");
+        for (int k = 0; k < 2; k++) {
+            stop_worker(&w, k);
+            w.guard_after = LAYERS; /* each sees one parcel of each layer first */
+            start_worker(&w, k);
+        }
+        install(&w);
+        float *got = mem_array(all_bytes, 1);
+        struct kv_seq seq = {0};
+        struct step plain = {0};
+        CHECK_INT(run_chunk(&w, &seq, 16, &plain, got), 0);
+        CHECK_INT(run_chunk(&w, &seq, 1, &plain, got), 0);
+        w.is_guarded = true;
+        for (int k = 0; k < 10; k++)
+            CHECK_INT(run_chunk(&w, &seq, 1, &plain, got), 0);
+        CHECK_INT(run_chunk(&w, &seq, 13, &plain, got), 0);
+        kv_truncate(w.model.kv, &seq, 0);
+        mem_free(got);
+        close_world(&w);
+    }
 }
 
 TEST(moe_remote_says_so_when_a_node_reads_other_rows)
