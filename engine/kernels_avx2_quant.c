@@ -14,7 +14,7 @@
  * Four panels are read at a time, one from each quarter of the range: four streams are read
  * faster than one, and the longer they go on the better.  A few rows use weights straight from
  * memory; for more, each group of a panel is unpacked into the first-level cache, where tiles
- * of 4 rows x 16 weights go over it.
+ * of 4 (q8) or 6 (q4) rows x 16 weights go over it.
  * Accumulators are named variables, written out by macros (see kernels_avx2.c). */
 #include <immintrin.h>
 #include <math.h>
@@ -22,6 +22,7 @@
 
 #include "base/must.h"
 #include "engine/kernels.h"
+#include "model/halves.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -30,9 +31,10 @@ enum {
     STEP = 4,        /* columns that one 32-bit lane holds */
     STEP_BYTES = 64, /* a step of a q8 panel: 4 columns x 16 weights */
     PANELS_AT_ONCE = 4,
-    FEW_ROWS = 3, /* so many are done before a panel is unpacked */
+    FEW_ROWS = 4, /* so many are done before a panel is unpacked */
     ROWS_IN_CACHE = 64,
-    TILE_ROWS = 4,
+    Q8_TILE_ROWS = 4,
+    Q4_TILE_ROWS = 6,
     SCALE_BYTES = PANEL_ROWS * (int)sizeof(float),
     Q8_GROUP_BYTES = SCALE_BYTES + Q8_GROUP * PANEL_ROWS,
     Q4_GROUP_BYTES = SCALE_BYTES + Q4_GROUP * PANEL_ROWS / 2,
@@ -86,13 +88,6 @@ static size_t group_bytes_of(const struct matrix *w)
     return w->format == FORMAT_Q8 ? Q8_GROUP_BYTES : Q4_GROUP_BYTES;
 }
 
-/* The 16 results of a panel for one row; rows of W past the end are not written. */
-static void store_panel(const struct matrix *w, int panel, const float *acc, float *y)
-{
-    int first = panel * PANEL_ROWS;
-    memcpy(y + first, acc, (size_t)min_int(w->rows - first, PANEL_ROWS) * sizeof(float));
-}
-
 /* acc = fmaf(wscale * xscale, (float)isum, acc) for the 16 weights of a panel. */
 INLINE void fold(const float *scales, __m256 x_scale, __m256i low, __m256i high, float *acc)
 {
@@ -122,6 +117,8 @@ static int32_t q4_start(const int8_t *x)
 #define EACH_2(DO) DO(0) DO(1)
 #define EACH_3(DO) EACH_2(DO) DO(2)
 #define EACH_4(DO) EACH_3(DO) DO(3)
+#define EACH_5(DO) EACH_4(DO) DO(4)
+#define EACH_6(DO) EACH_5(DO) DO(5)
 
 /* ---- a few rows ---- */
 
@@ -193,23 +190,35 @@ Q4_ROW(1)
 Q4_ROW(2)
 Q4_ROW(4)
 
-/* n panels (1, 2 or 4), every apart-th from `panel` on, for at most FEW_ROWS rows. */
-static void few_rows(const struct matrix *w, int panel, int apart, int n, const struct rows *x,
-                     float *y, size_t y_stride)
+/* Panels that are read together: n (1, 2 or 4) of them, every apart-th from the first. */
+struct panels {
+    const struct matrix *w;
+    int first, apart, n;
+};
+
+/* The results [16] of panel i for one row; rows of W past the end are not written. */
+static void store_panel(const struct panels *p, int i, const float *acc, float *y)
+{
+    int first = (p->first + i * p->apart) * PANEL_ROWS;
+    memcpy(y + first, acc, (size_t)min_int(p->w->rows - first, PANEL_ROWS) * sizeof(float));
+}
+
+/* At most FEW_ROWS rows. */
+static void few_rows(const struct panels *p, const struct rows *x, float *y, size_t y_stride)
 {
     static row_group *const q8[] = {NULL, q8_row_1, q8_row_2, NULL, q8_row_4};
     static row_group *const q4[] = {NULL, q4_row_1, q4_row_2, NULL, q4_row_4};
-    row_group *run = (w->format == FORMAT_Q8 ? q8 : q4)[n];
-    size_t group_bytes = group_bytes_of(w), stride = (size_t)apart * w->panel_bytes;
+    row_group *run = (p->w->format == FORMAT_Q8 ? q8 : q4)[p->n];
+    size_t group_bytes = group_bytes_of(p->w), stride = (size_t)p->apart * p->w->panel_bytes;
     _Alignas(32) float acc[FEW_ROWS][PANELS_AT_ONCE * PANEL_ROWS] = {{0}};
-    const char *from = panel_at(w, panel);
-    for (size_t g = 0, n_groups = groups_of(w); g < n_groups; g++, from += group_bytes)
+    const char *from = panel_at(p->w, p->first);
+    for (size_t g = 0, n_groups = groups_of(p->w); g < n_groups; g++, from += group_bytes)
         for (size_t m = 0; m < (size_t)x->n_rows; m++)
-            run(from, stride, x->q8 + m * x->q8_stride + g * (size_t)w->group,
+            run(from, stride, x->q8 + m * x->q8_stride + g * (size_t)p->w->group,
                 x->scales[m * x->scale_stride + g], acc[m]);
     for (int m = 0; m < x->n_rows; m++)
-        for (int i = 0; i < n; i++)
-            store_panel(w, panel + i * apart, acc[m] + PANEL_ROWS * i, y + (size_t)m * y_stride);
+        for (int i = 0; i < p->n; i++)
+            store_panel(p, i, acc[m] + PANEL_ROWS * i, y + (size_t)m * y_stride);
 }
 
 /* ---- more rows ---- */
@@ -315,7 +324,8 @@ Q8_TILE(4)
     { \
         const __m256i ones = _mm256_set1_epi16(1); \
         const char *ahead = t->ahead; \
-        EACH_##n(TILE_X) EACH_##n(Q4_START) for (size_t k = 0; k < Q4_STEPS; k++) \
+        EACH_##n(TILE_X) EACH_##n(Q4_START) \
+            _Pragma("GCC unroll 4") for (size_t k = 0; k < Q4_STEPS; k++) \
         { \
             _mm_prefetch(ahead, _MM_HINT_T0); \
             ahead += t->ahead_step; \
@@ -328,69 +338,90 @@ Q4_TILE(1)
 Q4_TILE(2)
 Q4_TILE(3)
 Q4_TILE(4)
+Q4_TILE(5)
+Q4_TILE(6)
 
 static tile *const q8_tiles[] = {NULL, q8_tile_1, q8_tile_2, q8_tile_3, q8_tile_4};
-static tile *const q4_tiles[] = {NULL, q4_tile_1, q4_tile_2, q4_tile_3, q4_tile_4};
+static tile *const q4_tiles[] = {NULL,      q4_tile_1, q4_tile_2, q4_tile_3,
+                                 q4_tile_4, q4_tile_5, q4_tile_6};
 
-/* Group g of n panels for at most ROWS_IN_CACHE rows, folded into acc [n][rows][16]. */
-static void group_rows(const struct matrix *w, int panel, int apart, int n, size_t g,
-                       const struct rows *x, float *acc)
+/* Rows of the next tile: as many as registers allow, the last two tiles alike. */
+static int rows_next(int left, int most)
 {
-    struct unpacked u;
-    int32_t starts[ROWS_IN_CACHE];
-    bool is_q8 = w->format == FORMAT_Q8;
-    const int8_t *x0 = x->q8 + g * (size_t)w->group;
-    size_t group_bytes = group_bytes_of(w), steps = is_q8 ? Q8_STEPS : Q4_STEPS;
-    size_t all_steps = (size_t)((x->n_rows + TILE_ROWS - 1) / TILE_ROWS) * steps;
-    for (int m = 0; !is_q8 && m < x->n_rows; m++)
-        starts[m] = q4_start(x0 + (size_t)m * x->q8_stride);
-    for (int i = 0; i < n; i++) {
-        const char *from = panel_at(w, panel + i * apart) + g * group_bytes;
-        /* The next group's turn comes when the other panels have had theirs.  It is fetched
-         * evenly over all tiles; the last of a matrix is past its end, which a prefetch may. */
-        struct tile_rows t = {.x = x0,
-                              .x_stride = x->q8_stride,
-                              .scales = x->scales + g,
-                              .scale_stride = x->scale_stride,
-                              .q4_start = starts,
-                              .ahead = from + group_bytes,
-                              .ahead_step = (group_bytes + all_steps - 1) / all_steps};
-        (is_q8 ? q8_unpack : q4_unpack)(from, &u);
-        for (int m = 0, n_tile; m < x->n_rows; m += n_tile, acc += n_tile * PANEL_ROWS) {
-            n_tile = min_int(x->n_rows - m, TILE_ROWS);
-            (is_q8 ? q8_tiles : q4_tiles)[n_tile](&u, &t, acc);
-            t.x += (size_t)n_tile * t.x_stride;
-            t.scales += (size_t)n_tile * t.scale_stride;
-            t.q4_start += n_tile;
-            t.ahead += steps * t.ahead_step;
-        }
+    return left <= most ? left : left < 2 * most ? (left + 1) / 2 : most;
+}
+
+/* All tiles of an unpacked group, folded into acc [rows][16]. */
+static void all_tiles(const struct unpacked *u, struct tile_rows t, bool is_q8, int n_rows,
+                      float *acc)
+{
+    tile *const *tiles = is_q8 ? q8_tiles : q4_tiles;
+    int most = is_q8 ? Q8_TILE_ROWS : Q4_TILE_ROWS;
+    size_t steps = is_q8 ? Q8_STEPS : Q4_STEPS;
+    size_t n_tiles = (size_t)((n_rows + most - 1) / most);
+    size_t bytes = is_q8 ? Q8_GROUP_BYTES : Q4_GROUP_BYTES;
+    t.ahead_step = (bytes + n_tiles * steps - 1) / (n_tiles * steps);
+    for (int m = 0, n; m < n_rows; m += n, acc += n * PANEL_ROWS) {
+        n = rows_next(n_rows - m, most);
+        tiles[n](u, &t, acc);
+        t.x += (size_t)n * t.x_stride;
+        t.scales += (size_t)n * t.scale_stride;
+        t.q4_start += n;
+        t.ahead += steps * t.ahead_step;
     }
 }
 
-/* n panels, every apart-th from `panel` on, for at most ROWS_IN_CACHE rows. */
-static void many_rows(const struct matrix *w, int panel, int apart, int n, const struct rows *x,
-                      float *y, size_t y_stride)
+/* Group g of the panels for at most ROWS_IN_CACHE rows, folded into acc [p->n][rows][16]. */
+static void group_rows(const struct panels *p, size_t g, const struct rows *x, float *acc)
 {
-    _Alignas(64) float acc[PANELS_AT_ONCE * ROWS_IN_CACHE * PANEL_ROWS];
-    memset(acc, 0, (size_t)(n * x->n_rows * PANEL_ROWS) * sizeof(float));
-    for (size_t g = 0, n_groups = groups_of(w); g < n_groups; g++)
-        group_rows(w, panel, apart, n, g, x, acc);
-    const float *from = acc;
-    for (int i = 0; i < n; i++)
-        for (int m = 0; m < x->n_rows; m++, from += PANEL_ROWS)
-            store_panel(w, panel + i * apart, from, y + (size_t)m * y_stride);
+    struct unpacked u;
+    int32_t starts[ROWS_IN_CACHE];
+    bool is_q8 = p->w->format == FORMAT_Q8;
+    size_t group_bytes = group_bytes_of(p->w);
+    struct tile_rows t = {.x = x->q8 + g * (size_t)p->w->group,
+                          .x_stride = x->q8_stride,
+                          .scales = x->scales + g,
+                          .scale_stride = x->scale_stride,
+                          .q4_start = starts};
+    for (int m = 0; !is_q8 && m < x->n_rows; m++)
+        starts[m] = q4_start(t.x + (size_t)m * t.x_stride);
+    for (int i = 0; i < p->n; i++, acc += x->n_rows * PANEL_ROWS) {
+        const char *from = panel_at(p->w, p->first + i * p->apart) + g * group_bytes;
+        /* The panel's next group: its turn comes when the other panels have had theirs.  The
+         * last of a matrix is past its end, which a prefetch may. */
+        t.ahead = from + group_bytes;
+        (is_q8 ? q8_unpack : q4_unpack)(from, &u);
+        all_tiles(&u, t, is_q8, x->n_rows, acc);
+    }
 }
 
-static void some_rows(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
-                      float *y, size_t y_stride)
+/* At most ROWS_IN_CACHE rows. */
+static void many_rows(const struct panels *p, const struct rows *x, float *y, size_t y_stride)
 {
-    int quarter = n_panels / PANELS_AT_ONCE, done = quarter * PANELS_AT_ONCE;
-    void (*run)(const struct matrix *, int, int, int, const struct rows *, float *, size_t) =
+    _Alignas(64) float acc[PANELS_AT_ONCE * ROWS_IN_CACHE * PANEL_ROWS];
+    memset(acc, 0, (size_t)(p->n * x->n_rows * PANEL_ROWS) * sizeof(float));
+    for (size_t g = 0, n_groups = groups_of(p->w); g < n_groups; g++)
+        group_rows(p, g, x, acc);
+    const float *from = acc;
+    for (int i = 0; i < p->n; i++)
+        for (int m = 0; m < x->n_rows; m++, from += PANEL_ROWS)
+            store_panel(p, i, from, y + (size_t)m * y_stride);
+}
+
+static void panel_range(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
+                        float *y, size_t y_stride)
+{
+    void (*run)(const struct panels *, const struct rows *, float *, size_t) =
         x->n_rows <= FEW_ROWS ? few_rows : many_rows;
-    for (int p = first_panel; p < first_panel + quarter; p++)
-        run(w, p, quarter, PANELS_AT_ONCE, x, y, y_stride);
-    for (; done<n_panels; done += n_panels - done> 1 ? 2 : 1)
-        run(w, first_panel + done, 1, min_int(n_panels - done, 2), x, y, y_stride);
+    int quarter = n_panels / PANELS_AT_ONCE, end = first_panel + n_panels;
+    struct panels p = {.w = w, .first = first_panel, .apart = quarter, .n = PANELS_AT_ONCE};
+    for (; p.first < first_panel + quarter; p.first++)
+        run(&p, x, y, y_stride);
+    p.apart = 1;
+    for (p.first = first_panel + quarter * PANELS_AT_ONCE; p.first < end; p.first += p.n) {
+        p.n = min_int(end - p.first, 2);
+        run(&p, x, y, y_stride);
+    }
 }
 
 static void matmul(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
@@ -399,12 +430,98 @@ static void matmul(const struct matrix *w, int first_panel, int n_panels, const 
     must(x->group == w->group);
     for (int first = 0; first < x->n_rows; first += ROWS_IN_CACHE) {
         struct rows part = rows_part(x, first, min_int(x->n_rows - first, ROWS_IN_CACHE));
-        some_rows(w, first_panel, n_panels, &part, y + (size_t)first * y_stride, y_stride);
+        panel_range(w, first_panel, n_panels, &part, y + (size_t)first * y_stride, y_stride);
+    }
+}
+
+/* ---- activations ---- */
+
+enum { QUANTISED_AT_ONCE = 32 };
+
+/* Eight floats, zeros from the n-th on. */
+INLINE __m256 load_some(const float *x, int n)
+{
+    if (n >= VECTOR)
+        return _mm256_loadu_ps(x);
+    float part[VECTOR] = {0};
+    if (n > 0)
+        memcpy(part, x, (size_t)n * sizeof(*x));
+    return _mm256_loadu_ps(part);
+}
+
+/* The largest magnitude's bits: ordered like the values, with infinity and then NaNs last. */
+static uint32_t largest_bits(const float *x, int n)
+{
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(INT32_MAX));
+    __m256i most = _mm256_setzero_si256();
+    for (int i = 0; i < n; i += VECTOR) {
+        __m256 v = _mm256_and_ps(load_some(x + i, n - i), magnitude);
+        most = _mm256_max_epi32(most, _mm256_castps_si256(v));
+    }
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    m = _mm_max_epi32(m, _mm_unpackhi_epi64(m, m));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 1));
+    return (uint32_t)_mm_cvtsi128_si32(m);
+}
+
+/* q of at most 32 columns (all 32 are written); returns their sum added to `sum`. */
+INLINE __m256i quantise_32(const float *x, int n, __m256 inverse, __m256i sum, int8_t *q)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i v[4];
+    for (int i = 0; i < 4; i++) {
+        __m256 part = load_some(x + i * VECTOR, n - i * VECTOR);
+        v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(part, inverse));
+        sum = _mm256_add_epi32(sum, v[i]);
+    }
+    __m256i packed =
+        _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+    _mm256_storeu_si256((void *)q, _mm256_permutevar8x32_epi32(packed, order));
+    return sum;
+}
+
+static int32_t add_lanes(__m256i v)
+{
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_add_epi32(s, _mm_unpackhi_epi64(s, s));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 1)));
+}
+
+static void quantise_group(const float *x, int n, int8_t *q, float *scale, int32_t *sum)
+{
+    float largest = f32_from_bits(largest_bits(x, n)), inverse = 127.0f / largest;
+    *scale = isfinite(largest) ? 0.0f : NAN;
+    *sum = 0;
+    if (!isfinite(largest) || isinf(inverse)) {
+        memset(q, 0, (size_t)n);
+        return;
+    }
+    const __m256 factor = _mm256_set1_ps(inverse);
+    __m256i sums = _mm256_setzero_si256();
+    int i = 0;
+    for (; i + QUANTISED_AT_ONCE <= n; i += QUANTISED_AT_ONCE)
+        sums = quantise_32(x + i, QUANTISED_AT_ONCE, factor, sums, q + i);
+    if (i < n) {
+        int8_t last[QUANTISED_AT_ONCE];
+        sums = quantise_32(x + i, n - i, factor, sums, last);
+        memcpy(q + i, last, (size_t)(n - i));
+    }
+    *scale = largest * (1.0f / 127.0f);
+    *sum = add_lanes(sums);
+}
+
+static void quantise(const float *x, int n, int group, int8_t *q, float *scales, int32_t *sums)
+{
+    for (int first = 0, g = 0; first < n; first += group, g++) {
+        int count = min_int(n - first, group);
+        quantise_group(x + first, count, q + first, &scales[g], &sums[g]);
+        memset(q + first + count, 0, (size_t)(group - count));
     }
 }
 
 void kernels_avx2_quant(struct kernels *k)
 {
+    k->quantise = quantise;
     k->matmul[FORMAT_Q8] = matmul;
     k->matmul[FORMAT_Q4] = matmul;
 }
