@@ -98,7 +98,7 @@ static float search_portable(const float *x, enum weight_format format,
 #define AVX2 __attribute__((target("avx2")))
 enum { NEAREST = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC };
 
-AVX2 static inline float add_lanes(__m256 v)
+AVX2 INLINE float add_lanes(__m256 v)
 {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -116,7 +116,7 @@ AVX2 static float largest_avx2(const float *x, int n)
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
 
-AVX2 static inline __m256 rounded_avx2(__m256 t, bool clamps)
+AVX2 INLINE __m256 rounded_avx2(__m256 t, bool clamps)
 {
     __m256 r = _mm256_round_ps(t, NEAREST);
     if (!clamps)
@@ -124,7 +124,7 @@ AVX2 static inline __m256 rounded_avx2(__m256 t, bool clamps)
     return _mm256_min_ps(_mm256_max_ps(r, _mm256_set1_ps(Q4_LOWEST)), _mm256_set1_ps(Q4_HIGHEST));
 }
 
-AVX2 static float sum_avx2(const float *x, int n, float inverse, bool clamps)
+AVX2 INLINE float sum_of_avx2(const float *x, int n, float inverse, bool clamps)
 {
     __m256 low = _mm256_setzero_ps(), high = low, scale = _mm256_set1_ps(inverse);
     for (int i = 0; i < n; i += LANES) {
@@ -136,6 +136,11 @@ AVX2 static float sum_avx2(const float *x, int n, float inverse, bool clamps)
         high = _mm256_add_ps(high, _mm256_mul_ps(d, d));
     }
     return add_lanes(_mm256_add_ps(low, high));
+}
+
+AVX2 static float sum_avx2(const float *x, int n, float inverse, bool clamps)
+{
+    return clamps ? sum_of_avx2(x, n, inverse, true) : sum_of_avx2(x, n, inverse, false);
 }
 
 AVX2 static void round_avx2(const float *x, int n, float inverse, bool clamps, int8_t *q)
@@ -168,7 +173,7 @@ AVX512 static float largest_avx512(const float *x, int n)
     return _mm512_reduce_max_ps(v);
 }
 
-AVX512 static inline __m512 rounded_avx512(__m512 t, bool clamps)
+AVX512 INLINE __m512 rounded_avx512(__m512 t, bool clamps)
 {
     __m512 r = _mm512_roundscale_ps(t, NEAREST);
     if (!clamps)
@@ -176,7 +181,7 @@ AVX512 static inline __m512 rounded_avx512(__m512 t, bool clamps)
     return _mm512_min_ps(_mm512_max_ps(r, _mm512_set1_ps(Q4_LOWEST)), _mm512_set1_ps(Q4_HIGHEST));
 }
 
-AVX512 static float sum_avx512(const float *x, int n, float inverse, bool clamps)
+AVX512 INLINE float sum_of_avx512(const float *x, int n, float inverse, bool clamps)
 {
     __m512 sum = _mm512_setzero_ps(), scale = _mm512_set1_ps(inverse);
     for (int i = 0; i < n; i += LANES) {
@@ -189,6 +194,11 @@ AVX512 static float sum_avx512(const float *x, int n, float inverse, bool clamps
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+AVX512 static float sum_avx512(const float *x, int n, float inverse, bool clamps)
+{
+    return clamps ? sum_of_avx512(x, n, inverse, true) : sum_of_avx512(x, n, inverse, false);
 }
 
 AVX512 static void round_avx512(const float *x, int n, float inverse, bool clamps, int8_t *q)

@@ -222,10 +222,13 @@ static void store_q8(const struct packing *p, struct block b, const float *from)
 /* Column 8j + i and column 8j + 4 + i share a byte, each as value + 8. */
 static void store_nibbles(struct q4_panel_group *group, int row, const int8_t *q)
 {
-    for (int j = 0; j < Q4_GROUP / 8; j++)
-        for (int i = 0; i < 4; i++)
-            group->q[j][row][i] =
-                (uint8_t)((q[8 * j + i] + 8) | (unsigned)(q[8 * j + 4 + i] + 8) << 4);
+    for (int j = 0; j < Q4_GROUP / 8; j++) {
+        uint64_t eight;
+        memcpy(&eight, q + 8 * j, sizeof(eight));
+        eight = (eight & 0x0f0f0f0f0f0f0f0fu) ^ 0x0808080808080808u; /* + 8 in four bits */
+        uint32_t pairs = (uint32_t)eight | (uint32_t)(eight >> 32) << 4;
+        memcpy(group->q[j][row], &pairs, sizeof(pairs));
+    }
 }
 
 static void store_q4(const struct packing *p, struct block b, const float *from)

@@ -16,10 +16,9 @@ static const struct scale_level q8_levels[] = {
     LEVEL(127.0f), LEVEL(126.0f), LEVEL(125.0f), LEVEL(124.0f), LEVEL(120.0f), LEVEL(112.0f),
     LEVEL(108.0f), LEVEL(104.0f), LEVEL(96.0f),  LEVEL(88.0f),  LEVEL(80.0f)};
 /* Above 7.5 the sign says which side has the value -8. */
-static const struct scale_level q4_levels[] = {LEVEL(7.0f), LEVEL(7.4f),  LEVEL(7.7f), LEVEL(-7.7f),
-                                               LEVEL(8.0f), LEVEL(-8.0f), LEVEL(8.3f), LEVEL(-8.3f),
-                                               LEVEL(8.6f), LEVEL(-8.6f), LEVEL(9.0f), LEVEL(-9.0f),
-                                               LEVEL(9.4f), LEVEL(-9.4f)};
+static const struct scale_level q4_levels[] = {
+    LEVEL(7.0f),  LEVEL(7.4f),   LEVEL(7.7f), LEVEL(-7.7f), LEVEL(8.0f), LEVEL(-8.0f),
+    LEVEL(8.35f), LEVEL(-8.35f), LEVEL(8.7f), LEVEL(-8.7f), LEVEL(9.2f), LEVEL(-9.2f)};
 
 enum {
     N_Q8_LEVELS = sizeof(q8_levels) / sizeof(q8_levels[0]),
