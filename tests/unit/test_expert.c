@@ -5,18 +5,22 @@
 #include <math.h>
 
 #include "base/mem.h"
+#include "engine/matrix.h"
 #include "model/halves.h"
 #include "tests/lib/test.h"
 
-enum { EXPERTS = 12, TOP_K = 4, HIDDEN = 150, INNER = 83, MAX_ROWS = 90 };
+enum { EXPERTS = 12, TOP_K = 4, HIDDEN = 150, INNER = 330, MAX_ROWS = 90 };
+enum { X_STRIDE = 160, INNER_STRIDE = 336 };
 
 struct world {
     struct compute c;
     struct expert experts[EXPERTS];
     const struct expert *held[EXPERTS];
     struct expert_scratch *scratch;
+    enum weight_format format;
     struct parcel p;
-    float rows[MAX_ROWS * HIDDEN];
+    float rows[MAX_ROWS * X_STRIDE];
+    struct rows_room room; /* of rows, for integer formats */
     int16_t exponents[MAX_ROWS];
     int32_t first_route[MAX_ROWS + 1];
     uint16_t chosen[MAX_ROWS * TOP_K];
@@ -64,6 +68,7 @@ static void free_views(const struct expert_view *v)
 static struct world *world_new(enum weight_format f, int n_threads, struct rng *r)
 {
     struct world *w = mem_alloc(sizeof(*w));
+    w->format = f;
     w->c = (struct compute){.kernels = kernels_best(), .pool = pool_new(n_threads, POOL_FREE)};
     for (int i = 0; i < EXPERTS; i++) {
         struct expert_view v = random_expert(r, INNER);
@@ -73,7 +78,8 @@ static struct world *world_new(enum weight_format f, int n_threads, struct rng *
         free_views(&v);
         w->held[i] = &w->experts[i];
     }
-    w->scratch = expert_scratch_new(MAX_ROWS, TOP_K, HIDDEN, INNER);
+    w->scratch = expert_scratch_new(MAX_ROWS, TOP_K, HIDDEN, INNER, format_group(f));
+    CHECK(rows_room_open(&w->room, MAX_ROWS, HIDDEN, format_group(f)));
     w->out.fixed = mem_array(MAX_ROWS * HIDDEN, sizeof(int32_t));
     w->out.overflow = mem_array(MAX_ROWS, 1);
     w->out.by_expert = mem_array(MAX_ROWS * TOP_K * HIDDEN, sizeof(float));
@@ -86,12 +92,23 @@ static void world_free(struct world *w)
     for (int i = 0; i < EXPERTS; i++)
         expert_fini(&w->experts[i]);
     expert_scratch_free(&w->scratch);
+    rows_room_close(&w->room);
     pool_free(&w->c.pool);
     mem_free(w->out.fixed);
     mem_free(w->out.overflow);
     mem_free(w->out.by_expert);
     mem_free(w->out.node);
     mem_free(w);
+}
+
+/* Integer formats get the quantised form alone, as a node gets it from the wire. */
+static void set_rows(struct world *w, int n_rows)
+{
+    w->p.rows =
+        (struct rows){.n_rows = n_rows, .cols = HIDDEN, .f32 = w->rows, .f32_stride = X_STRIDE};
+    rows_quantise(&w->c, &w->room, &w->p.rows);
+    if (w->p.rows.group)
+        w->p.rows.f32 = NULL;
 }
 
 /* 0 to TOP_K different experts per row; expert 0 is in most rows, the last one in none. */
@@ -107,33 +124,40 @@ static void make_parcel(struct world *w, int n_rows, struct rng *r)
             w->weights[n] = (float)rng_unit(r);
         }
         for (int i = 0; i < HIDDEN; i++)
-            w->rows[row * HIDDEN + i] = (float)rng_normal(r);
-        w->exponents[row] = (int16_t)combine_exponent(w->rows + row * HIDDEN, HIDDEN);
+            w->rows[row * X_STRIDE + i] = (float)rng_normal(r);
+        w->exponents[row] = (int16_t)combine_exponent(w->rows + row * X_STRIDE, HIDDEN);
     }
     w->first_route[n_rows] = n;
     w->p = (struct parcel){.n_rows = n_rows,
                            .hidden = HIDDEN,
                            .n_routes = n,
-                           .rows = w->rows,
                            .exponents = w->exponents,
                            .first_route = w->first_route,
                            .experts = w->chosen,
                            .weights = w->weights};
+    set_rows(w, n_rows);
 }
 
-/* y = down(silu(gate x) * (up x)), one row at a time on one thread. */
+/* y = down(silu(gate x) * (up x)), one row at a time on one thread, every step of its own. */
 static void compute_by_formula(struct world *w)
 {
     struct compute c = {.kernels = w->c.kernels};
-    float gate[INNER], up[INNER];
+    float gate[INNER_STRIDE] = {0}, up[INNER_STRIDE];
+    struct rows_room room;
+    CHECK(rows_room_open(&room, 1, INNER, format_group(w->format)));
     for (int row = 0; row < w->p.n_rows; row++)
         for (int route = w->first_route[row]; route < w->first_route[row + 1]; route++) {
-            const struct expert *x = &w->experts[w->chosen[route]];
-            matmul(&c, &x->gate, w->rows + row * HIDDEN, HIDDEN, 1, gate, INNER);
-            matmul(&c, &x->up, w->rows + row * HIDDEN, HIDDEN, 1, up, INNER);
+            const struct expert *e = &w->experts[w->chosen[route]];
+            struct rows x = rows_part(&w->p.rows, row, 1);
+            matmul(&c, &e->gate, &x, gate, INNER_STRIDE);
+            matmul(&c, &e->up, &x, up, INNER_STRIDE);
             c.kernels->swiglu(gate, up, INNER);
-            matmul(&c, &x->down, gate, INNER, 1, w->y + route * HIDDEN, HIDDEN);
+            struct rows inner = {
+                .n_rows = 1, .cols = INNER, .f32 = gate, .f32_stride = INNER_STRIDE};
+            rows_quantise(&c, &room, &inner);
+            matmul(&c, &e->down, &inner, w->y + route * HIDDEN, HIDDEN);
         }
+    rows_room_close(&room);
 }
 
 static void run(struct world *w, enum combine_mode mode)
@@ -173,8 +197,8 @@ TEST(a_parcel_is_its_rows_one_by_one)
 {
     const int n_rows[] = {1, 2, 7, 31, MAX_ROWS, 0};
     struct rng r = test_rng();
-    for (int n_threads = 1; n_threads <= 3; n_threads++) {
-        struct world *w = world_new(FORMAT_F32 + (n_threads - 1), n_threads, &r);
+    for (int way = 0; way < 2 * (FORMAT_COUNT - 1); way++) {
+        struct world *w = world_new(FORMAT_F32 + way / 2, 1 + way % 3, &r);
         for (int i = 0; i < 6; i++) {
             make_parcel(w, n_rows[i], &r);
             compute_by_formula(w);
@@ -189,11 +213,30 @@ TEST(a_parcel_is_its_rows_one_by_one)
     }
 }
 
+/* One expert and more rows than a task takes; many threads. */
+TEST(an_expert_with_all_the_rows_is_shared_out)
+{
+    struct rng r = test_rng();
+    for (int f = FORMAT_F32; f < FORMAT_COUNT; f++) {
+        struct world *w = world_new((enum weight_format)f, 5, &r);
+        make_parcel(w, MAX_ROWS, &r);
+        for (int row = 0; row < MAX_ROWS; row++)
+            w->first_route[row + 1] = row + 1;
+        for (int route = 0; route < MAX_ROWS; route++)
+            w->chosen[route] = 7;
+        w->p.n_routes = MAX_ROWS;
+        compute_by_formula(w);
+        run(w, COMBINE_EXPERT);
+        CHECK_BYTES(w->out.by_expert, w->y, MAX_ROWS * HIDDEN * sizeof(float));
+        world_free(w);
+    }
+}
+
 /* The same routes, split over two holders of experts: integers add up to the same. */
 TEST(fixed_sums_do_not_depend_on_placement)
 {
     struct rng r = test_rng();
-    struct world *w = world_new(FORMAT_BF16, 2, &r);
+    struct world *w = world_new(FORMAT_Q8, 2, &r);
     make_parcel(w, 40, &r);
     run(w, COMBINE_FIXED);
     static int32_t whole[40 * HIDDEN], sum[40 * HIDDEN];
@@ -213,7 +256,7 @@ TEST(fixed_sums_do_not_depend_on_placement)
                 }
         }
         first_route[40] = n;
-        w->p = all;
+        w->p = all; /* its rows too */
         w->p.first_route = first_route;
         w->p.experts = experts;
         w->p.weights = weights;
@@ -227,11 +270,10 @@ TEST(fixed_sums_do_not_depend_on_placement)
     world_free(w);
 }
 
-TEST(rows_that_leave_the_grid_are_flagged_alone)
+static void check_flags(enum weight_format f, struct rng *r)
 {
-    struct rng r = test_rng();
-    struct world *w = world_new(FORMAT_F32, 2, &r);
-    make_parcel(w, 5, &r);
+    struct world *w = world_new(f, 2, r);
+    make_parcel(w, 5, r);
     for (int row = 0; row <= 5; row++)
         w->first_route[row] = row * TOP_K;
     for (int i = 0; i < 5 * TOP_K; i++) {
@@ -239,9 +281,10 @@ TEST(rows_that_leave_the_grid_are_flagged_alone)
         w->weights[i] = 0.25f;
     }
     w->p.n_routes = 5 * TOP_K;
-    w->exponents[1] = -60;           /* much too fine for what comes */
-    w->rows[2 * HIDDEN + 149] = NAN; /* a row that is no row */
-    w->exponents[3] = INT16_MIN;     /* an exponent that is never sent */
+    w->exponents[1] = -60;             /* much too fine for what comes */
+    w->rows[2 * X_STRIDE + 149] = NAN; /* a row that is no row */
+    w->exponents[3] = INT16_MIN;       /* an exponent that is never sent */
+    set_rows(w, 5);
     run(w, COMBINE_FIXED);
     const int want[] = {0, 1, 1, 1, 0};
     for (int row = 0; row < 5; row++)
@@ -251,6 +294,13 @@ TEST(rows_that_leave_the_grid_are_flagged_alone)
     for (int i = 0; i < TOP_K * HIDDEN; i++)
         CHECK(isfinite(w->out.by_expert[1 * TOP_K * HIDDEN + i]));
     world_free(w);
+}
+
+TEST(rows_that_leave_the_grid_are_flagged_alone)
+{
+    struct rng r = test_rng();
+    for (int f = FORMAT_F32; f <= FORMAT_Q8; f += FORMAT_Q8 - FORMAT_F32)
+        check_flags((enum weight_format)f, &r);
 }
 
 TEST(matrices_that_are_not_one_expert_are_refused)
@@ -263,12 +313,48 @@ TEST(matrices_that_are_not_one_expert_are_refused)
     struct expert_view mixed = v;
     mixed.down = other.down;
     CHECK_INT(expert_load(&x, &mixed, FORMAT_NATIVE, &c, &e), E_CORRUPT);
-    CHECK_HAS(e.text, "w2 [150, 84]");
-    CHECK(!x.gate.panels && !x.up.panels && !x.down.panels);
+    CHECK_HAS(e.text, "w2 [150, 331]");
+    CHECK(!x.gate.panels && !x.up.panels && !x.down.panels && !x.room);
     CHECK_INT(expert_load(&x, &v, FORMAT_NATIVE, &c, &e), 0);
-    /* f32: 6 panels of 152 columns twice, 10 panels of 84 columns. */
-    CHECK_INT(expert_bytes(&x), 4 * 16 * (2 * 6 * 152 + 10 * 84));
+    /* f32: 21 panels of 152 columns twice, 10 panels of 332 columns; one run. */
+    CHECK_INT(expert_bytes(&x), 4 * 16 * (2 * 21 * 152 + 10 * 332));
+    CHECK_INT(x.room_bytes, expert_bytes(&x));
+    CHECK(x.gate.panels == x.room && (char *)x.up.panels == (char *)x.room + matrix_bytes(&x.gate));
     expert_fini(&x);
     free_views(&v);
     free_views(&other);
+}
+
+/* Packed matrices stay where they lie; nothing is taken for them. */
+TEST(a_packed_expert_is_mapped_or_copied_whole)
+{
+    struct rng r = test_rng();
+    struct expert_view v = random_expert(&r, INNER), packed = {0};
+    struct compute c = {.kernels = kernels_best()};
+    struct expert own, mapped;
+    CHECK_INT(expert_load(&own, &v, FORMAT_Q4, &c, NULL), 0);
+    struct linear_view *const views[] = {&packed.gate, &packed.up, &packed.down};
+    const struct matrix *const from[] = {&own.gate, &own.up, &own.down};
+    for (int i = 0; i < 3; i++)
+        *views[i] = (struct linear_view){.label = "w",
+                                         .rows = from[i]->rows,
+                                         .cols = from[i]->cols,
+                                         .packed = from[i]->panels,
+                                         .packed_bytes = matrix_bytes(from[i]),
+                                         .packed_format = FORMAT_Q4};
+    CHECK_INT(expert_load(&mapped, &packed, FORMAT_NATIVE, &c, NULL), 0);
+    CHECK(!mapped.room && mapped.room_bytes == 0 && mapped.down.panels == own.down.panels);
+    expert_fini(&mapped);
+    for (int i = 0; i < 3; i++)
+        views[i]->copies_packed = true;
+    CHECK_INT(expert_load(&mapped, &packed, FORMAT_Q4, &c, NULL), 0);
+    CHECK_INT(mapped.room_bytes, own.room_bytes);
+    CHECK_BYTES(mapped.room, own.room, own.room_bytes);
+    expert_fini(&mapped);
+    struct err e = {0};
+    packed.up.packed_bytes--;
+    CHECK_INT(expert_load(&mapped, &packed, FORMAT_Q4, &c, &e), E_CORRUPT);
+    CHECK(!mapped.room);
+    expert_fini(&own);
+    free_views(&v);
 }
