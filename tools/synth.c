@@ -11,6 +11,7 @@
 
 #include "base/conf.h"
 #include "model/config.h"
+#include "tools/synth_gguf.h"
 
 /* Seconds to build and to run, yet every mechanism is there: 256 experts, top-8, GQA. */
 static const struct model_config tiny = {
@@ -176,7 +177,8 @@ int synth_set(struct model_config *c, const char *assignment, struct err *e)
 static void print_help(void)
 {
     printf(
-        "usage: polymath synth (--preset NAME | --set FIELD=VALUE)... --out DIR [options]\n"
+        "usage: polymath synth (--preset NAME | --set FIELD=VALUE)... (--out DIR | --gguf FILE)\n"
+        "                      [options]\n"
         "\n"
         "Writes a random checkpoint in MiniMax-M2's released format.\n"
         "\n"
@@ -195,6 +197,9 @@ static void print_help(void)
            "  --shard-bytes SIZE   more than this goes into several files (default 4GiB)\n"
            "  --no-tokenizer       leave tokenizer.json out\n"
            "  --out DIR            where to write; must be new or empty\n"
+           "  --gguf FILE          write the same model as one GGUF file instead, which llama.cpp\n"
+           "                       and its kin read\n"
+           "  --gguf-type TYPE     q8_0 (default), q4_0 or bf16 for its matrices\n"
            "  --force              replace what a folder holds\n"
            "  --help               this text\n");
 }
@@ -237,6 +242,8 @@ enum option_id {
     OPT_SHARD_BYTES,
     OPT_NO_TOKENIZER,
     OPT_OUT,
+    OPT_GGUF,
+    OPT_GGUF_TYPE,
     OPT_FORCE,
     OPT_HELP
 };
@@ -249,6 +256,8 @@ static const struct option long_options[] = {
     {"shard-bytes", required_argument, NULL, OPT_SHARD_BYTES},
     {"no-tokenizer", no_argument, NULL, OPT_NO_TOKENIZER},
     {"out", required_argument, NULL, OPT_OUT},
+    {"gguf", required_argument, NULL, OPT_GGUF},
+    {"gguf-type", required_argument, NULL, OPT_GGUF_TYPE},
     {"force", no_argument, NULL, OPT_FORCE},
     {"help", no_argument, NULL, OPT_HELP},
     {0},
@@ -261,8 +270,16 @@ static int set_vocab(struct model_config *c, const char *text, struct err *e)
     return synth_set(c, assignment, e);
 }
 
-static int apply_option(struct synth_options *o, int option, struct err *e)
+/* What the command line says beside the model itself. */
+struct request {
+    struct synth_options options;
+    const char *gguf;
+    enum gguf_type gguf_type;
+};
+
+static int apply_option(struct request *r, int option, struct err *e)
 {
+    struct synth_options *o = &r->options;
     switch (option) {
     case OPT_PRESET:
         return 0; /* applied before the others, whatever their order */
@@ -282,6 +299,11 @@ static int apply_option(struct synth_options *o, int option, struct err *e)
     case OPT_OUT:
         o->dir = optarg;
         return 0;
+    case OPT_GGUF:
+        r->gguf = optarg;
+        return 0;
+    case OPT_GGUF_TYPE:
+        return synth_gguf_type(optarg, &r->gguf_type, e);
     default:
         o->is_forced = true;
         return 0;
@@ -299,7 +321,7 @@ static const char *option_name(int option)
 
 /* One walk over the command line. */
 enum walk_kind { WALK_PRESETS, WALK_OTHERS };
-static int walk(struct synth_options *o, int argc, char **argv, enum walk_kind kind, struct err *e)
+static int walk(struct request *r, int argc, char **argv, enum walk_kind kind, struct err *e)
 {
     int option, rc = 0;
     optind = 0;
@@ -311,9 +333,9 @@ static int walk(struct synth_options *o, int argc, char **argv, enum walk_kind k
         if (option == OPT_HELP)
             return E_CANCELLED;
         if (kind == WALK_OTHERS)
-            rc = apply_option(o, option, e);
+            rc = apply_option(r, option, e);
         else if (option == OPT_PRESET)
-            rc = synth_preset(optarg, &o->config, e);
+            rc = synth_preset(optarg, &r->options.config, e);
         if (rc < 0)
             err_prefix(e, "--%s", option_name(option));
     }
@@ -322,30 +344,40 @@ static int walk(struct synth_options *o, int argc, char **argv, enum walk_kind k
     return rc;
 }
 
+static int write_model(const struct request *r, struct err *e)
+{
+    if (r->gguf)
+        return synth_gguf_write(&r->options, r->gguf_type, r->gguf, e);
+    return synth_write(&r->options, e);
+}
+
 int synth_main(int argc, char **argv)
 {
-    struct synth_options options;
+    struct request request = {.gguf_type = GGUF_Q8_0};
+    struct synth_options *options = &request.options;
     struct err e = {0};
-    synth_defaults(&options);
-    options.shows_progress = true;
-    int rc = walk(&options, argc, argv, WALK_PRESETS, &e);
+    synth_defaults(options);
+    options->shows_progress = true;
+    int rc = walk(&request, argc, argv, WALK_PRESETS, &e);
     if (rc == 0)
-        rc = walk(&options, argc, argv, WALK_OTHERS, &e);
+        rc = walk(&request, argc, argv, WALK_OTHERS, &e);
     if (rc == E_CANCELLED) {
         print_help();
         return 0;
     }
-    if (rc == 0 && !options.dir)
+    if (rc == 0 && !options->dir && !request.gguf)
         rc = err_set(&e, E_INVALID, "--out is missing: where shall the model go?");
+    if (rc == 0 && options->dir && request.gguf)
+        rc = err_set(&e, E_INVALID, "--out and --gguf: one of them");
     if (rc < 0) {
         fprintf(stderr, "polymath synth: %s\n", e.text);
         return 2;
     }
-    if (synth_write(&options, &e) < 0) {
+    if (write_model(&request, &e) < 0) {
         fprintf(stderr, "polymath synth: %s\n", e.text);
         return 1;
     }
-    printf("%s: %d layers, %d experts, seed %llu\n", options.dir, options.config.n_layers,
-           options.config.n_experts, (unsigned long long)options.seed);
+    printf("%s: %d layers, %d experts, seed %llu\n", request.gguf ? request.gguf : options->dir,
+           options->config.n_layers, options->config.n_experts, (unsigned long long)options->seed);
     return 0;
 }

@@ -34,3 +34,5 @@ int synth_preset(const char *name, struct model_config *out, struct err *e);
 int synth_set(struct model_config *c, const char *assignment, struct err *e);
 /* Makes the directory and all its files.  E_EXISTS if it holds something and is not forced. */
 int synth_write(const struct synth_options *o, struct err *e);
+/* Whether the reader of checkpoints accepts the geometry; E_INVALID and others say why not. */
+int synth_check(const struct synth_options *o, struct err *e);

@@ -331,3 +331,15 @@ out:
     synth_list_fini(&job.list);
     return rc;
 }
+
+int synth_check(const struct synth_options *o, struct err *e)
+{
+    char dir[] = P_tmpdir "/polymath-synth-XXXXXX";
+    struct synth_options there = *o;
+    if (!mkdtemp(dir))
+        return err_set_errno(e, errno, "%s: make a temporary folder", dir);
+    there.dir = dir;
+    int rc = write_checked_config(&there, e);
+    remove_config(dir);
+    return rc;
+}
