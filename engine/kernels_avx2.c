@@ -3,7 +3,8 @@
  * Lanes hold rows of W, so every sum is the chain that portable C runs.  Two ways through
  * a product:
  *   one row     four panels at a time, weights straight from memory into registers: four
- *               streams are read faster than one, and 8 chains hide the FMA's latency
+ *               streams are read faster than one, and 8 chains hide the FMA's latency.  Each
+ *               stream is a quarter of the range: the longer it goes on, the faster
  *   more rows   one panel at a time; a block of 128 columns is decoded once into the
  *               first-level cache, then tiles of up to 6 rows x 16 weights go over it
  * Accumulators are named variables, written out by macros: an array of them that the
@@ -25,6 +26,7 @@ enum {
     VECTOR = 8,
     ROWS_IN_CACHE = 64,
     PANELS_AT_ONCE = 4,
+    FP8_FEW_ROWS = 3, /* so many of them are done before a panel is unpacked */
     TILE_ROWS = 4,
     LARGEST_TILE = 6
 };
@@ -87,7 +89,7 @@ INLINE __m256 bf16_odd(__m256i v)
 
 /* E4M3 to f16: the exponent has one bit more there and a bias larger by 8, so with the bits
  * in place the value is 2^-8 of what is meant, subnormals included. */
-#define FP8_FACTOR 256.0f /* 2^8 */
+#define FP8_F16_FACTOR 256.0f /* 2^8 */
 
 INLINE __m256i fp8_even_as_f16(__m256i v)
 {
@@ -185,34 +187,45 @@ BF16_ROW(1)
 BF16_ROW(2)
 BF16_ROW(4)
 
-/* One block of at most 128 columns, folded into acc [n panels][16].  x is FP8_FACTOR times
- * what is meant: the product (w 2^-8) (x 2^8) is the same number before it is rounded. */
-#define FP8_EVEN(i) \
-    __m256i v = load_bits(from + i * panel_bytes + 16 * (size_t)k), even = fp8_even_as_f16(v); \
-    low##i = _mm256_fmadd_ps(f16_low(even), x0, low##i); \
-    high##i = _mm256_fmadd_ps(f16_high(even), x0, high##i);
+/* FP8: one block of at most 128 columns, folded into acc [n panels][16].  The bits of an E4M3
+ * number, put where f32 has its own, are 2^-120 of what is meant, subnormals included; x is
+ * 2^120 times what is meant, so that each product is the same number before it is rounded.
+ * Of the 16 rows the even ones are in `low` and the odd ones in `high`. */
+#define FP8_SHIFT_FACTOR 0x1p120f
+#define FP8_LARGEST_X 256.0f /* from here on the factor overflows */
+#define FP8_COLUMN(i, v, xk) \
+    low##i = _mm256_fmadd_ps( \
+        _mm256_castsi256_ps(_mm256_and_si256(_mm256_slli_epi32(v, 16), mask)), xk, low##i); \
+    high##i = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(v, mask)), xk, high##i);
+#define FP8_LOAD(i) \
+    __m256i v = load_bits(from + i * panel_bytes + 16 * (size_t)k); \
+    __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 4);
 #define FP8_LAST(i) \
     { \
-        FP8_EVEN(i) \
+        FP8_LOAD(i) \
+        FP8_COLUMN(i, even, x0) \
     }
 #define FP8_PAIR(i) \
     { \
-        FP8_EVEN(i) \
-        __m256i odd = fp8_odd_as_f16(v); \
-        low##i = _mm256_fmadd_ps(f16_low(odd), x1, low##i); \
-        high##i = _mm256_fmadd_ps(f16_high(odd), x1, high##i); \
+        FP8_LOAD(i) \
+        __m256i odd = _mm256_srai_epi16(v, 4); \
+        FP8_COLUMN(i, even, x0) \
+        FP8_COLUMN(i, odd, x1) \
     }
-#define FP8_FOLD(i) \
-    { \
-        __m256 s = _mm256_broadcast_ss(scales[i]); \
-        _mm256_store_ps(acc + 16 * i, _mm256_fmadd_ps(s, low##i, _mm256_load_ps(acc + 16 * i))); \
-        _mm256_store_ps(acc + 16 * i + 8, \
-                        _mm256_fmadd_ps(s, high##i, _mm256_load_ps(acc + 16 * i + 8))); \
-    }
+#define FP8_FOLD(i) fp8_fold(scales[i], low##i, high##i, acc + 16 * i);
+INLINE void fp8_fold(const float *scale, __m256 even, __m256 odd, float *acc)
+{
+    __m256 s = _mm256_broadcast_ss(scale);
+    __m256 a = _mm256_unpacklo_ps(even, odd), b = _mm256_unpackhi_ps(even, odd);
+    __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
+    _mm256_store_ps(acc, _mm256_fmadd_ps(s, low, _mm256_load_ps(acc)));
+    _mm256_store_ps(acc + 8, _mm256_fmadd_ps(s, high, _mm256_load_ps(acc + 8)));
+}
 #define FP8_ROW(n) \
     static void fp8_row_##n(const char *from, size_t panel_bytes, int n_cols, const float *x, \
                             const float *const *scales, float *acc) \
     { \
+        const __m256i mask = _mm256_set1_epi32((int)0x87f00000u); \
         int k = 0; \
         EACH_##n(ACC_ZERO) for (; k + 2 <= n_cols; k += 2) \
         { \
@@ -231,40 +244,51 @@ FP8_ROW(4)
 
 typedef void row_panels(const char *from, size_t panel_bytes, int cols, const float *x, float *acc);
 
-/* Most panels that a one-row function takes next. */
-static int panels_next(int left)
-{
-    return left >= PANELS_AT_ONCE ? PANELS_AT_ONCE : left >= 2 ? 2 : 1;
-}
+/* Panels that are read together: n (1, 2 or 4) of them, every apart-th from the first. */
+struct panels {
+    const struct matrix *w;
+    int first, apart, n;
+};
 
-static void one_row(const struct matrix *w, int first_panel, int n_panels, const float *x, float *y)
+/* Calls `run` for all panels of a range, four at a time from its four quarters. */
+INLINE void each_panels(const struct matrix *w, int first_panel, int n_panels,
+                        void (*run)(const struct panels *, const struct rows *, float *, size_t),
+                        const struct rows *x, float *y, size_t y_stride)
 {
-    static row_panels *const f32[] = {NULL, f32_row_1, f32_row_2, NULL, f32_row_4};
-    static row_panels *const bf16[] = {NULL, bf16_row_1, bf16_row_2, NULL, bf16_row_4};
-    row_panels *const *run = w->format == FORMAT_F32 ? f32 : bf16;
-    _Alignas(32) float acc[PANELS_AT_ONCE * PANEL_ROWS];
-    for (int p = first_panel, end = first_panel + n_panels; p < end;) {
-        int n = panels_next(end - p);
-        run[n](panel_at(w, p), w->panel_bytes, w->cols, x, acc);
-        for (int i = 0; i < n; i++, p++)
-            store_panel(w, p, acc + PANEL_ROWS * i, y);
+    int quarter = n_panels / PANELS_AT_ONCE, end = first_panel + n_panels;
+    struct panels p = {.w = w, .first = first_panel, .apart = quarter, .n = PANELS_AT_ONCE};
+    for (; p.first < first_panel + quarter; p.first++)
+        run(&p, x, y, y_stride);
+    p.apart = 1;
+    for (p.first = first_panel + quarter * PANELS_AT_ONCE; p.first < end; p.first += p.n) {
+        p.n = min_int(end - p.first, 2);
+        run(&p, x, y, y_stride);
     }
 }
 
-/* out = x * FP8_FACTOR for a block of n columns, at most SCALE_BLOCK, and zeros up to the
- * next multiple of 8; false if that is not exact, because it overflows. */
+static void one_row(const struct panels *p, const struct rows *x, float *y, size_t y_stride)
+{
+    static row_panels *const f32[] = {NULL, f32_row_1, f32_row_2, NULL, f32_row_4};
+    static row_panels *const bf16[] = {NULL, bf16_row_1, bf16_row_2, NULL, bf16_row_4};
+    row_panels *run = (p->w->format == FORMAT_F32 ? f32 : bf16)[p->n];
+    _Alignas(32) float acc[PANELS_AT_ONCE * PANEL_ROWS];
+    (void)y_stride;
+    run(panel_at(p->w, p->first), (size_t)p->apart * p->w->panel_bytes, p->w->cols, x->f32, acc);
+    for (int i = 0; i < p->n; i++)
+        store_panel(p->w, p->first + i * p->apart, acc + PANEL_ROWS * i, y);
+}
+
+/* out = x * FP8_SHIFT_FACTOR for a block of n columns, at most SCALE_BLOCK, and zeros up to
+ * the next multiple of 8; false if that is not exact, because it overflows. */
 static bool scale_block(const float *x, int n, float *out)
 {
-    const __m256 factor = _mm256_set1_ps(FP8_FACTOR), sign = _mm256_set1_ps(-0.0f);
-    const __m256 infinity = _mm256_set1_ps(INFINITY);
+    const __m256 factor = _mm256_set1_ps(FP8_SHIFT_FACTOR), sign = _mm256_set1_ps(-0.0f);
+    const __m256 limit = _mm256_set1_ps(FP8_LARGEST_X);
     __m256 is_bad = _mm256_setzero_ps();
     for (int k = 0; k < n; k += VECTOR) {
         __m256 v = k + VECTOR <= n ? _mm256_loadu_ps(x + k) : load_part(x + k, n - k);
-        __m256 scaled = _mm256_mul_ps(v, factor);
-        _mm256_store_ps(out + k, scaled);
-        __m256 was = _mm256_cmp_ps(_mm256_andnot_ps(sign, v), infinity, _CMP_EQ_OQ);
-        __m256 is = _mm256_cmp_ps(_mm256_andnot_ps(sign, scaled), infinity, _CMP_EQ_OQ);
-        is_bad = _mm256_or_ps(is_bad, _mm256_andnot_ps(was, is));
+        _mm256_store_ps(out + k, _mm256_mul_ps(v, factor));
+        is_bad = _mm256_or_ps(is_bad, _mm256_cmp_ps(_mm256_andnot_ps(sign, v), limit, _CMP_NLT_UQ));
     }
     return _mm256_movemask_ps(is_bad) == 0;
 }
@@ -285,7 +309,7 @@ static void unpack_bf16(const char *from, int n_cols, float *out)
 
 static void unpack_fp8(const char *from, int n_cols, float *out)
 {
-    const __m256 factor = _mm256_set1_ps(FP8_FACTOR);
+    const __m256 factor = _mm256_set1_ps(FP8_F16_FACTOR);
     for (int k = 0; k < n_cols; k += 2, from += 32, out += 32) {
         __m256i v = load_bits(from), even = fp8_even_as_f16(v), odd = fp8_odd_as_f16(v);
         _mm256_store_ps(out, _mm256_mul_ps(f16_low(even), factor));
@@ -422,54 +446,58 @@ static void matmul_float(const struct matrix *w, int first_panel, int n_panels,
                          const struct rows *x, float *y, size_t y_stride)
 {
     if (x->n_rows == 1)
-        one_row(w, first_panel, n_panels, x->f32, y);
+        each_panels(w, first_panel, n_panels, one_row, x, y, y_stride);
     else
         many_rows(w, first_panel, n_panels, x, y, y_stride);
 }
 
-/* Up to four panels for one row; false if an input is too large for the factor. */
-static bool one_row_fp8(const struct matrix *w, int panel, int n_panels, const float *x, float *acc)
+/* One block of columns for one row, folded into acc [p->n][16]. */
+static void fp8_block(const struct panels *p, int first_col, const float *x,
+                      const float *const *scales, float *acc)
 {
-    _Alignas(32) float scaled[SCALE_BLOCK];
-    const char *from = panel_at(w, panel);
+    static void (*const run[])(const char *, size_t, int, const float *, const float *const *,
+                               float *) = {NULL, fp8_row_1, fp8_row_2, NULL, fp8_row_4};
+    _Alignas(32) float scaled[SCALE_BLOCK], unpacked[SCALE_BLOCK * PANEL_ROWS];
+    int n_cols = min_int(p->w->cols - first_col, SCALE_BLOCK);
+    const char *from = panel_at(p->w, p->first) + (size_t)first_col * PANEL_ROWS;
+    size_t stride = (size_t)p->apart * p->w->panel_bytes;
+    if (scale_block(x, n_cols, scaled)) {
+        run[p->n](from, stride, n_cols, scaled, scales, acc);
+        return;
+    }
+    struct block b = {.w = unpacked, .n_cols = n_cols, .x = x, .ahead = from};
+    for (int i = 0; i < p->n; i++, from += stride, acc += PANEL_ROWS) {
+        b.scale = scales[i];
+        unpack_fp8(from, n_cols, unpacked);
+        block_1(&b, acc);
+    }
+}
+
+static void fp8_few_rows(const struct panels *p, const struct rows *x, float *y, size_t y_stride)
+{
+    _Alignas(32) float acc[FP8_FEW_ROWS][PANELS_AT_ONCE * PANEL_ROWS] = {{0}};
     const float *scales[PANELS_AT_ONCE];
-    for (int i = 0; i < n_panels; i++)
-        scales[i] = block_scales(w, panel + i);
-    memset(acc, 0, (size_t)n_panels * PANEL_ROWS * sizeof(float));
-    for (int first = 0; first < w->cols; first += SCALE_BLOCK) {
-        int n_cols = min_int(w->cols - first, SCALE_BLOCK);
-        if (!scale_block(x + first, n_cols, scaled))
-            return false;
-        if (n_panels == 4)
-            fp8_row_4(from, w->panel_bytes, n_cols, scaled, scales, acc);
-        else if (n_panels == 2)
-            fp8_row_2(from, w->panel_bytes, n_cols, scaled, scales, acc);
-        else
-            fp8_row_1(from, w->panel_bytes, n_cols, scaled, scales, acc);
-        from += (size_t)SCALE_BLOCK * PANEL_ROWS;
-        for (int i = 0; i < n_panels; i++)
+    for (int i = 0; i < p->n; i++)
+        scales[i] = block_scales(p->w, p->first + i * p->apart);
+    for (int first = 0; first < p->w->cols; first += SCALE_BLOCK) {
+        for (int m = 0; m < x->n_rows; m++)
+            fp8_block(p, first, x->f32 + (size_t)m * x->f32_stride + first, scales, acc[m]);
+        for (int i = 0; i < p->n; i++)
             scales[i]++;
     }
-    return true;
+    for (int m = 0; m < x->n_rows; m++)
+        for (int i = 0; i < p->n; i++)
+            store_panel(p->w, p->first + i * p->apart, acc[m] + PANEL_ROWS * i,
+                        y + (size_t)m * y_stride);
 }
 
 static void matmul_fp8(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
                        float *y, size_t y_stride)
 {
-    if (x->n_rows != 1) {
+    if (x->n_rows <= FP8_FEW_ROWS)
+        each_panels(w, first_panel, n_panels, fp8_few_rows, x, y, y_stride);
+    else
         many_rows(w, first_panel, n_panels, x, y, y_stride);
-        return;
-    }
-    _Alignas(32) float acc[PANELS_AT_ONCE * PANEL_ROWS];
-    for (int p = first_panel, end = first_panel + n_panels; p < end;) {
-        int n = panels_next(end - p);
-        if (!one_row_fp8(w, p, n, x->f32, acc)) {
-            many_rows(w, p, end - p, x, y, y_stride);
-            return;
-        }
-        for (int i = 0; i < n; i++, p++)
-            store_panel(w, p, acc + PANEL_ROWS * i, y);
-    }
 }
 
 /* ---- element by element ---- */
