@@ -71,6 +71,35 @@ TEST_WITHIN(forward_gives_one_answer_for_chunks_threads_and_kernels, 120)
     }
 }
 
+/* Every format, and mixtures of parts; the ways differ in kernels, threads and chunks. */
+TEST_WITHIN(forward_gives_one_answer_in_every_format, 120)
+{
+    struct rng r = rng_seed(9);
+    int32_t tokens[N_TOKENS];
+    make_tokens(&r, tokens, N_TOKENS);
+    tiny_model_write("model", LAYERS, 11);
+    const char *const formats[] = {"f32",        "bf16",
+                                   "q8",         "q4",
+                                   "q8,kv=int8", "experts=q4,attention=q8,head=bf16,kv=f32",
+                                   "head=q4",    "attention=q4,experts=fp8,kv=int8"};
+    for (size_t f = 0; f < sizeof(formats) / sizeof(formats[0]); f++) {
+        struct tiny_model_options plain = {.format = formats[f]};
+        struct tiny_model_options other = {
+            .format = formats[f], .kernels = "portable", .n_threads = 2};
+        struct tiny_model_options busy = {.format = formats[f], .n_threads = 3};
+        float *want = logits_of("model", &plain, tokens, 128);
+        test_say("%s: hash of all logits %016llx", formats[f],
+                 (unsigned long long)sample_logits_hash(want, N_TOKENS * VOCAB));
+        for (int way = 0; way < 3; way++) {
+            test_note("%s, way %d", formats[f], way);
+            float *got = logits_of("model", way == 0 ? &other : &busy, tokens, way == 1 ? 1 : 37);
+            CHECK_BYTES(got, want, all_bytes);
+            mem_free(got);
+        }
+        mem_free(want);
+    }
+}
+
 enum { N_SEQS = 4 };
 
 /* Sequences of many lengths enter, advance by different steps and leave, all in common steps. */
@@ -165,6 +194,64 @@ TEST(forward_gives_the_logits_that_were_asked_for)
         kv_truncate(m.kv, &seqs[i], 0);
     tiny_model_close(&m);
     mem_free(want);
+}
+
+/* ---- what goes out ---- */
+
+struct counted {
+    struct moe_local *moe;
+    int rows[LAYERS]; /* that were scattered for each layer */
+};
+
+static int counting_scatter(void *ud, int lane, const struct moe_rows *rows)
+{
+    struct counted *c = ud;
+    c->rows[rows->layer] += rows->n_rows;
+    return moe_local_ops.scatter(c->moe, lane, rows);
+}
+
+static int counting_gather(void *ud, int lane, float *x)
+{
+    struct counted *c = ud;
+    return moe_local_ops.gather(c->moe, lane, x);
+}
+
+static const struct moe_ops counting_ops = {.scatter = counting_scatter, .gather = counting_gather};
+
+/* In the last layer only keys and values of the other rows are needed. */
+TEST(forward_sends_to_the_last_experts_only_rows_whose_logits_are_wanted)
+{
+    struct rng r = test_rng();
+    int32_t tokens[20];
+    make_tokens(&r, tokens, 20);
+    tiny_model_write("model", LAYERS, 12);
+    struct tiny_model_options o = {0};
+    struct tiny_model m;
+    struct kv_seq seqs[2] = {{0}};
+    tiny_model_open(&m, "model", &o);
+    struct step_seq parts[2];
+    struct step step = {.n_seqs = 2, .seqs = parts};
+    const float *logits;
+    int n;
+    for (int wanted = 2; wanted >= 0; wanted--) {
+        struct counted c = {.moe = m.moe};
+        for (int i = 0; i < 2; i++) {
+            CHECK_INT(kv_reserve(m.kv, &seqs[i], seqs[i].length + 5 + i), 0);
+            parts[i] = (struct step_seq){.kv = &seqs[i],
+                                         .position = seqs[i].length,
+                                         .n_tokens = 5 + i,
+                                         .tokens = tokens,
+                                         .no_logits = i >= wanted};
+        }
+        CHECK_INT(forward_step(m.forward, m.kv, &step, &counting_ops, &c, &logits, &n), 0);
+        CHECK_INT(n, wanted);
+        CHECK_INT(c.rows[0], 11);
+        CHECK_INT(c.rows[LAYERS - 2], 11);
+        CHECK_INT(c.rows[LAYERS - 1], wanted);
+    }
+    for (int i = 0; i < 2; i++)
+        kv_truncate(m.kv, &seqs[i], 0);
+    tiny_model_close(&m);
 }
 
 /* ---- all or nothing ---- */
@@ -267,6 +354,7 @@ TEST(forward_step_allocates_nothing_after_the_first_of_its_size)
     tiny_model_write("model", LAYERS, 6);
     for (int mode = 0; mode < COMBINE_COUNT; mode++) {
         struct tiny_model_options o = {.combine = (enum combine_mode)mode, .n_threads = 2};
+        o.format = mode == COMBINE_FIXED ? "q8,kv=int8" : NULL;
         struct tiny_model m;
         struct kv_seq seq = {0};
         tiny_model_open(&m, "model", &o);

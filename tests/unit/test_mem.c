@@ -32,6 +32,27 @@ TEST(mem_blocks_are_zeroed_and_aligned)
     mem_free(NULL);
 }
 
+TEST(mem_weights_are_zeroed_runs_at_huge_page_boundaries)
+{
+    /* Below, at, and just below a multiple of a huge page; the last takes its tail whole. */
+    static const size_t sizes[] = {1, 4096, 2 << 20, (2 << 20) + 1, ((size_t)256 << 20) - 100};
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        unsigned char *a = mem_weights(sizes[i]), *b = mem_weights(sizes[i]);
+        CHECK(a && b && a != b);
+        CHECK((uintptr_t)a % (2 << 20) == 0 && (uintptr_t)b % (2 << 20) == 0);
+        const size_t last = sizes[i] - 1, middle = last / 2;
+        CHECK(a[0] == 0 && a[middle] == 0 && a[last] == 0);
+        a[0] = a[middle] = a[last] = 1;
+        mem_weights_free(a, sizes[i]);
+        b[last] = 1;
+        mem_weights_free(b, sizes[i]);
+    }
+    mem_weights_free(NULL, 10);
+    CHECK(!mem_weights(0));
+    CHECK(!mem_weights(SIZE_MAX));
+    CHECK(!mem_weights((size_t)1 << 60));
+}
+
 TEST(mem_strings_are_copies)
 {
     char *a = mem_string("abc"), *b = mem_format("%s-%d", a, 7);
