@@ -1,12 +1,10 @@
 /* expert_node/store.c - see store.h. */
 #include "expert_node/store.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -14,8 +12,7 @@
 #include "base/must.h"
 #include "base/rng.h"
 #include "base/thread.h"
-#include "engine/matrix.h"
-#include "model/weights.h"
+#include "engine/load.h"
 
 enum {
     MAX_WISHES = 8,
@@ -40,7 +37,6 @@ struct store {
 
     _Atomic uint32_t n_loaded, n_wanted;
     _Atomic uint64_t loaded_bytes, read_bytes, serving_version;
-    atomic_bool has_warned; /* of a lock that was refused */
 
     /* loader thread only */
     struct thread *self;
@@ -55,45 +51,9 @@ struct store {
 
 /* ---- sizes --------------------------------------------------------------------------- */
 
-/* Also what stays in a mapping is memory of this node. */
-static int held_bytes(const struct linear_view *v, enum weight_format want, size_t *total,
-                      struct err *e)
-{
-    size_t bytes;
-    int rc = matrix_view_bytes(v, want, &bytes, e);
-    if (rc < 0)
-        return rc;
-    *total += bytes > 0 ? bytes : v->packed_bytes;
-    return 0;
-}
-
 int store_expert_bytes(struct checkpoint *c, enum weight_format format, size_t *out, struct err *e)
 {
-    struct expert_view v;
-    size_t total = 0;
-    int rc = weights_expert(c, 0, 0, &v, e);
-    if (rc == 0)
-        rc = held_bytes(&v.gate, format, &total, e);
-    if (rc == 0)
-        rc = held_bytes(&v.up, format, &total, e);
-    if (rc == 0)
-        rc = held_bytes(&v.down, format, &total, e);
-    /* Somebody else may hold this expert. */
-    weights_advise_expert(c, 0, 0, MAPPING_DONE);
-    if (rc == 0)
-        *out = total;
-    return rc;
-}
-
-/* Columns per scale of the activations that the experts read. */
-static int expert_group(struct checkpoint *c, enum weight_format format, int *out, struct err *e)
-{
-    struct expert_view v;
-    int rc = weights_expert(c, 0, 0, &v, e);
-    if (rc == 0)
-        *out = format_group(matrix_format(&v.gate, format));
-    weights_advise_expert(c, 0, 0, MAPPING_DONE);
-    return rc;
+    return load_expert_bytes(c, format, out, NULL, e);
 }
 
 static int layer_of(const struct store *s, size_t i)
@@ -135,10 +95,9 @@ static struct store_view *make_view(const struct store *s, const struct wish *w)
 
 static void unload(struct store *s, size_t i)
 {
-    atomic_fetch_sub(&s->loaded_bytes, expert_bytes(s->loaded[i]));
+    atomic_fetch_sub(&s->loaded_bytes, s->expert_bytes);
     atomic_fetch_sub(&s->n_loaded, 1);
-    expert_fini(s->loaded[i]);
-    weights_advise_expert(s->options.checkpoint, layer_of(s, i), index_of(s, i), MAPPING_DONE);
+    load_release(s->options.checkpoint, i, s->loaded[i]);
     mem_free(s->loaded[i]);
     s->loaded[i] = NULL;
     s->is_new[i] = 0;
@@ -178,113 +137,74 @@ static bool is_overtaken(const struct store *s)
     return thread_should_stop(s->self) || queue_len(s->wishes) > 0;
 }
 
-static void lock_room(struct store *s, const struct expert *x)
-{
-    if (!checkpoint_how(s->options.checkpoint)->locks || !x->room)
-        return;
-    if (mlock(x->room, x->room_bytes) < 0 && !atomic_exchange(&s->has_warned, true))
-        log_warn("store.lock_refused", "why=%s", log_quote(strerror(errno)).text);
-}
-
-static int load_one(struct store *s, size_t i, struct err *e)
-{
-    int layer = layer_of(s, i), index = index_of(s, i);
-    struct expert_view view;
-    struct expert *x = mem_alloc(sizeof(*x));
-    int rc = weights_expert(s->options.checkpoint, layer, index, &view, e);
-    if (rc == 0)
-        rc = expert_load(x, &view, s->options.format, &s->compute, e);
-    /* What was converted or copied is not needed twice. */
-    if (rc < 0 || x->room)
-        weights_advise_expert(s->options.checkpoint, layer, index, MAPPING_DONE);
-    if (rc < 0) {
-        mem_free(x);
-        return err_prefix(e, "layer %d: expert %d", layer, index);
-    }
-    lock_room(s, x);
-    s->loaded[i] = x;
-    s->is_new[i] = 1;
-    atomic_fetch_add(&s->n_loaded, 1);
-    atomic_fetch_add(&s->loaded_bytes, expert_bytes(x));
-    atomic_fetch_add(&s->read_bytes, s->stored_bytes);
-    return 0;
-}
-
-/* The experts that one wish loads, one task each. */
-struct loading {
+/* What the pool's threads tell while one wish is loaded. */
+struct pace {
     struct store *store;
-    size_t *missing; /* [n_missing]: which */
-    int n_missing, ahead;
     int64_t begun_ns;
     _Atomic int64_t say_ns; /* when the next line is due */
-    atomic_int n_done;
-    atomic_bool has_failed, is_overtaken;
-    struct err *error; /* written by the first task that fails */
 };
 
-static void say_progress(struct loading *l, int n_done)
+static bool loading_is_overtaken(void *ud)
 {
-    int64_t now_ns = clock_now_ns(), due_ns = atomic_load(&l->say_ns);
+    const struct pace *p = ud;
+    return is_overtaken(p->store);
+}
+
+static void on_loaded(void *ud, int n_done, int n_all)
+{
+    struct pace *p = ud;
+    struct store *s = p->store;
+    int64_t now_ns = clock_now_ns(), due_ns = atomic_load(&p->say_ns);
+    atomic_fetch_add(&s->n_loaded, 1);
+    atomic_fetch_add(&s->loaded_bytes, s->expert_bytes);
+    atomic_fetch_add(&s->read_bytes, s->stored_bytes);
     if (now_ns < due_ns ||
-        !atomic_compare_exchange_strong(&l->say_ns, &due_ns, now_ns + PROGRESS_EVERY_NS))
+        !atomic_compare_exchange_strong(&p->say_ns, &due_ns, now_ns + PROGRESS_EVERY_NS))
         return;
-    double seconds = (double)(now_ns - l->begun_ns) / CLOCK_S;
-    double mb = (double)n_done * (double)l->store->stored_bytes / 1e6;
+    double seconds = (double)(now_ns - p->begun_ns) / CLOCK_S;
+    double mb = (double)n_done * (double)s->stored_bytes / 1e6;
     log_info("store.loading", "percent=%d mb=%.0f mb_per_s=%.1f eta_s=%.0f",
-             (int)(100LL * n_done / l->n_missing), mb, mb / seconds,
-             seconds / n_done * (l->n_missing - n_done));
+             (int)(100LL * n_done / n_all), mb, mb / seconds, seconds / n_done * (n_all - n_done));
 }
 
-static void load_task(void *ctx, int task)
+/* Which of the wish are not here. */
+static int list_missing(const struct store *s, const struct wish *w, size_t *missing)
 {
-    struct loading *l = ctx;
-    struct store *s = l->store;
-    struct err e = {0};
-    if (atomic_load(&l->has_failed) || atomic_load(&l->is_overtaken))
-        return;
-    if (is_overtaken(s)) {
-        atomic_store(&l->is_overtaken, true);
-        return;
-    }
-    if (task + l->ahead < l->n_missing) {
-        size_t next = l->missing[task + l->ahead];
-        weights_advise_expert(s->options.checkpoint, layer_of(s, next), index_of(s, next),
-                              MAPPING_SOON);
-    }
-    if (load_one(s, l->missing[task], &e) == 0)
-        say_progress(l, atomic_fetch_add(&l->n_done, 1) + 1);
-    else if (!atomic_exchange(&l->has_failed, true))
-        *l->error = e;
-}
-
-/* With fewer experts than threads the panels of each are shared out instead. */
-static void load_all(struct loading *l)
-{
-    if (l->n_missing >= pool_threads(l->store->compute.pool)) {
-        pool_run(l->store->compute.pool, load_task, l, l->n_missing);
-        return;
-    }
-    for (int task = 0; task < l->n_missing; task++)
-        load_task(l, task);
-}
-
-/* 0; E_CANCELLED when a newer wish came. */
-static int load_missing(struct store *s, const struct wish *w, struct err *e)
-{
-    struct loading l = {.store = s,
-                        .missing = mem_array(s->n_all, sizeof(*l.missing)),
-                        .ahead = pool_threads(s->compute.pool),
-                        .begun_ns = clock_now_ns(),
-                        .error = e};
-    atomic_init(&l.say_ns, l.begun_ns + PROGRESS_EVERY_NS);
+    int n = 0;
     for (size_t i = 0; i < s->n_all; i++)
         if (w->wanted[i] && !s->loaded[i])
-            l.missing[l.n_missing++] = i;
-    load_all(&l);
-    mem_free(l.missing);
-    if (atomic_load(&l.has_failed))
-        return e->code;
-    return atomic_load(&l.is_overtaken) ? E_CANCELLED : 0;
+            missing[n++] = i;
+    return n;
+}
+
+/* 0; E_CANCELLED when a newer wish came: what was loaded stays. */
+static int load_missing(struct store *s, const struct wish *w, struct err *e)
+{
+    struct pace pace = {.store = s, .begun_ns = clock_now_ns()};
+    struct load_options o = {.checkpoint = s->options.checkpoint,
+                             .format = s->options.format,
+                             .compute = &s->compute,
+                             .loaded = on_loaded,
+                             .is_overtaken = loading_is_overtaken,
+                             .ud = &pace};
+    size_t *missing = mem_array(s->n_all, sizeof(*missing));
+    struct expert **experts = mem_array(s->n_all, sizeof(*experts));
+    int n = list_missing(s, w, missing);
+    atomic_init(&pace.say_ns, pace.begun_ns + PROGRESS_EVERY_NS);
+    for (int i = 0; i < n; i++)
+        experts[i] = mem_alloc(sizeof(*experts[i]));
+    int rc = load_experts(&o, missing, n, experts, e);
+    for (int i = 0; i < n; i++) {
+        if (experts[i]->gate.panels) {
+            s->loaded[missing[i]] = experts[i];
+            s->is_new[missing[i]] = 1;
+        } else {
+            mem_free(experts[i]);
+        }
+    }
+    mem_free(experts);
+    mem_free(missing);
+    return rc;
 }
 
 /* ---- the self-test ------------------------------------------------------------------- */
@@ -494,11 +414,11 @@ int store_start(const struct store_options *o, struct store **out, struct err *e
     s->n_all = (size_t)s->config->n_layers * (size_t)s->config->n_experts;
     s->wishes = queue_new(MAX_WISHES);
     s->outcomes = queue_new(MAX_WISHES);
-    int rc = store_expert_bytes(o->checkpoint, o->format, &s->expert_bytes, e);
+    enum weight_format format = FORMAT_NATIVE;
+    int rc = load_expert_bytes(o->checkpoint, o->format, &s->expert_bytes, &format, e);
+    s->group = format_group(format);
     if (rc == 0)
         rc = checkpoint_expert_bytes(o->checkpoint, &s->stored_bytes, e);
-    if (rc == 0)
-        rc = expert_group(o->checkpoint, o->format, &s->group, e);
     if (rc == 0)
         rc = thread_start("loader", loader_main, s, &s->thread, e);
     if (rc < 0)

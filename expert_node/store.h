@@ -10,8 +10,7 @@
  *
  * New experts are loaded before old ones are given up, unless memory is too small for both.
  *
- * Log events: store.loading, store.ready, store.refused, store.failed,
- * store.lock_refused. */
+ * Log events: store.loading, store.ready, store.refused, store.failed. */
 #pragma once
 
 #include <stdint.h>

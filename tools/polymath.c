@@ -7,6 +7,7 @@
 #include "tools/chat.h"
 #include "tools/eval.h"
 #include "tools/generate.h"
+#include "tools/load.h"
 #include "tools/logits.h"
 #include "tools/pack.h"
 #include "tools/status.h"
@@ -28,6 +29,7 @@ static const struct verb verbs[] = {
     {"bench", "measure the inner loops and whole models beside this machine's ceilings",
      bench_main},
     {"pack", "write a checkpoint in the form that the kernels read", pack_main},
+    {"load", "measure how fast a model's experts are ready, beside reading its files", load_main},
     {"synth", "write a random checkpoint in the released format", synth_main},
 };
 enum { N_VERBS = sizeof verbs / sizeof verbs[0] };
