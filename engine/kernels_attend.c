@@ -1,8 +1,8 @@
 /* engine/kernels_attend.c - the definition of `attend` (step 6): folds one block of keys.
  *
  * Written for exactness, not for speed; kernels_avx2_attend.c and kernels_avx512_attend.c are
- * its fast twins.  The block's maximum is taken in 16 lanes too (key j in lane j mod 16, then
- * lanes 0..15), so that the sign of a zero is the same everywhere. */
+ * its fast twins.  A maximum that is a zero is made positive, so that it does not matter in
+ * which order it was looked for. */
 #include <math.h>
 
 #include "base/must.h"
@@ -76,17 +76,11 @@ static void score_int8(const struct attend_block *b, int head, float *scores)
 /* A NaN is never larger, so it does not become the maximum. */
 static float block_max(float before, const float *scores, int n_keys)
 {
-    float lanes[LANES];
-    for (int lane = 0; lane < LANES; lane++)
-        lanes[lane] = -INFINITY;
-    for (int j = 0; j < n_keys; j++)
-        if (scores[j] > lanes[j % LANES])
-            lanes[j % LANES] = scores[j];
     float max = before;
-    for (int lane = 0; lane < LANES; lane++)
-        if (lanes[lane] > max)
-            max = lanes[lane];
-    return max;
+    for (int j = 0; j < n_keys; j++)
+        if (scores[j] > max)
+            max = scores[j];
+    return max + 0.0f;
 }
 
 /* Scores become probabilities p; sums and o shrink to the new maximum. */
