@@ -7,7 +7,11 @@
  *
  * Extensions: "return_token_ids" and "return_logits_hash" (ids, and 16-digit hashes of the
  * logits, per choice or per chunk), "ignore_eos", "min_p", "top_k", "repetition_penalty",
- * "chat_template_kwargs": {"enable_thinking": ...}; "reasoning_content" in answers. */
+ * "chat_template_kwargs": {"enable_thinking": ...}; "reasoning_content" in answers.
+ *
+ * A request with tools gets tool_calls, whose ids are made of the request's number.  A call that was
+ * cut short (finish_reason "length") has arguments that are no whole JSON, so that no client
+ * runs half of one. */
 #pragma once
 
 #include <stdint.h>

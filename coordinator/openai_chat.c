@@ -272,7 +272,8 @@ static int parse_chat(const struct openai_model *m, const json_t *body, struct r
     }
     if (rc == 0)
         stream_split(&r->text_of,
-                     p.thinking == CHAT_THINKING_ON ? REASONING_THINKING : REASONING_CONTENT);
+                     p.thinking == CHAT_THINKING_ON ? OUTPUT_IN_REASONING : OUTPUT_IN_CONTENT,
+                     p.tools);
     conversation_fini(&c);
     return rc < 0 ? rc : openai_check_prompt(m, r, e);
 }

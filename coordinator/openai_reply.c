@@ -196,7 +196,9 @@ static json_t *finish_reason(const struct request *r)
 {
     if (r->state != REQUEST_DONE)
         return json_null();
-    return json_string(r->finish == SCHED_LENGTH ? "length" : "stop");
+    if (r->finish == SCHED_LENGTH || stream_is_broken(&r->text_of))
+        return json_string("length");
+    return json_string(stream_has_calls(&r->text_of) ? "tool_calls" : "stop");
 }
 
 static json_t *usage(const struct request *r)
@@ -234,14 +236,82 @@ static json_t *choice_of(const struct openai_model *m, const struct request *r, 
     return choice;
 }
 
+/* All there is of one kind; NULL if there is nothing. */
+static json_t *said(const struct request *r, enum output_kind kind)
+{
+    struct buf text = {0};
+    output_events_gather(&r->said, kind, &text);
+    json_t *v = text.len > 0 ? text_of(buf_str(&text)) : NULL;
+    buf_fini(&text);
+    return v;
+}
+
+/* The events of one call from event *i on, as one object; *i is then the first of another. */
+static json_t *call_of(const struct request *r, size_t *i)
+{
+    const struct output_events *events = &r->said;
+    int call = events->list[*i].call;
+    json_t *o = json_object(), *function = json_object();
+    struct buf arguments = {0};
+    set(o, "index", json_integer(call));
+    for (; *i < events->n && events->list[*i].call == call; ++*i) {
+        if (events->list[*i].kind == OUTPUT_CALL) {
+            char id[REQUEST_ID_BYTES];
+            snprintf(id, sizeof id, "call_%016" PRIx64 "%08x", r->seq, (unsigned)call);
+            set(o, "id", json_string(id));
+            set(o, "type", json_string("function"));
+            set(function, "name", text_of(output_events_text(events, *i)));
+        } else if (events->list[*i].kind == OUTPUT_ARGUMENTS) {
+            buf_append_str(&arguments, output_events_text(events, *i));
+        }
+    }
+    set(function, "arguments", text_of(buf_str(&arguments)));
+    set(o, "function", function);
+    buf_fini(&arguments);
+    return o;
+}
+
+/* The tool calls, or what is new of them; NULL if there is nothing. */
+static json_t *calls_of(const struct request *r)
+{
+    json_t *calls = NULL;
+    for (size_t i = 0; i < r->said.n;) {
+        if (r->said.list[i].call < 0) {
+            i++;
+            continue;
+        }
+        if (!calls)
+            calls = json_array();
+        add(calls, call_of(r, &i));
+    }
+    return calls;
+}
+
 static json_t *chat_message(const struct request *r)
 {
-    json_t *message = json_object();
+    json_t *message = json_object(), *reasoning = said(r, OUTPUT_REASONING), *call;
+    json_t *content = said(r, OUTPUT_CONTENT), *calls = calls_of(r);
+    size_t i;
+    if (!content)
+        content = calls ? json_null() : json_string("");
     set(message, "role", json_string("assistant"));
-    set(message, "content", text_of(buf_str(&r->text.content)));
-    if (r->text.thinking.len > 0)
-        set(message, "reasoning_content", text_of(buf_str(&r->text.thinking)));
+    set(message, "content", content);
+    if (reasoning)
+        set(message, "reasoning_content", reasoning);
+    json_array_foreach(calls, i, call)
+    {
+        json_object_del(call, "index"); /* is for pieces */
+    }
+    if (calls)
+        set(message, "tool_calls", calls);
     return message;
+}
+
+/* /v1/completions knows content only. */
+static json_t *completion_text(const struct request *r)
+{
+    json_t *text = said(r, OUTPUT_CONTENT);
+    return text ? text : json_string("");
 }
 
 void openai_write_reply(const struct openai_model *m, const struct request *r, struct buf *out)
@@ -250,7 +320,7 @@ void openai_write_reply(const struct openai_model *m, const struct request *r, s
     json_t *root = envelope(m, r, chat ? "chat.completion" : "text_completion");
     json_t *choices = json_array();
     add(choices, chat ? choice_of(m, r, 0, "message", chat_message(r))
-                      : choice_of(m, r, 0, "text", text_of(buf_str(&r->text.content))));
+                      : choice_of(m, r, 0, "text", completion_text(r)));
     set(root, "choices", choices);
     set(root, "usage", usage(r));
     dump(root, out);
@@ -258,13 +328,18 @@ void openai_write_reply(const struct openai_model *m, const struct request *r, s
 
 static json_t *chat_delta(const struct request *r)
 {
-    json_t *delta = json_object();
+    json_t *delta = json_object(), *reasoning = said(r, OUTPUT_REASONING);
+    json_t *content = said(r, OUTPUT_CONTENT), *calls = calls_of(r);
     if (r->n_sent == 0)
         set(delta, "role", json_string("assistant"));
-    if (r->text.thinking.len > 0)
-        set(delta, "reasoning_content", text_of(buf_str(&r->text.thinking)));
-    if (r->text.content.len > 0 || r->n_sent == 0)
-        set(delta, "content", text_of(buf_str(&r->text.content)));
+    if (reasoning)
+        set(delta, "reasoning_content", reasoning);
+    if (!content && r->n_sent == 0)
+        content = json_string("");
+    if (content)
+        set(delta, "content", content);
+    if (calls)
+        set(delta, "tool_calls", calls);
     return delta;
 }
 
@@ -274,7 +349,7 @@ static json_t *chunk(const struct openai_model *m, const struct request *r)
     json_t *root = envelope(m, r, chat ? "chat.completion.chunk" : "text_completion");
     json_t *choices = json_array();
     add(choices, chat ? choice_of(m, r, r->n_sent, "delta", chat_delta(r))
-                      : choice_of(m, r, r->n_sent, "text", text_of(buf_str(&r->text.content))));
+                      : choice_of(m, r, r->n_sent, "text", completion_text(r)));
     set(root, "choices", choices);
     if (r->wants_usage)
         set(root, "usage", json_null());
@@ -284,10 +359,9 @@ static json_t *chunk(const struct openai_model *m, const struct request *r)
 void openai_write_events(const struct openai_model *m, const struct request *r, struct buf *out)
 {
     bool done = r->state == REQUEST_DONE;
-    bool has_text = r->text.thinking.len > 0 || r->text.content.len > 0;
     bool per_token = r->wants_token_ids || r->wants_logprobs || r->sampling.logits_hash;
     bool has_tokens = r->output.len > r->n_sent;
-    if (!done && !has_text && !(per_token && has_tokens) && !(r->n_sent == 0 && has_tokens))
+    if (!done && r->said.n == 0 && !(per_token && has_tokens) && !(r->n_sent == 0 && has_tokens))
         return;
     write_event(chunk(m, r), out);
     if (!done)

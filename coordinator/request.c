@@ -20,7 +20,7 @@ void request_fini(struct request *r)
     tokens_fini(&r->prompt);
     tokens_fini(&r->output);
     stream_fini(&r->text_of);
-    reasoning_text_fini(&r->text);
+    output_events_fini(&r->said);
     mem_free(r->samples);
     *r = (struct request){0};
 }
@@ -57,9 +57,10 @@ bool request_token(struct request *r, const struct sampled *sampled, enum sched_
     bool stopped = false;
     /* The token that ends the sequence is counted but has no text. */
     if (finish != SCHED_STOP)
-        stopped = stream_feed(&r->text_of, sampled->token, &r->text);
+        stopped = stream_feed(&r->text_of, sampled->token, &r->said);
     if (finish != SCHED_GOES_ON && !stopped)
-        stopped = stream_finish(&r->text_of, &r->text);
+        stopped = stream_finish(&r->text_of, finish == SCHED_STOP ? OUTPUT_STOPPED : OUTPUT_CUT,
+                                &r->said);
     if (stopped)
         r->finish = SCHED_STOP;
     if (r->finish == SCHED_GOES_ON)
@@ -78,6 +79,6 @@ void request_failed(struct request *r, int code, const char *text)
 
 void request_sent(struct request *r)
 {
-    reasoning_text_reset(&r->text);
+    output_events_reset(&r->said);
     r->n_sent = r->output.len;
 }

@@ -47,8 +47,8 @@ struct request {
     struct tokens output;
     struct sampled *samples; /* beside `output`, if log-probabilities or hashes are wanted */
     size_t samples_room;
-    struct reasoning_text text; /* not yet sent */
-    size_t n_sent;              /* tokens already sent */
+    struct output_events said; /* not yet sent */
+    size_t n_sent;             /* tokens already sent */
     enum sched_finish finish;
     int code; /* of a failure */
     char error[SCHED_TEXT_BYTES];

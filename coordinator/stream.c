@@ -11,11 +11,11 @@ void stream_init(struct stream *s, const struct tokenizer *t)
     *s = (struct stream){.tokenizer = t};
 }
 
-void stream_split(struct stream *s, enum reasoning_part begins)
+void stream_split(struct stream *s, enum output_place begins, const json_t *tools)
 {
-    must(s->tokenizer);
+    must(s->tokenizer && !s->splits);
     s->splits = true;
-    reasoning_init(&s->reasoning, s->tokenizer, begins);
+    output_init(&s->output, s->tokenizer, begins, tools);
 }
 
 void stream_add_stop(struct stream *s, struct str stop)
@@ -29,7 +29,8 @@ void stream_fini(struct stream *s)
     for (int i = 0; i < s->n_stops; i++)
         mem_free(s->stops[i]);
     buf_fini(&s->held);
-    reasoning_text_fini(&s->fresh);
+    output_fini(&s->output);
+    output_events_fini(&s->fresh);
     *s = (struct stream){0};
 }
 
@@ -62,44 +63,80 @@ static size_t possible_stop(const struct stream *s, struct str text)
 
 enum ending { GOES_ON, ENDS };
 
-/* Passes the fresh text on, as far as it is certain. */
-static bool give_out(struct stream *s, enum ending ending, struct reasoning_text *out)
+/* Passes content on, as far as it is certain. */
+static bool give_content(struct stream *s, enum ending ending, struct output_events *out)
 {
-    buf_append_str(&out->thinking, buf_str(&s->fresh.thinking));
-    buf_append_str(&s->held, buf_str(&s->fresh.content));
-    reasoning_text_reset(&s->fresh);
     struct str text = buf_str(&s->held);
     size_t stop = s->n_stops ? find_stop(s, text) : SIZE_MAX;
     if (stop != SIZE_MAX) {
-        buf_append(&out->content, text.ptr, stop);
+        output_events_put(out, OUTPUT_CONTENT, -1, (struct str){text.ptr, stop});
         buf_reset(&s->held);
         return s->stopped = true;
     }
     size_t certain = ending == ENDS ? text.len : text.len - possible_stop(s, text);
-    if (certain > 0)
-        buf_append(&out->content, text.ptr, certain);
+    output_events_put(out, OUTPUT_CONTENT, -1, (struct str){text.ptr, certain});
     buf_drop(&s->held, certain);
     return false;
 }
 
-bool stream_feed(struct stream *s, int32_t id, struct reasoning_text *out)
+/* Passes what is fresh on.  Whatever is no content ends the content before it. */
+static bool give_out(struct stream *s, enum ending ending, struct output_events *out)
 {
+    for (size_t i = 0; i < s->fresh.n && !s->stopped; i++) {
+        const struct output_event *event = &s->fresh.list[i];
+        struct str text = output_events_text(&s->fresh, i);
+        if (event->kind == OUTPUT_CONTENT) {
+            buf_append_str(&s->held, text);
+            give_content(s, GOES_ON, out);
+        } else if (!give_content(s, ENDS, out)) {
+            output_events_put(out, event->kind, event->call, text);
+            s->stopped = event->kind == OUTPUT_ERROR;
+        }
+    }
+    output_events_reset(&s->fresh);
+    return s->stopped || (ending == ENDS && give_content(s, ENDS, out));
+}
+
+/* Everything is content. */
+static void put_plain(struct stream *s, const struct buf *text)
+{
+    output_events_put(&s->fresh, OUTPUT_CONTENT, -1, buf_str(text));
+}
+
+bool stream_feed(struct stream *s, int32_t id, struct output_events *out)
+{
+    struct buf text = {0};
     if (!s->tokenizer || s->stopped)
         return s->stopped;
     if (s->splits)
-        reasoning_feed(&s->reasoning, id, &s->fresh);
+        output_feed(&s->output, id, &s->fresh);
     else if (!tokenizer_is_special(s->tokenizer, id))
-        utf8_feed(&s->utf8, tokenizer_token_bytes(s->tokenizer, id), &s->fresh.content);
+        utf8_feed(&s->utf8, tokenizer_token_bytes(s->tokenizer, id), &text);
+    put_plain(s, &text);
+    buf_fini(&text);
     return give_out(s, GOES_ON, out);
 }
 
-bool stream_finish(struct stream *s, struct reasoning_text *out)
+bool stream_finish(struct stream *s, enum output_ending ending, struct output_events *out)
 {
+    struct buf text = {0};
     if (!s->tokenizer || s->stopped)
         return s->stopped;
     if (s->splits)
-        reasoning_finish(&s->reasoning, &s->fresh);
+        output_finish(&s->output, ending, &s->fresh);
     else
-        utf8_finish(&s->utf8, &s->fresh.content);
+        utf8_finish(&s->utf8, &text);
+    put_plain(s, &text);
+    buf_fini(&text);
     return give_out(s, ENDS, out);
+}
+
+bool stream_is_broken(const struct stream *s)
+{
+    return s->output.place == OUTPUT_BROKEN;
+}
+
+bool stream_has_calls(const struct stream *s)
+{
+    return s->output.report.n_calls > 0;
 }

@@ -6,8 +6,8 @@
 
 #include "base/err.h"
 #include "base/must.h"
+#include "model/output.h"
 #include "model/pretokenize.h"
-#include "model/reasoning.h"
 #include "model/tokenizer.h"
 #include "model/utf8.h"
 #include "model/vocab.h"
@@ -60,16 +60,17 @@ static const struct tokenizer *small_tokenizer(void)
 
 static void split_output(const struct tokenizer *t, const struct tokens *ids)
 {
-    struct reasoning r;
-    struct reasoning_text text = {0};
+    struct output o;
+    struct output_events said = {0};
 
-    reasoning_init(&r, t, ids->len % 2 ? REASONING_THINKING : REASONING_CONTENT);
+    output_init(&o, t, ids->len % 2 ? OUTPUT_IN_REASONING : OUTPUT_IN_CONTENT, NULL);
     for (size_t i = 0; i < ids->len; i++)
-        reasoning_feed(&r, ids->ids[i], &text);
-    reasoning_finish(&r, &text);
-    must(utf8_is_valid(buf_str(&text.thinking)));
-    must(utf8_is_valid(buf_str(&text.content)));
-    reasoning_text_fini(&text);
+        output_feed(&o, ids->ids[i], &said);
+    output_finish(&o, OUTPUT_STOPPED, &said);
+    for (size_t i = 0; i < said.n; i++)
+        must(utf8_is_valid(output_events_text(&said, i)));
+    output_events_fini(&said);
+    output_fini(&o);
 }
 
 static void encode_and_back(const struct tokenizer *t, struct str text)

@@ -305,7 +305,7 @@ TEST(openai_chat_renders_the_template)
     tokenizer_decode(words, r.prompt.ids, r.prompt.len, TOKENIZER_KEEP_SPECIAL, &text);
     CHECK_HAS(text.data, "system\nx[e~[");
     CHECK_HAS(text.data, "</think>\n\n");
-    CHECK_INT(reasoning_where(&r.text_of.reasoning), REASONING_CONTENT);
+    CHECK_INT(r.text_of.output.place, OUTPUT_IN_CONTENT);
     buf_fini(&text);
     finish();
 }
@@ -488,6 +488,146 @@ TEST(openai_events_carry_what_is_new)
     CHECK_INT(json_integer_value(at(v, "usage.completion_tokens")), 3);
     json_decref(v);
     CHECK_HAS(out.data, "data: [DONE]\n\n");
+    finish();
+}
+
+#define TOOLS \
+    "\"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": " \
+    "{\"properties\": {\"a\": {\"type\": \"integer\"}, \"b\": {\"type\": \"string\"}}}}}]"
+
+/* The model says this, markers as tokens and everything else byte by byte. */
+static void say(const char *text, enum sched_finish finish_)
+{
+    struct tokens ids = {0};
+    CHECK_INT(tokenizer_encode(words, str_of(text), TOKENIZER_WITH_MARKERS, &ids), 0);
+    for (size_t i = 0; i < ids.len; i++)
+        token(ids.ids[i], SCHED_GOES_ON);
+    tokens_fini(&ids);
+    token(chat_end_id(&chat), finish_);
+}
+
+#define CALLS \
+    "let me\n</think>\n\nWell\n<minimax:tool_call>\n<invoke name=\"f\">\n" \
+    "<parameter name=\"a\">2</parameter>\n<parameter name=\"b\">\"3\"</parameter>\n</invoke>\n" \
+    "<invoke name=\"g\">\n</invoke>\n</minimax:tool_call>"
+
+TEST(openai_reply_holds_tool_calls)
+{
+    begin();
+    config.max_positions = 4000;
+    CHECK_INT(talk("{\"messages\": [" USER "], " TOOLS "}"), 0);
+    say(CALLS, SCHED_STOP);
+    openai_write_reply(&model, &r, &out);
+    json_t *v = parse(out.data), *message = at(v, "choices.0.message");
+    CHECK_STR(json_string_value(at(message, "content")), "Well");
+    CHECK_STR(json_string_value(at(message, "reasoning_content")), "let me");
+    CHECK_INT(json_array_size(at(message, "tool_calls")), 2);
+    CHECK_STR(json_string_value(at(message, "tool_calls.0.id")), "call_000000000000000700000000");
+    CHECK_STR(json_string_value(at(message, "tool_calls.0.type")), "function");
+    CHECK(!at(message, "tool_calls.0.index"));
+    CHECK_STR(json_string_value(at(message, "tool_calls.0.function.name")), "f");
+    CHECK_STR(json_string_value(at(message, "tool_calls.0.function.arguments")),
+              "{\"a\": 2, \"b\": \"\\\"3\\\"\"}");
+    CHECK_STR(json_string_value(at(message, "tool_calls.1.function.arguments")), "{}");
+    CHECK_STR(json_string_value(at(v, "choices.0.finish_reason")), "tool_calls");
+    json_decref(v);
+    finish();
+}
+
+TEST(openai_tool_call_without_content_has_null)
+{
+    begin();
+    config.max_positions = 4000;
+    CHECK_INT(talk("{\"messages\": [" USER "], " TOOLS "}"), 0);
+    say("hm\n</think>\n\n\n<minimax:tool_call>\n<invoke name=\"f\">\n<parameter name=\"b\">cut",
+        SCHED_LENGTH);
+    openai_write_reply(&model, &r, &out);
+    json_t *v = parse(out.data);
+    CHECK(json_is_null(at(v, "choices.0.message.content")));
+    /* Cut short: no JSON, so that nobody runs it. */
+    CHECK_STR(json_string_value(at(v, "choices.0.message.tool_calls.0.function.arguments")),
+              "{\"b\": \"cut");
+    CHECK_STR(json_string_value(at(v, "choices.0.finish_reason")), "length");
+    json_decref(v);
+    finish();
+}
+
+TEST(openai_without_tools_a_call_is_content)
+{
+    begin();
+    config.max_positions = 4000;
+    CHECK_INT(talk("{\"messages\": [" USER "], \"tool_choice\": \"none\", " TOOLS "}"), 0);
+    say(CALLS, SCHED_STOP);
+    openai_write_reply(&model, &r, &out);
+    json_t *v = parse(out.data);
+    CHECK_HAS(json_string_value(at(v, "choices.0.message.content")),
+              "Well\n<minimax:tool_call>\n<invoke name=\"f\">\n<parameter");
+    CHECK(!at(v, "choices.0.message.tool_calls"));
+    CHECK_STR(json_string_value(at(v, "choices.0.finish_reason")), "stop");
+    json_decref(v);
+    finish();
+}
+
+/* What a client puts together from the pieces of call `index`. */
+struct pieces {
+    struct buf name, arguments;
+    int n_ids;
+};
+
+static void take_pieces(json_t *delta, int index, struct pieces *p)
+{
+    json_t *call;
+    size_t i;
+    json_array_foreach(at(delta, "tool_calls"), i, call)
+    {
+        const char *name = json_string_value(at(call, "function.name"));
+        CHECK(json_is_integer(at(call, "index")));
+        if (json_integer_value(at(call, "index")) != index)
+            continue;
+        p->n_ids += json_is_string(at(call, "id"));
+        buf_puts(&p->name, name ? name : "");
+        buf_puts(&p->arguments, json_string_value(at(call, "function.arguments")));
+    }
+}
+
+TEST(openai_events_stream_tool_calls)
+{
+    begin();
+    config.max_positions = 4000;
+    CHECK_INT(talk("{\"messages\": [" USER "], \"stream\": true, " TOOLS "}"), 0);
+    struct tokens ids = {0};
+    struct pieces first = {0}, second = {0};
+    int n_events = 0;
+    CHECK_INT(tokenizer_encode(words, STR(CALLS), TOKENIZER_WITH_MARKERS, &ids), 0);
+    tokens_push(&ids, chat_end_id(&chat));
+    for (size_t i = 0; i < ids.len; i++) {
+        token(ids.ids[i], i + 1 < ids.len ? SCHED_GOES_ON : SCHED_STOP);
+        buf_reset(&out);
+        openai_write_events(&model, &r, &out);
+        request_sent(&r);
+        if (out.len == 0)
+            continue;
+        json_t *v = event(0);
+        n_events++;
+        take_pieces(at(v, "choices.0.delta"), 0, &first);
+        take_pieces(at(v, "choices.0.delta"), 1, &second);
+        CHECK(r.state != REQUEST_DONE ||
+              strcmp(json_string_value(at(v, "choices.0.finish_reason")), "tool_calls") == 0);
+        json_decref(v);
+    }
+    CHECK_INT(r.state, REQUEST_DONE);
+    CHECK(n_events > 5);
+    CHECK_STR(first.name.data, "f");
+    CHECK_STR(first.arguments.data, "{\"a\": 2, \"b\": \"\\\"3\\\"\"}");
+    CHECK_STR(second.name.data, "g");
+    CHECK_STR(second.arguments.data, "{}");
+    CHECK_INT(first.n_ids, 1);
+    CHECK_INT(second.n_ids, 1);
+    buf_fini(&first.name);
+    buf_fini(&first.arguments);
+    buf_fini(&second.name);
+    buf_fini(&second.arguments);
+    tokens_fini(&ids);
     finish();
 }
 
