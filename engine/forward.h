@@ -48,7 +48,7 @@ struct step {
 struct forward;
 struct forward_options {
     struct format_set formats; /* kv must be that of the cache */
-    int max_rows; /* rows of one step */
+    int max_rows;              /* rows of one step */
 };
 
 /* Loads everything but the experts: embedding (stays mapped), attention, routers, head. */
