@@ -36,6 +36,9 @@ static const struct conf_option options[] = {
      "of a packed directory: lock what is used into memory"},
     {"weights.verify", CONF_BOOL, AT(verifies), "false", 0, 0, NULL,
      "of a packed directory: check the hash of all that is read"},
+    {"weights.cache", CONF_STRING, AT(cache), "", 0, 0, NULL,
+     "directory in which the first start keeps the model packed, for the next ones to map; empty: "
+     "none"},
     {"compute.threads", CONF_INT, AT(threads), "0", 0, 1024, NULL,
      "threads that compute; 0 means every CPU that the process may use"},
     {"compute.cpus", CONF_STRING, AT(cpus), "", 0, 0, NULL,
@@ -83,6 +86,7 @@ struct side_config attn_node_side(const struct attn_node_config *c)
     return (struct side_config){
         .name = c->name,
         .model_dir = c->model_path,
+        .cache_dir = c->cache,
         .coordinator_endpoint = c->coordinator_endpoint,
         .listen_endpoint = c->listen,
         .formats = formats,

@@ -10,7 +10,7 @@ struct attn_node_config {
     char *model_path, *coordinator_endpoint, *listen;
     char *format; /* for format_set_parse() */
     int combine;  /* enum combine_mode */
-    char *kernels, *cpus;
+    char *kernels, *cpus, *cache;
     bool copies, locks, verifies;
     int64_t threads, kv_bytes, max_rows, max_seqs, call_timeout_ns, spin_us;
 };

@@ -20,6 +20,7 @@
 #include "base/thread.h"
 #include "base/version.h"
 #include "engine/kv.h"
+#include "engine/model_open.h"
 #include "rpc/loop.h"
 #include "rpc/member.h"
 #include "rpc/server.h"
@@ -27,6 +28,7 @@
 enum { MAX_CALLS = 32 /* steps and releases that wait for the engine thread */ };
 /* A step in progress may finish before the process ends. */
 #define STOP_TIMEOUT_NS (2 * CLOCK_S)
+#define TELL_EVERY_NS (5 * CLOCK_S)
 
 struct side {
     struct side_config config;
@@ -35,6 +37,7 @@ struct side {
     uint64_t fingerprint;
     const struct kernels *kernels;
     int threads;
+    int64_t told_ns; /* how far packing is */
     struct runner *runner;
     struct thread *control;
 
@@ -346,6 +349,17 @@ static int choose_kernels(struct side *s, struct err *e)
                                 name);
 }
 
+static void log_packing(void *ud, int64_t done_bytes, int64_t total_bytes)
+{
+    struct side *s = ud;
+    int64_t now_ns = clock_now_ns();
+    if (now_ns - s->told_ns < TELL_EVERY_NS)
+        return;
+    s->told_ns = now_ns;
+    log_info("weights.packing", "mb=%lld of=%lld", (long long)(done_bytes / 1000000),
+             (long long)(total_bytes / 1000000));
+}
+
 static int open_side(struct side *s, struct err *e)
 {
     const struct side_config *c = &s->config;
@@ -353,9 +367,18 @@ static int open_side(struct side *s, struct err *e)
     if (rc < 0)
         return rc;
     s->threads = c->threads > 0 ? c->threads : thread_cpu_count();
-    rc = checkpoint_open_with(c->model_dir, &c->checkpoint, &s->checkpoint, e);
-    if (rc == 0)
-        rc = checkpoint_formats(s->checkpoint, &s->config.formats, e);
+    struct model_open_options m = {.model_dir = c->model_dir,
+                                   .cache_dir = c->cache_dir,
+                                   .formats = c->formats,
+                                   .checkpoint = c->checkpoint,
+                                   .kernels = s->kernels,
+                                   .n_threads = s->threads,
+                                   .packing = log_packing,
+                                   .ud = s};
+    struct model_opened opened;
+    rc = model_open(&m, &opened, e);
+    s->checkpoint = opened.checkpoint;
+    s->config.formats = opened.said;
     if (rc == 0)
         rc = checkpoint_fingerprint(s->checkpoint, &s->fingerprint, e);
     if (rc < 0)
@@ -363,7 +386,7 @@ static int open_side(struct side *s, struct err *e)
     struct runner_options o = {
         .checkpoint = s->checkpoint,
         .fingerprint = s->fingerprint,
-        .formats = c->formats,
+        .formats = opened.held,
         .combine = c->combine,
         .kernels = s->kernels,
         .threads = s->threads,
@@ -390,7 +413,7 @@ int side_start(const struct side_config *c, struct side **out, struct err *e)
     s->listen_endpoint = mem_string(c->listen_endpoint);
     int rc = open_side(s, e);
     /* These strings are the caller's again. */
-    s->config.name = s->config.model_dir = s->config.kernels = NULL;
+    s->config.name = s->config.model_dir = s->config.cache_dir = s->config.kernels = NULL;
     if (rc < 0)
         side_stop(&s);
     else

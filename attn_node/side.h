@@ -3,7 +3,7 @@
  * thing: a control thread (member, Attention service) and an engine thread (KV, layers,
  * links to experts).  Everything else is messages.
  *
- * Log events: node.listening, side.ready. */
+ * Log events: node.listening, side.ready, weights.packing. */
 #pragma once
 
 #include <stdbool.h>
@@ -17,6 +17,7 @@
 struct side_config {
     const char *name; /* "attn-0" */
     const char *model_dir;
+    const char *cache_dir;            /* of packed weights, engine/model_open.h; NULL or "": none */
     const char *coordinator_endpoint; /* Cluster service to join */
     const char *listen_endpoint;      /* of the Attention service */
     struct format_set formats;        /* native parts are resolved by the checkpoint */

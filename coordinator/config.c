@@ -69,6 +69,9 @@ static const struct conf_option options[] = {
      "of a packed directory: lock what is used into memory"},
     {"weights.verify", CONF_BOOL, FIELD(weights_verifies), "false", 0, 0, NULL,
      "of a packed directory: check the hash of all that is read"},
+    {"weights.cache", CONF_STRING, FIELD(weights_cache), "", 0, 0, NULL,
+     "directory in which the first start keeps the model packed, for the next ones to map; empty: "
+     "none"},
     {"compute.cpus", CONF_STRING, FIELD(compute_cpus), "", 0, 0, NULL,
      "CPUs for this process alone, such as 0-3,8, or all; its threads are then pinned; empty: "
      "wherever the system puts them"},

@@ -20,7 +20,7 @@ struct coordinator_config {
     int64_t attention_call_timeout_ns, attention_spin_us;
     char *weights_format; /* for format_set_parse() */
     int weights_combine;
-    char *weights_kernels, *compute_cpus;
+    char *weights_kernels, *weights_cache, *compute_cpus;
     bool weights_copies, weights_locks, weights_verifies;
     int64_t request_max_tokens, request_queue_limit, request_timeout_ns;
 };

@@ -86,6 +86,7 @@ int embed_start(struct loop *l, const struct coordinator_config *c,
     m->name = mem_format("%s-attention", c->node_name);
     m->config = (struct side_config){.name = m->name,
                                      .model_dir = c->model_path,
+                                     .cache_dir = c->weights_cache,
                                      .coordinator_endpoint = HUB_INPROC_CLUSTER,
                                      .listen_endpoint = "inproc://attention",
                                      .checkpoint = {.copies = c->weights_copies,

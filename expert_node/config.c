@@ -35,6 +35,9 @@ static const struct conf_option options[] = {
      "of a packed directory: lock what is used into memory"},
     {"weights.verify", CONF_BOOL, AT(verifies), "false", 0, 0, NULL,
      "of a packed directory: check the hash of all that is read"},
+    {"weights.cache", CONF_STRING, AT(cache), "", 0, 0, NULL,
+     "directory in which the first start keeps the model packed, for the next ones to map; empty: "
+     "none"},
     {"memory.bytes", CONF_BYTES, AT(memory_bytes), "0", 0, 64 * TIB, NULL,
      "memory for experts; 0 means 80 % of what is free at start"},
     {"compute.threads", CONF_INT, AT(threads), "0", 0, 1024, NULL,

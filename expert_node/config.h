@@ -11,7 +11,7 @@ struct expert_node_config {
     char *model_path, *coordinator_endpoint, *listen;
     char *format; /* for format_set_parse() */
     int combine;  /* enum combine_mode */
-    char *kernels, *cpus;
+    char *kernels, *cpus, *cache;
     bool copies, locks, verifies;
     int64_t memory_bytes, threads, max_rows, spin_us;
 };

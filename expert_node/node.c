@@ -14,19 +14,22 @@
 #include "base/queue.h"
 #include "base/thread.h"
 #include "base/version.h"
+#include "engine/model_open.h"
 #include "expert_node/store.h"
 #include "expert_node/worker.h"
 #include "rpc/member.h"
 
-enum { QUEUED_VIEWS = 4, LOADER_THREADS = 2 };
+enum { QUEUED_VIEWS = 4 };
 #define REPORT_EVERY_NS (CLOCK_S / 2)
+#define TELL_EVERY_NS (5 * CLOCK_S)
 
 struct node {
     const struct expert_node_config *config;
     struct loop *loop;
     struct checkpoint *checkpoint;
     uint64_t fingerprint;
-    struct format_set formats; /* as the checkpoint resolves them */
+    struct format_set said, held; /* engine/model_open.h */
+    int64_t told_ns;              /* how far packing is */
     const struct kernels *kernels;
     int threads;
     size_t memory_bytes, expert_bytes;
@@ -131,7 +134,7 @@ static int join(struct node *n, struct err *e)
                 .threads = (uint32_t)n->threads,
                 .protocol_version = POLYMATH_PROTOCOL_VERSION,
                 .fingerprint = n->fingerprint,
-                .formats = n->formats,
+                .formats = n->said,
                 .combine = (enum combine_mode)n->config->combine,
                 .memory_bytes = n->memory_bytes,
                 .expert_bytes = n->expert_bytes,
@@ -155,6 +158,17 @@ static int join(struct node *n, struct err *e)
 
 /* ---- opening and closing ------------------------------------------------------------- */
 
+static void log_packing(void *ud, int64_t done_bytes, int64_t total_bytes)
+{
+    struct node *n = ud;
+    int64_t now_ns = clock_now_ns();
+    if (now_ns - n->told_ns < TELL_EVERY_NS)
+        return;
+    n->told_ns = now_ns;
+    log_info("weights.packing", "mb=%lld of=%lld", (long long)(done_bytes / 1000000),
+             (long long)(total_bytes / 1000000));
+}
+
 static int open_model(struct node *n, struct err *e)
 {
     const struct expert_node_config *c = n->config;
@@ -164,15 +178,25 @@ static int open_model(struct node *n, struct err *e)
     n->threads = c->threads > 0 ? (int)c->threads : thread_cpu_count();
     n->memory_bytes =
         c->memory_bytes > 0 ? (size_t)c->memory_bytes : mem_available_bytes() / 10 * 8;
-    struct checkpoint_options o = {.copies = c->copies, .locks = c->locks, .verifies = c->verifies};
-    int rc = checkpoint_open_with(c->model_path, &o, &n->checkpoint, e);
-    must_zero(format_set_parse(c->format, &n->formats, NULL));
-    if (rc == 0)
-        rc = checkpoint_formats(n->checkpoint, &n->formats, e);
+    struct model_open_options o = {
+        .model_dir = c->model_path,
+        .cache_dir = c->cache,
+        .checkpoint = {.copies = c->copies, .locks = c->locks, .verifies = c->verifies},
+        .kernels = n->kernels,
+        .n_threads = n->threads,
+        .packing = log_packing,
+        .ud = n,
+    };
+    struct model_opened opened;
+    must_zero(format_set_parse(c->format, &o.formats, NULL));
+    int rc = model_open(&o, &opened, e);
+    n->checkpoint = opened.checkpoint;
+    n->said = opened.said;
+    n->held = opened.held;
     if (rc == 0)
         rc = checkpoint_fingerprint(n->checkpoint, &n->fingerprint, e);
     if (rc == 0)
-        rc = store_expert_bytes(n->checkpoint, n->formats.experts, &n->expert_bytes, e);
+        rc = store_expert_bytes(n->checkpoint, n->held.experts, &n->expert_bytes, e);
     if (rc < 0)
         return err_prefix(e, "load model");
     return 0;
@@ -184,9 +208,9 @@ static int open_rooms(struct node *n, struct err *e)
     n->retired = queue_new(QUEUED_VIEWS);
     struct store_options s = {
         .checkpoint = n->checkpoint,
-        .format = n->formats.experts,
+        .format = n->held.experts,
         .kernels = n->kernels,
-        .threads = n->threads < LOADER_THREADS ? n->threads : LOADER_THREADS,
+        .threads = n->threads,
         .memory_bytes = n->memory_bytes,
         .views = n->views,
         .retired = n->retired,
@@ -196,7 +220,7 @@ static int open_rooms(struct node *n, struct err *e)
         .endpoint = n->config->listen,
         .config = checkpoint_config(n->checkpoint),
         .fingerprint = n->fingerprint,
-        .formats = n->formats,
+        .formats = n->held,
         .combine = (enum combine_mode)n->config->combine,
         .kernels = n->kernels,
         .threads = n->threads,

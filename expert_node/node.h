@@ -5,7 +5,8 @@
  * and self-tested, READY from then on.  A node that is READY stays so while it loads more,
  * unless memory makes it give up experts first.
  *
- * Log events: node.listening, expert.loading, expert.ready, expert.holdings_refused. */
+ * Log events: node.listening, weights.packing, expert.loading, expert.ready,
+ * expert.holdings_refused. */
 #pragma once
 
 #include "base/err.h"

@@ -341,3 +341,81 @@ TEST(a_node_of_another_format_is_refused)
     json_decref(root);
     cluster_stop(&c);
 }
+
+/* Packed by hand or by the first start, mapped, copied or locked: what is stored is what
+ * would have been made. */
+TEST_WITHIN(one_answer_from_packed_weights, 240)
+{
+    static const struct {
+        const char *format, *all[4], *node[3];
+    } ways[] = {
+        {"q8", {"model.path=packed"}, {0}},
+        {"q8",
+         {"model.path=packed", "weights.format=q8", "weights.verify=true"},
+         {"weights.copy=true"}},
+        {"q8", {"model.path=packed", "weights.lock=true"}, {0}},
+        /* Nobody has it yet: all nodes want it at once. */
+        {"q4", {"weights.format=q4", "weights.cache=cache"}, {0}},
+        {"q4", {"weights.format=q4"}, {"weights.cache=cache"}},
+        {"native", {NULL}, {"weights.cache=cache", "weights.verify=true"}},
+    };
+    const char *const pack[] = {"pack", "--model", cluster_model(), "--format",
+                                "q8",   "--out",   "packed",        NULL};
+    struct buf output = {0}, want = {0}, got = {0};
+    int code = cluster_run("polymath", pack, &output);
+    if (code != 0)
+        test_fail(__FILE__, __LINE__, "polymath pack ended with %d: %s", code, output.data);
+    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+        const char *const options[] = {"--format", ways[i].format, NULL};
+        struct cluster c;
+        answer_of_oracle(prompt, options, &want);
+        cluster_settings(ways[i].all);
+        cluster_node_settings(ways[i].node);
+        cluster_start(&c, 2, 0, NULL);
+        answer_of_cluster(&c, prompt, &got);
+        CHECK_STR(got.data, want.data);
+        cluster_stop(&c);
+        CHECK(system("rm -f *.log *.sock") == 0);
+    }
+    buf_fini(&output);
+    buf_fini(&want);
+    buf_fini(&got);
+}
+
+TEST(a_packed_model_in_another_format_is_refused_by_name)
+{
+    const char *const pack[] = {"pack", "--model", cluster_model(), "--format",
+                                "q8",   "--out",   "packed",        NULL};
+    struct buf output = {0};
+    CHECK_INT(cluster_run("polymath", pack, &output), 0);
+    static const char *const programs[][2] = {{"expert_node", "node.name=x"},
+                                              {"attn_node", "node.name=x"},
+                                              {"coordinator", "http.port=0"}};
+    for (int i = 0; i < 3; i++) {
+        const char *const arguments[] = {"--set", programs[i][1],
+                                         "--set", "model.path=packed",
+                                         "--set", "weights.format=experts=q4",
+                                         NULL};
+        buf_reset(&output);
+        CHECK_INT(cluster_run(programs[i][0], arguments, &output), 1);
+        CHECK_HAS(output.data, "packed with experts=q8");
+        CHECK_HAS(output.data, "experts=q4 was asked for");
+    }
+    buf_fini(&output);
+}
+
+TEST(cpus_that_are_not_there_are_refused_by_name)
+{
+    static const char *const programs[] = {"expert_node", "attn_node", "coordinator"};
+    char *model = mem_format("model.path=%s", cluster_model());
+    struct buf output = {0};
+    for (int i = 0; i < 3; i++) {
+        const char *const arguments[] = {"--set", model, "--set", "compute.cpus=4095", NULL};
+        buf_reset(&output);
+        CHECK_INT(cluster_run(programs[i], arguments, &output), 1);
+        CHECK_HAS(output.data,
+                  "compute.cpus: CPU 4095 is not among those that this process may use");
+    }
+    buf_fini(&output);
+    mem_free(model);
+}
