@@ -378,6 +378,8 @@ static void loader_main(struct thread *t, void *arg)
 {
     struct store *s = arg;
     s->self = t;
+    /* A node that loads more goes on serving; its pool's threads follow. */
+    thread_yield_to_others();
     set_up(s);
     thread_ready(t, 0, NULL);
     while (!thread_should_stop(t)) {

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
 
 #include "base/clock.h"
 #include "base/err.h"
@@ -100,6 +101,24 @@ TEST(thread_owner_checks_hold_for_the_owner_only)
     owner_take(&r.owner);
     CHECK(owner_is_me(&r.owner));
     must_own(&r);
+}
+
+static void yield_main(struct thread *t, void *arg)
+{
+    int *niceness = arg;
+    thread_yield_to_others();
+    niceness[0] = getpriority(PRIO_PROCESS, 0);
+    thread_ready(t, 0, NULL);
+}
+
+TEST(thread_that_yields_to_others_is_alone_in_that)
+{
+    int before = getpriority(PRIO_PROCESS, 0), niceness[1] = {-100};
+    struct thread *t = NULL;
+    CHECK_INT(thread_start("loader", yield_main, niceness, &t, NULL), 0);
+    thread_stop(&t, NULL, NULL);
+    CHECK(niceness[0] > before || before >= 10);
+    CHECK_INT(getpriority(PRIO_PROCESS, 0), before);
 }
 
 TEST(thread_cpu_count_is_sane)
