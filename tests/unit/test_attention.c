@@ -18,6 +18,7 @@ enum {
     KS = KV_HEADS * DIM,
     ROWS = 2 * ATTENTION_CHUNK + 100,
     OTHER_ROWS = 300,
+    PAGES = 40,
 };
 #define THETA 10000.0
 #define EPS 1e-6f
@@ -161,8 +162,10 @@ static void naive_row(const struct layer_data *l, struct naive_cache *c, int pos
 
 struct way {
     const char *kernels;
+    enum kv_format kv;
     int n_threads, max_rows, chunk_rows;
     bool has_company; /* another sequence's rows come first in every step */
+    bool has_stale;   /* the pages held another sequence's numbers, and NaN */
 };
 
 struct ours {
@@ -179,9 +182,10 @@ static void open_ours(struct ours *o, const struct layer_data *l, const struct w
     *o = (struct ours){.x = mem_aligned((size_t)way->max_rows * HIDDEN * sizeof(float))};
     o->compute.kernels = way->kernels ? kernels_named(way->kernels) : kernels_best();
     o->compute.pool = pool_new(way->n_threads, POOL_FREE);
-    CHECK_INT(kv_open(&config, 40 * kv_page_bytes(&config), &o->kv, &e), 0);
+    CHECK_INT(kv_open(&config, way->kv, PAGES * kv_page_bytes(&config, way->kv), &o->kv, &e), 0);
+    struct attention_options options = {.max_rows = way->max_rows, .kv = way->kv};
     CHECK_INT(attention_load(&o->weights, &l->view, FORMAT_NATIVE, &o->compute, &e), 0);
-    CHECK_INT(attention_open(&config, way->max_rows, o->compute, &o->attention, &e), 0);
+    CHECK_INT(attention_open(&config, &options, o->compute, &o->attention, &e), 0);
 }
 
 static void close_ours(struct ours *o)
@@ -209,6 +213,20 @@ static int least(int a, int b)
     return a < b ? a : b;
 }
 
+/* Every page is given back with NaN in it, or with what the largest numbers become. */
+static void spoil_pages(struct ours *o)
+{
+    struct kv_seq seq = {0};
+    float bad[KS];
+    CHECK_INT(kv_reserve(o->kv, &seq, PAGES * KV_PAGE_TOKENS), 0);
+    for (int position = 0; position < PAGES * KV_PAGE_TOKENS; position++) {
+        for (int i = 0; i < KS; i++)
+            bad[i] = position % 3 ? NAN : 1e38f;
+        kv_write(o->kv, &seq, 0, position, bad, bad);
+    }
+    kv_truncate(o->kv, &seq, 0);
+}
+
 /* Runs all rows of x (and beside them `company`) through the layer. */
 static void run_way(const struct layer_data *l, const struct way *way, const float *x,
                     const float *company, float *out)
@@ -216,6 +234,8 @@ static void run_way(const struct layer_data *l, const struct way *way, const flo
     struct ours o;
     struct kv_seq seq = {0}, other = {0};
     open_ours(&o, l, way);
+    if (way->has_stale)
+        spoil_pages(&o);
     while (seq.length < ROWS) {
         struct step_seq seqs[2];
         struct step step = {.seqs = seqs};
@@ -255,22 +275,48 @@ static struct inputs *make_inputs(void)
     return in;
 }
 
-TEST(attention_agrees_with_a_naive_layer_over_several_chunks)
+/* Largest and root mean square distance from the naive layer, of values of size 1. */
+static void distance(const struct inputs *in, enum kv_format format, double *largest, double *rms)
 {
-    struct inputs *in = make_inputs();
     struct naive_cache *cache = mem_alloc(sizeof(*cache));
     float *got = mem_alloc(sizeof(in->x));
-    const struct way way = {.n_threads = 1, .max_rows = 256, .chunk_rows = 256};
+    const struct way way = {.kv = format, .n_threads = 1, .max_rows = 256, .chunk_rows = 256};
     run_way(&in->layer, &way, in->x, in->company, got);
+    double sum = 0;
+    *largest = 0;
     for (int row = 0; row < ROWS; row++) {
         double want[HIDDEN];
         naive_row(&in->layer, cache, row, in->x + row * HIDDEN, want);
-        /* f32 against double: values of size 1, softmax over up to 1,124 keys. */
-        for (int i = 0; i < HIDDEN; i++)
-            CHECK_NEAR((double)got[row * HIDDEN + i], want[i], 3e-5);
+        for (int i = 0; i < HIDDEN; i++) {
+            double d = fabs((double)got[row * HIDDEN + i] - want[i]);
+            CHECK(isfinite(d));
+            *largest = d > *largest ? d : *largest;
+            sum += d * d;
+        }
     }
+    *rms = sqrt(sum / (ROWS * HIDDEN));
     mem_free(got);
     mem_free(cache);
+}
+
+TEST(attention_agrees_with_a_naive_layer_over_several_chunks)
+{
+    struct inputs *in = make_inputs();
+    double largest, rms;
+    distance(in, KV_F32, &largest, &rms);
+    /* f32 against double: values of size 1, softmax over up to 1,124 keys. */
+    CHECK_NEAR(largest, 0, 3e-5);
+    /* A rounding of bf16 is 2^-9 at most, 2^-10.3 rms, of keys, and scores are up to about 10;
+     * int8's is 1/254 of the largest of 12 dimensions, of keys, queries and values.  Twice
+     * what twelve seeds gave. */
+    distance(in, KV_BF16, &largest, &rms);
+    test_note("bf16: largest %.2g, rms %.2g", largest, rms);
+    CHECK_NEAR(largest, 0, 0.1);
+    CHECK_NEAR(rms, 0, 0.008);
+    distance(in, KV_INT8, &largest, &rms);
+    test_note("int8: largest %.2g, rms %.2g", largest, rms);
+    CHECK_NEAR(largest, 0, 0.25);
+    CHECK_NEAR(rms, 0, 0.025);
     mem_free(in);
 }
 
@@ -278,23 +324,31 @@ TEST(attention_gives_the_same_bits_however_the_rows_come)
 {
     struct inputs *in = make_inputs();
     float *want = mem_alloc(sizeof(in->x)), *got = mem_alloc(sizeof(in->x));
-    const struct way plain = {.n_threads = 1, .max_rows = ROWS, .chunk_rows = ROWS};
-    run_way(&in->layer, &plain, in->x, in->company, want);
     const struct way ways[] = {
         {.n_threads = 1, .max_rows = 1, .chunk_rows = 1},
-        {.n_threads = 1, .max_rows = 7, .chunk_rows = 7},
+        {.n_threads = 1, .max_rows = 7, .chunk_rows = 7, .has_stale = true},
         {.n_threads = 2, .max_rows = 64, .chunk_rows = 64},
-        {.n_threads = 3, .max_rows = 130, .chunk_rows = 130},
+        {.n_threads = 3, .max_rows = 130, .chunk_rows = 130, .has_stale = true},
         {.n_threads = 3, .max_rows = ROWS, .chunk_rows = 1},
         {.n_threads = 2, .max_rows = 100, .chunk_rows = 33, .has_company = true},
-        {.n_threads = 1, .max_rows = 6, .chunk_rows = 1, .has_company = true},
+        {.n_threads = 3, .max_rows = 6, .chunk_rows = 1, .has_company = true},
         {.kernels = "portable", .n_threads = 2, .max_rows = 200, .chunk_rows = 200},
+        {.kernels = "avx2", .n_threads = 2, .max_rows = 90, .chunk_rows = 90, .has_stale = true},
     };
-    for (size_t i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
-        test_note("way %zu", i);
-        memset(got, 0, sizeof(in->x));
-        run_way(&in->layer, &ways[i], in->x, in->company, got);
-        CHECK_BYTES(got, want, sizeof(in->x));
+    for (int format = 0; format < KV_FORMAT_COUNT; format++) {
+        struct way plain = {.n_threads = 1, .max_rows = ROWS, .chunk_rows = ROWS};
+        plain.kv = (enum kv_format)format;
+        run_way(&in->layer, &plain, in->x, in->company, want);
+        for (size_t i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
+            struct way way = ways[i];
+            way.kv = plain.kv;
+            if (way.kernels && !kernels_named(way.kernels))
+                continue;
+            test_note("format %d, way %zu", format, i);
+            memset(got, 0, sizeof(in->x));
+            run_way(&in->layer, &way, in->x, in->company, got);
+            CHECK_BYTES(got, want, sizeof(in->x));
+        }
     }
     mem_free(got);
     mem_free(want);

@@ -66,3 +66,25 @@ TEST(rope_turns_pairs_half_apart_and_leaves_the_rest)
     CHECK_BYTES(head + ROTARY, was + ROTARY, 3 * sizeof(float));
     rope_fini(&r);
 }
+
+TEST(rope_turns_many_pairs_as_it_turns_few)
+{
+    struct rope r;
+    struct rng random = test_rng();
+    enum { MOST = 80 };
+    float s[MOST / 2], c[MOST / 2], head[MOST], want[MOST];
+    for (int rotary = 2; rotary <= MOST; rotary += 2) {
+        int half = rotary / 2;
+        rope_init(&r, 5e6, rotary);
+        rope_angles(&r, 12345, s, c);
+        for (int i = 0; i < rotary; i++)
+            head[i] = (float)rng_normal(&random);
+        for (int j = 0; j < half; j++) {
+            want[j] = head[j] * c[j] - head[j + half] * s[j];
+            want[j + half] = head[j + half] * c[j] + head[j] * s[j];
+        }
+        rope_turn(&r, s, c, head);
+        CHECK_BYTES(head, want, (size_t)rotary * sizeof(*head));
+        rope_fini(&r);
+    }
+}
