@@ -200,6 +200,19 @@ static const struct verb verbs[] = {
      HELP_MODEL "  --depth LIST         positions in the cache before the prompt (default 0)\n"
                 "  --prompt N           tokens of the prompt, one step (default 512)\n",
      bench_prefill},
+    {"against",
+     "decode and prefill in turn with another engine's llama-bench",
+     {OPT_MODEL, OPT_GEOMETRY, OPT_VOCAB, OPT_FORMAT, OPT_TOKENS, OPT_PROMPT, OPT_LLAMA_BENCH,
+      OPT_MODEL_GGUF, OPT_PEER_ARGS, OPT_DEPTH},
+     "  --llama-bench PATH   the peer's program (llama.cpp's or ik_llama.cpp's)\n"
+     "  --model-gguf FILE    the peer's model; polymath synth --gguf writes the same synthetic "
+     "one\n"
+     "  --peer-args TEXT     more of its options, such as \"-fa 1 -fmoe 1\"\n" HELP_MODEL
+     "  --depth N            positions in the cache beforehand (the peer must know -d, or -gp for\n"
+     "                       decoding only; default 0)\n"
+     "  --prompt N           tokens of the prompt (default 512)\n"
+     "  --tokens N           tokens to decode (default 32)\n",
+     bench_against},
 };
 enum { N_VERBS = sizeof(verbs) / sizeof(verbs[0]) };
 static const char common_help[] =
@@ -321,6 +334,8 @@ static int parse(int argc, char **argv, const struct verb *v, struct bench_optio
     bool needs_model = v->takes[0] == OPT_MODEL;
     if (needs_model && !o->engine.model_dir == !o->geometry)
         return err_set(e, E_INVALID, "one of --model and --geometry is needed");
+    if (v->run == bench_against && (!o->llama_bench || !o->model_gguf))
+        return err_set(e, E_INVALID, "--llama-bench and --model-gguf are needed");
     return 0;
 }
 
