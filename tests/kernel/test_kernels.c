@@ -1,5 +1,6 @@
 /* tests/kernel/test_kernels.c - every column of the table gives the bits of portable C, and
- * portable C gives the bits of the formulas in kernels.h. */
+ * portable C gives the bits of the formulas in kernels.h: float formats and what goes element
+ * by element (integer formats: test_quant.c). */
 #include "engine/kernels.h"
 
 #include <math.h>
@@ -7,13 +8,13 @@
 
 #include "base/mem.h"
 #include "engine/combine.h"
-#include "engine/gemm.h"
 #include "engine/mathf.h"
+#include "engine/matrix.h"
 #include "model/fp8.h"
 #include "model/halves.h"
 #include "tests/lib/test.h"
 
-enum { MAX_ROWS = 70, CANARIES = 24 };
+enum { MAX_ROWS = 70, CANARIES = 24, N_FLOAT_FORMATS = FORMAT_FP8 + 1 };
 #define CANARY 0x7ac0ffeeu /* a finite float that no kernel computes */
 
 /* Equal bits; of a NaN only that it is one. */
@@ -72,15 +73,10 @@ static struct matrix random_matrix(enum weight_format f, int rows, int cols, str
     struct matrix m;
     struct err e = {0};
     struct compute c = {.kernels = portable()};
-    if (matrix_pack(&m, &view, f, &c, &e) < 0)
+    if (matrix_pack(&m, &view, f, NULL, &c, &e) < 0)
         test_fail(__FILE__, __LINE__, "%s", e.text);
     mem_free(w);
     return m;
-}
-
-static matmul_panels *matmul_of(const struct kernels *k, enum weight_format f)
-{
-    return f == FORMAT_F32 ? k->matmul_f32 : f == FORMAT_BF16 ? k->matmul_bf16 : k->matmul_fp8;
 }
 
 /* Inputs that vectors get wrong first: signed zeros, denormals, and now and then a value
@@ -99,21 +95,29 @@ static float odd_float(struct rng *r)
     }
 }
 
-static const float extremes[] = {0x1p120f, -0x1.8p121f, 0x1.fffffep127f, INFINITY, -INFINITY, NAN};
+static const float extremes[] = {255.99998f,      -256.0f,  0x1p120f,  -0x1.8p121f, 0x1p-149f,
+                                 0x1.fffffep127f, INFINITY, -INFINITY, NAN};
 
-struct inputs {
-    float *x;
-    size_t stride;
-};
-
-static struct inputs random_inputs(int n_rows, int padded_cols, int cols, struct rng *r)
+static struct rows random_rows(int n_rows, int cols, struct rng *r)
 {
-    struct inputs in = {.stride = (size_t)padded_cols + rng_below(r, 9)};
-    in.x = mem_array((size_t)n_rows * in.stride, sizeof(float));
+    struct rows x = {.n_rows = n_rows, .cols = cols};
+    x.f32_stride = mem_round_up((size_t)cols, 16) + rng_below(r, 9);
+    float *f32 = mem_array((size_t)n_rows * x.f32_stride, sizeof(float));
     for (int m = 0; m < n_rows; m++)
         for (int k = 0; k < cols; k++)
-            in.x[(size_t)m * in.stride + (size_t)k] = odd_float(r);
-    return in;
+            f32[(size_t)m * x.f32_stride + (size_t)k] = odd_float(r);
+    x.f32 = f32;
+    return x;
+}
+
+static float *row_of(const struct rows *x, int m)
+{
+    return (float *)(uintptr_t)x->f32 + (size_t)m * x->f32_stride;
+}
+
+static void rows_free(struct rows *x)
+{
+    mem_free(row_of(x, 0));
 }
 
 /* The contract's formula, straight from the packed weights' values. */
@@ -135,11 +139,11 @@ static float chain_by_definition(const struct matrix *m, const float *weights, f
 TEST(portable_matmul_is_the_written_chain)
 {
     struct rng r = test_rng();
-    for (int f = FORMAT_F32; f < FORMAT_COUNT; f++) {
+    for (int f = FORMAT_F32; f < N_FLOAT_FORMATS; f++) {
         struct matrix m = random_matrix(f, 37, 101, &r);
-        struct inputs in = random_inputs(9, m.padded_cols, m.cols, &r);
+        struct rows x = random_rows(9, m.cols, &r);
         float y[9 * 37], weights[101];
-        matmul_of(portable(), f)(&m, 0, m.n_panels, in.x, in.stride, 9, y, 37);
+        portable()->matmul[f](&m, 0, m.n_panels, &x, y, 37);
         for (int row = 0; row < m.rows; row++) {
             matrix_row(&m, row, weights);
             float scale = 1.0f;
@@ -150,10 +154,10 @@ TEST(portable_matmul_is_the_written_chain)
                     weights[k] = fp8_decode(panel[k / 2 * 32 + row % 16 * 2 + k % 2]);
             }
             for (int i = 0; i < 9; i++)
-                CHECK(is_same(y[i * 37 + row], chain_by_definition(&m, weights, scale,
-                                                                   in.x + (size_t)i * in.stride)));
+                CHECK(is_same(y[i * 37 + row],
+                              chain_by_definition(&m, weights, scale, row_of(&x, i))));
         }
-        mem_free(in.x);
+        rows_free(&x);
         matrix_fini(&m);
     }
 }
@@ -162,40 +166,40 @@ TEST(portable_fp8_folds_its_blocks_in_ascending_order)
 {
     struct rng r = test_rng();
     struct matrix m = random_matrix(FORMAT_FP8, 130, 300, &r);
-    struct inputs in = random_inputs(1, m.padded_cols, m.cols, &r);
+    struct rows x = random_rows(1, m.cols, &r);
     float y[130], want[130];
-    portable()->matmul_fp8(&m, 0, m.n_panels, in.x, in.stride, 1, y, 130);
+    portable()->matmul[FORMAT_FP8](&m, 0, m.n_panels, &x, y, 130);
     for (int row = 0; row < 130; row++) {
         const uint8_t *panel = (const uint8_t *)m.panels + row / 16 * m.panel_bytes;
         want[row] = 0.0f;
         for (int b = 0; b < 3; b++) {
             float block = 0.0f;
             for (int k = 128 * b; k < 300 && k < 128 * (b + 1); k++)
-                block = fmaf(fp8_decode(panel[k / 2 * 32 + row % 16 * 2 + k % 2]), in.x[k], block);
+                block = fmaf(fp8_decode(panel[k / 2 * 32 + row % 16 * 2 + k % 2]), x.f32[k], block);
             want[row] = fmaf(m.scales[row / 128 * 3 + b], block, want[row]);
         }
     }
     check_same("fp8", y, want, 130);
-    mem_free(in.x);
+    rows_free(&x);
     matrix_fini(&m);
 }
 
-/* A range of panels for n_rows rows: equal to portable C, and nothing else is touched. */
-static void compare_matmul(const struct kernels *k, const struct matrix *m, const struct inputs *in,
-                           int n_rows, int first_panel, int n_panels)
+/* A range of panels: equal to portable C, and nothing else is touched. */
+static void compare_matmul(const struct kernels *k, const struct matrix *m, const struct rows *x,
+                           int first_panel, int n_panels)
 {
-    size_t stride = (size_t)m->rows + 5, n = (size_t)n_rows * stride + CANARIES;
+    size_t stride = (size_t)m->rows + 5, n = (size_t)x->n_rows * stride + CANARIES;
     float *got = canaries(n), *want = canaries(n);
-    matmul_of(portable(), m->format)(m, first_panel, n_panels, in->x, in->stride, n_rows, want,
-                                     stride);
-    matmul_of(k, m->format)(m, first_panel, n_panels, in->x, in->stride, n_rows, got, stride);
+    portable()->matmul[m->format](m, first_panel, n_panels, x, want, stride);
+    k->matmul[m->format](m, first_panel, n_panels, x, got, stride);
     char what[96];
     snprintf(what, sizeof(what), "%s %s [%d, %d] x %d, panels %d+%d", k->name,
-             format_name(m->format), m->rows, m->cols, n_rows, first_panel, n_panels);
+             format_name(m->format), m->rows, m->cols, x->n_rows, first_panel, n_panels);
     check_same(what, got, want, n);
     for (size_t i = 0; i < n; i++) {
         size_t row = i % stride, end = (size_t)(first_panel + n_panels) * PANEL_ROWS;
-        if (row < (size_t)first_panel * PANEL_ROWS || row >= end || row >= (size_t)m->rows)
+        if (i >= (size_t)x->n_rows * stride || row < (size_t)first_panel * PANEL_ROWS ||
+            row >= end || row >= (size_t)m->rows)
             CHECK_INT(f32_to_bits(got[i]), CANARY);
     }
     mem_free(got);
@@ -209,16 +213,16 @@ static const int some_cols[] = {1, 2, 3, 5, 63, 127, 128, 129, 256, 263, 391};
 static void compare_shapes(const struct kernels *k)
 {
     struct rng r = test_rng();
-    for (int f = FORMAT_F32; f < FORMAT_COUNT; f++)
+    for (int f = FORMAT_F32; f < N_FLOAT_FORMATS; f++)
         for (int i = 0; i < COUNT(some_rows); i++)
             for (int j = 0; j < COUNT(some_cols); j++) {
                 struct matrix m = random_matrix(f, some_rows[i], some_cols[j], &r);
-                int n_rows = 1 + (int)rng_below(&r, MAX_ROWS);
-                struct inputs in = random_inputs(n_rows, m.padded_cols, m.cols, &r);
+                struct rows x = random_rows(1 + (int)rng_below(&r, MAX_ROWS), m.cols, &r);
+                struct rows one = rows_part(&x, 0, 1);
                 int first = (int)rng_below(&r, (uint64_t)m.n_panels);
-                compare_matmul(k, &m, &in, n_rows, 0, m.n_panels);
-                compare_matmul(k, &m, &in, 1, first, m.n_panels - first);
-                mem_free(in.x);
+                compare_matmul(k, &m, &x, 0, m.n_panels);
+                compare_matmul(k, &m, &one, first, m.n_panels - first);
+                rows_free(&x);
                 matrix_fini(&m);
             }
 }
@@ -231,14 +235,14 @@ TEST(matmul_has_the_same_bits_at_every_level_for_any_shape)
 static void compare_row_counts(const struct kernels *k)
 {
     struct rng r = test_rng();
-    for (int f = FORMAT_F32; f < FORMAT_COUNT; f++) {
-        struct matrix m = random_matrix(f, 107, 201, &r);
-        struct inputs in = random_inputs(MAX_ROWS, m.padded_cols, m.cols, &r);
-        for (int n_rows = 1; n_rows <= MAX_ROWS; n_rows++)
-            compare_matmul(k, &m, &in, n_rows, 0, m.n_panels);
-        for (int n_panels = 1; n_panels <= m.n_panels; n_panels++)
-            compare_matmul(k, &m, &in, 1, m.n_panels - n_panels, n_panels);
-        mem_free(in.x);
+    for (int f = FORMAT_F32; f < N_FLOAT_FORMATS; f++) {
+        struct matrix m = random_matrix(f, 43, 201, &r);
+        struct rows x = random_rows(MAX_ROWS, m.cols, &r);
+        for (int n_rows = 1; n_rows <= MAX_ROWS; n_rows++) {
+            struct rows some = rows_part(&x, 0, n_rows);
+            compare_matmul(k, &m, &some, 0, m.n_panels);
+        }
+        rows_free(&x);
         matrix_fini(&m);
     }
 }
@@ -248,19 +252,40 @@ TEST(matmul_has_the_same_bits_for_1_to_70_rows)
     each_level(compare_row_counts);
 }
 
+/* Ranges of every length: four panels go together, one from each quarter. */
+static void compare_ranges(const struct kernels *k)
+{
+    struct rng r = test_rng();
+    for (int f = FORMAT_F32; f < N_FLOAT_FORMATS; f++) {
+        struct matrix m = random_matrix(f, 267, 131, &r);
+        struct rows x = random_rows(4, m.cols, &r);
+        for (int n_panels = 1; n_panels <= m.n_panels; n_panels++) {
+            int first = (int)rng_below(&r, (uint64_t)(m.n_panels - n_panels + 1));
+            struct rows some = rows_part(&x, 0, 1 + n_panels % 4), one = rows_part(&x, 1, 1);
+            compare_matmul(k, &m, &some, first, n_panels);
+            compare_matmul(k, &m, &one, m.n_panels - n_panels, n_panels);
+        }
+        rows_free(&x);
+        matrix_fini(&m);
+    }
+}
+
+TEST(matmul_has_the_same_bits_for_any_range_of_panels)
+{
+    each_level(compare_ranges);
+}
+
 static void compare_extremes(const struct kernels *k)
 {
     struct rng r = test_rng();
-    for (int f = FORMAT_F32; f < FORMAT_COUNT; f++) {
+    for (int f = FORMAT_F32; f < N_FLOAT_FORMATS; f++) {
         struct matrix m = random_matrix(f, 99, 389, &r);
-        for (int round = 0; round < 24; round++) {
-            int n_rows = round % 2 ? 1 : 7;
-            struct inputs in = random_inputs(n_rows, m.padded_cols, m.cols, &r);
-            for (int i = 0; i < n_rows; i++)
-                in.x[(size_t)i * in.stride + rng_below(&r, (uint64_t)m.cols)] =
-                    extremes[round % COUNT(extremes)];
-            compare_matmul(k, &m, &in, n_rows, 0, m.n_panels);
-            mem_free(in.x);
+        for (int round = 0; round < 4 * COUNT(extremes); round++) {
+            struct rows x = random_rows(round % 3 == 0 ? 7 : round % 3, m.cols, &r);
+            for (int i = 0; i < x.n_rows; i++)
+                row_of(&x, i)[rng_below(&r, (uint64_t)m.cols)] = extremes[round % COUNT(extremes)];
+            compare_matmul(k, &m, &x, 0, m.n_panels);
+            rows_free(&x);
         }
         matrix_fini(&m);
     }
@@ -274,16 +299,17 @@ TEST(matmul_has_the_same_bits_where_inputs_nearly_overflow_or_do)
 static void compare_neighbours(const struct kernels *k)
 {
     struct rng r = test_rng();
-    for (int f = FORMAT_F32; f < FORMAT_COUNT; f++) {
+    for (int f = FORMAT_F32; f < N_FLOAT_FORMATS; f++) {
         struct matrix m = random_matrix(f, 80, 260, &r);
-        struct inputs in = random_inputs(MAX_ROWS, m.padded_cols, m.cols, &r);
+        struct rows x = random_rows(MAX_ROWS, m.cols, &r);
         float together[MAX_ROWS * 80], alone[80];
-        matmul_of(k, f)(&m, 0, m.n_panels, in.x, in.stride, MAX_ROWS, together, 80);
+        k->matmul[f](&m, 0, m.n_panels, &x, together, 80);
         for (int i = 0; i < MAX_ROWS; i++) {
-            matmul_of(k, f)(&m, 0, m.n_panels, in.x + (size_t)i * in.stride, 1, 1, alone, 80);
+            struct rows one = rows_part(&x, i, 1);
+            k->matmul[f](&m, 0, m.n_panels, &one, alone, 80);
             CHECK_BYTES(alone, together + i * 80, sizeof(alone));
         }
-        mem_free(in.x);
+        rows_free(&x);
         matrix_fini(&m);
     }
 }
@@ -469,5 +495,9 @@ TEST(kernels_are_found_by_name)
     CHECK(kernels_named("no such level") == NULL);
     const struct kernels *best = kernels_best();
     CHECK(kernels_named(best->name) == best);
-    CHECK(best->attend && best->matmul_fp8);
+    for (int f = FORMAT_F32; f < FORMAT_COUNT; f++)
+        CHECK(best->matmul[f] != NULL);
+    for (int f = 0; f < KV_FORMAT_COUNT; f++)
+        CHECK(best->attend[f] != NULL);
+    CHECK(best->matmul[FORMAT_NATIVE] == NULL);
 }
