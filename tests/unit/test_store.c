@@ -5,9 +5,11 @@
 
 #include <math.h>
 #include <poll.h>
+#include <stdio.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "engine/pack.h"
 #include "tests/lib/test.h"
 #include "tests/lib/tiny_model.h"
 #include "tools/synth.h"
@@ -259,13 +261,137 @@ TEST(store_refuses_holdings_of_another_model)
     close_world(&w);
 }
 
+/* ---- formats, packed directories, threads ---- */
+
+static void load_all_of(const char *dir, enum weight_format format,
+                        const struct checkpoint_options *how, int threads)
+{
+    struct world w = {.views = queue_new(4), .retired = queue_new(4)};
+    struct err e = {0};
+    struct store_progress p;
+    if (checkpoint_open_with(dir, how, &w.checkpoint, &e) < 0)
+        test_fail(__FILE__, __LINE__, "%s", e.text);
+    CHECK_INT(store_expert_bytes(w.checkpoint, format, &w.expert_bytes, &e), 0);
+    struct store_options o = {.checkpoint = w.checkpoint,
+                              .format = format,
+                              .kernels = kernels_best(),
+                              .threads = threads,
+                              .memory_bytes = EXPERTS * w.expert_bytes,
+                              .views = w.views,
+                              .retired = w.retired};
+    CHECK_INT(store_start(&o, &w.store, &e), 0);
+    want(&w, 1, 3, 0, EXPERTS - 1);
+    take_view(&w);
+    CHECK_INT(outcome(&w).code, 0);
+    check_held(&w, 3, 0, EXPERTS - 1);
+    CHECK_INT(w.view->held_bytes, EXPERTS * w.expert_bytes);
+    /* All else has to go: no more than this layer fits. */
+    want(&w, 2, 0, 0, 4);
+    take_view(&w);
+    take_view(&w);
+    CHECK_INT(outcome(&w).code, 0);
+    check_held(&w, 0, 0, 4);
+    store_progress(w.store, &p);
+    CHECK_INT(p.held, 5);
+    CHECK_INT(p.held_bytes, 5 * w.expert_bytes);
+    close_world(&w);
+}
+
+TEST(store_loads_every_format_with_any_number_of_threads)
+{
+    static const enum weight_format formats[] = {FORMAT_F32, FORMAT_BF16, FORMAT_FP8, FORMAT_Q8,
+                                                 FORMAT_Q4};
+    tiny_model_write("model", LAYERS, 5);
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
+        for (int threads = 1; threads <= 16; threads *= 4)
+            load_all_of("model", formats[i], &(struct checkpoint_options){0}, threads);
+}
+
+static void pack(enum weight_format format)
+{
+    struct err e = {0};
+    struct pack_options o = {.model_dir = "model",
+                             .out_dir = "packed",
+                             .formats = {format, format, format, KV_BF16},
+                             .kernels = kernels_best(),
+                             .n_threads = 2,
+                             .is_forced = true};
+    if (pack_make(&o, NULL, &e) < 0)
+        test_fail(__FILE__, __LINE__, "%s", e.text);
+}
+
+TEST(store_opens_packed_directories_in_every_way)
+{
+    static const enum weight_format formats[] = {FORMAT_FP8, FORMAT_Q8, FORMAT_Q4};
+    static const struct checkpoint_options how[] = {
+        {0}, {.copies = true}, {.locks = true, .verifies = true}, {.copies = true, .locks = true}};
+    tiny_model_write("model", LAYERS, 5);
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+        pack(formats[i]);
+        for (size_t k = 0; k < sizeof how / sizeof *how; k++) {
+            load_all_of("packed", formats[i], &how[k], 2);
+            load_all_of("packed", FORMAT_NATIVE, &how[k], 2);
+        }
+    }
+}
+
+TEST(store_counts_what_is_mapped_as_held)
+{
+    struct checkpoint *c;
+    size_t mapped, made;
+    tiny_model_write("model", LAYERS, 5);
+    pack(FORMAT_Q8);
+    CHECK_INT(checkpoint_open("model", &c, NULL), 0);
+    CHECK_INT(store_expert_bytes(c, FORMAT_Q8, &made, NULL), 0);
+    checkpoint_close(&c);
+    CHECK_INT(checkpoint_open("packed", &c, NULL), 0);
+    CHECK_INT(store_expert_bytes(c, FORMAT_NATIVE, &mapped, NULL), 0);
+    checkpoint_close(&c);
+    CHECK_INT(mapped, made);
+}
+
+TEST(store_says_which_blob_is_damaged)
+{
+    struct world w = {.views = queue_new(4), .retired = queue_new(4)};
+    struct err e = {0};
+    tiny_model_write("model", LAYERS, 5);
+    pack(FORMAT_Q8);
+    FILE *f = fopen("packed/layer-00002.packed", "r+b");
+    CHECK(f != NULL);
+    CHECK_INT(fseek(f, -8192, SEEK_END), 0); /* in the last expert */
+    fputc(1, f);
+    fputc(2, f);
+    CHECK_INT(fclose(f), 0);
+    CHECK_INT(checkpoint_open_with("packed", &(struct checkpoint_options){.verifies = true},
+                                   &w.checkpoint, &e),
+              0);
+    struct store_options o = {.checkpoint = w.checkpoint,
+                              .kernels = kernels_best(),
+                              .threads = 2,
+                              .memory_bytes = 1 << 30,
+                              .views = w.views,
+                              .retired = w.retired};
+    CHECK_INT(store_start(&o, &w.store, &e), 0);
+    CHECK_INT(store_expert_bytes(w.checkpoint, FORMAT_NATIVE, &w.expert_bytes, &e), 0);
+    want(&w, 1, 2, 0, EXPERTS - 1);
+    struct store_outcome got = outcome(&w);
+    CHECK_INT(got.code, E_CORRUPT);
+    CHECK_HAS(got.why.text, "layer 2: expert 11");
+    CHECK_HAS(got.why.text, "packed/layer-00002.packed");
+    CHECK(queue_pop(w.views) == NULL);
+    /* The others can be had. */
+    want(&w, 2, 2, 0, EXPERTS - 2);
+    take_view(&w);
+    CHECK_INT(outcome(&w).code, 0);
+    check_held(&w, 2, 0, EXPERTS - 2);
+    close_world(&w);
+}
+
 /* Kernels that are wrong by one bit in one place. */
 static void matmul_off_by_a_bit(const struct matrix *m, int first_panel, int n_panels,
-                                const float *x, size_t x_stride, int n_rows, float *y,
-                                size_t y_stride)
+                                const struct rows *x, float *y, size_t y_stride)
 {
-    kernels_named("portable")
-        ->matmul_fp8(m, first_panel, n_panels, x, x_stride, n_rows, y, y_stride);
+    kernels_named("portable")->matmul[m->format](m, first_panel, n_panels, x, y, y_stride);
     if (first_panel == 0)
         y[0] = nextafterf(y[0], 1e9f);
 }
@@ -278,7 +404,7 @@ TEST(store_does_not_serve_what_fails_its_self_test)
     open_world(&w, ALL);
     store_stop(&w.store);
     struct kernels wrong = *kernels_named("portable");
-    wrong.matmul_fp8 = matmul_off_by_a_bit;
+    wrong.matmul[FORMAT_FP8] = matmul_off_by_a_bit;
     wrong.name = "wrong";
     struct store_options o = {.checkpoint = w.checkpoint,
                               .kernels = &wrong,
