@@ -48,7 +48,7 @@ INLINE __m512i load_bits(const void *p)
 
 /* A block of columns of four panels, and n rows; acc [n rows][4 panels][16]. */
 struct tile {
-    const char *w[PANELS_AT_ONCE]; /* a panel that is not there stands for the last one */
+    const char *w[PANELS_AT_ONCE];       /* a panel that is not there stands for the last one */
     const float *scales[PANELS_AT_ONCE]; /* fp8 */
     int n_cols;
     const float *x; /* [n rows], from this column on */
@@ -67,11 +67,11 @@ typedef void tile_run(const struct tile *t, float *acc);
 
 #define ROW_X(i) const float *x##i = t->x + i * t->x_stride;
 #define ROW_LOAD(i) \
-    __m512 a##i = _mm512_load_ps(acc + ACC_ROW * i), b##i = _mm512_load_ps(acc + ACC_ROW * i + 16), \
+    __m512 a##i = _mm512_load_ps(acc + ACC_ROW * i), \
+           b##i = _mm512_load_ps(acc + ACC_ROW * i + 16), \
            c##i = _mm512_load_ps(acc + ACC_ROW * i + 32), \
            d##i = _mm512_load_ps(acc + ACC_ROW * i + 48);
-#define ROW_ZERO(i) \
-    __m512 a##i = _mm512_setzero_ps(), b##i = a##i, c##i = a##i, d##i = a##i;
+#define ROW_ZERO(i) __m512 a##i = _mm512_setzero_ps(), b##i = a##i, c##i = a##i, d##i = a##i;
 #define ROW_STORE(i) \
     _mm512_store_ps(acc + ACC_ROW * i, a##i); \
     _mm512_store_ps(acc + ACC_ROW * i + 16, b##i); \
@@ -138,8 +138,8 @@ INLINE __m512 bf16_odd(const char *at)
         ahead += t->ahead_step; \
         __m512 wa = BF16_AT(even, 0), wb = BF16_AT(even, 1), wc = BF16_AT(even, 2), \
                wd = BF16_AT(even, 3); \
-        EACH_##n(ROW_FIRST) \
-        wa = BF16_AT(odd, 0), wb = BF16_AT(odd, 1), wc = BF16_AT(odd, 2), wd = BF16_AT(odd, 3); \
+        EACH_##n(ROW_FIRST) wa = BF16_AT(odd, 0), wb = BF16_AT(odd, 1), wc = BF16_AT(odd, 2), \
+                            wd = BF16_AT(odd, 3); \
         EACH_##n(ROW_SECOND) \
     } \
     if (k < t->n_cols) { \
@@ -170,15 +170,14 @@ BF16_TILE(6)
  * what it lacks from a table by its three mantissa bits: m 2^-9 as bf16, less m in place. */
 #define BF16_OF(exponent, mantissa) (((127 + (exponent)) << 7) + (mantissa))
 #define LACKS(m, bits) (short)((bits) - ((m) << 4))
-static const short subnormal_lacks[32] = {
-    0,
-    LACKS(1, BF16_OF(-9, 0)),
-    LACKS(2, BF16_OF(-8, 0)),
-    LACKS(3, BF16_OF(-8, 64)),
-    LACKS(4, BF16_OF(-7, 0)),
-    LACKS(5, BF16_OF(-7, 32)),
-    LACKS(6, BF16_OF(-7, 64)),
-    LACKS(7, BF16_OF(-7, 96))};
+static const short subnormal_lacks[32] = {0,
+                                          LACKS(1, BF16_OF(-9, 0)),
+                                          LACKS(2, BF16_OF(-8, 0)),
+                                          LACKS(3, BF16_OF(-8, 64)),
+                                          LACKS(4, BF16_OF(-7, 0)),
+                                          LACKS(5, BF16_OF(-7, 32)),
+                                          LACKS(6, BF16_OF(-7, 64)),
+                                          LACKS(7, BF16_OF(-7, 96))};
 
 /* A block of columns of a panel from [k/2][16][2] bytes to the same order of bf16. */
 static void unpack_fp8(const char *from, int n_cols, char *out)
@@ -225,8 +224,8 @@ INLINE __m512 f16_high(__m512i v)
 static void fp8_row(const struct tile *t, const float *x, float *acc)
 {
     const __m512i in_place = _mm512_set1_epi16((short)0xbf80);
-    PANELS ROW_ZERO(0)
-    for (int k = 0; k < t->n_cols; k += 4) {
+    PANELS ROW_ZERO(0) for (int k = 0; k < t->n_cols; k += 4)
+    {
         __m512 x0 = _mm512_set1_ps(x[k]), x1 = _mm512_set1_ps(x[k + 1]);
         __m512 x2 = _mm512_set1_ps(x[k + 2]), x3 = _mm512_set1_ps(x[k + 3]);
         FP8_STEP(a0, 0)

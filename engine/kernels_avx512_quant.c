@@ -46,6 +46,13 @@ INLINE __m512i load_step(const int8_t *x)
     return _mm512_set1_epi32(four);
 }
 
+/* sum += the four products of w (unsigned) and x in each lane, as one instruction on one
+ * register: left to itself the compiler copies and spills sums in every step. */
+INLINE void add_products(__m512i *sum, __m512i w, __m512i x)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(w), "v"(x));
+}
+
 /* One group of four panels, and n rows; acc [n rows][4 panels][16]. */
 struct tile {
     const char *w[PANELS_AT_ONCE]; /* a panel that is not there stands for the last one */
@@ -54,7 +61,7 @@ struct tile {
     const float *scales; /* [n rows] */
     const int32_t *sums;
     size_t scale_stride;
-    const char *ahead; /* what to fetch meanwhile; may point past the matrix */
+    const char *ahead[2]; /* what to fetch meanwhile; may point past the matrix */
     size_t ahead_step;
 };
 typedef void tile_run(const struct tile *t, float *acc);
@@ -75,10 +82,10 @@ typedef void tile_run(const struct tile *t, float *acc);
 #define ROW_ADD(i, at) \
     { \
         __m512i xk = load_step(x##i + at); \
-        a##i = _mm512_dpbusd_epi32(a##i, wa, xk); \
-        b##i = _mm512_dpbusd_epi32(b##i, wb, xk); \
-        c##i = _mm512_dpbusd_epi32(c##i, wc, xk); \
-        d##i = _mm512_dpbusd_epi32(d##i, wd, xk); \
+        add_products(&a##i, wa, xk); \
+        add_products(&b##i, wb, xk); \
+        add_products(&c##i, wc, xk); \
+        add_products(&d##i, wd, xk); \
     }
 #define ROW_FIRST(i) ROW_ADD(i, k)
 #define ROW_SECOND(i) ROW_ADD(i, k + 4)
@@ -105,7 +112,12 @@ INLINE void fold(__m512 scales, __m512 x_scale, __m512i sums, float *acc)
 #define PANELS \
     const char *from0 = t->w[0] + STEP_BYTES, *from1 = t->w[1] + STEP_BYTES, \
                *from2 = t->w[2] + STEP_BYTES, *from3 = t->w[3] + STEP_BYTES; \
-    const char *ahead = t->ahead;
+    const char *ahead0 = t->ahead[0], *ahead1 = t->ahead[1];
+
+#define FETCH \
+    _mm_prefetch(ahead0, _MM_HINT_T0); \
+    _mm_prefetch(ahead1, _MM_HINT_T0); \
+    ahead0 += t->ahead_step, ahead1 += t->ahead_step;
 
 #define Q8_AT(p) _mm512_xor_si512(load_bits(from##p + 16 * (size_t)k), flip)
 #define Q8_TILE(n) \
@@ -114,8 +126,7 @@ INLINE void fold(__m512 scales, __m512 x_scale, __m512i sums, float *acc)
         const __m512i flip = _mm512_set1_epi8((char)Q8_OFFSET); \
         PANELS EACH_##n(ROW_X) EACH_##n(ROW_START_Q8) for (int k = 0; k < Q8_GROUP; k += 4) \
         { \
-            _mm_prefetch(ahead, _MM_HINT_T0); \
-            ahead += t->ahead_step; \
+            FETCH \
             __m512i wa = Q8_AT(0), wb = Q8_AT(1), wc = Q8_AT(2), wd = Q8_AT(3); \
             EACH_##n(ROW_FIRST) \
         } \
@@ -137,11 +148,10 @@ Q8_TILE(6)
         const __m512i nibble = _mm512_set1_epi8(15); \
         PANELS EACH_##n(ROW_X) EACH_##n(ROW_START_Q4) for (int k = 0; k < Q4_GROUP; k += 8) \
         { \
-            _mm_prefetch(ahead, _MM_HINT_T0); \
-            ahead += t->ahead_step; \
+            FETCH \
             __m512i wa = Q4_LOW(0), wb = Q4_LOW(1), wc = Q4_LOW(2), wd = Q4_LOW(3); \
-            EACH_##n(ROW_FIRST) \
-            wa = Q4_HIGH(0), wb = Q4_HIGH(1), wc = Q4_HIGH(2), wd = Q4_HIGH(3); \
+            EACH_##n(ROW_FIRST) wa = Q4_HIGH(0), wb = Q4_HIGH(1), wc = Q4_HIGH(2), \
+                                wd = Q4_HIGH(3); \
             EACH_##n(ROW_SECOND) \
         } \
         FOLD_ALL(n) \
@@ -158,12 +168,23 @@ static tile_run *const q8_tiles[] = {NULL,      q8_tile_1, q8_tile_2, q8_tile_3,
 static tile_run *const q4_tiles[] = {NULL,      q4_tile_1, q4_tile_2, q4_tile_3,
                                      q4_tile_4, q4_tile_5, q4_tile_6};
 
-/* One group for all rows, in tiles of nearly equal size. */
-static void all_tiles(tile_run *const *tiles, struct tile t, int n_rows, float *acc)
+/* Up to four panels, one from each quarter of a range: long streams are read faster. */
+struct four {
+    int first, stride, n;
+};
+
+/* One group for all rows, in tiles of nearly equal size.  The next group is fetched while the
+ * first two tiles run, two panels each; a single tile leaves that to the processor. */
+static void all_tiles(tile_run *const *tiles, struct tile t, size_t group_bytes, int n_rows,
+                      float *acc)
 {
     int n_tiles = (n_rows + LARGEST_TILE - 1) / LARGEST_TILE;
-    for (int m = 0, n; m < n_rows; m += n, n_tiles--) {
-        n = (n_rows - m + n_tiles - 1) / n_tiles;
+    bool fetches = n_tiles > 1;
+    for (int m = 0, done = 0, n; m < n_rows; m += n, done++) {
+        n = (n_rows - m + n_tiles - done - 1) / (n_tiles - done);
+        t.ahead_step = fetches && done < 2 ? STEP_BYTES : 0;
+        for (int i = 0; i < 2; i++)
+            t.ahead[i] = t.w[done < 2 ? 2 * done + i : 0] + (fetches ? group_bytes : 0);
         tiles[n](&t, acc + m * ACC_ROW);
         t.x += (size_t)n * t.x_stride;
         t.scales += (size_t)n * t.scale_stride;
@@ -171,8 +192,9 @@ static void all_tiles(tile_run *const *tiles, struct tile t, int n_rows, float *
     }
 }
 
-/* n panels for at most ROWS_IN_CACHE rows. */
-static void panels(const struct matrix *w, int panel, int n, const struct rows *x, float *acc)
+/* Four panels for at most ROWS_IN_CACHE rows. */
+static void four_panels(const struct matrix *w, const struct four *f, const struct rows *x,
+                        float *acc)
 {
     bool is_q8 = w->format == FORMAT_Q8;
     size_t group_bytes = is_q8 ? sizeof(struct q8_panel_group) : sizeof(struct q4_panel_group);
@@ -181,11 +203,12 @@ static void panels(const struct matrix *w, int panel, int n, const struct rows *
                      .scales = x->scales,
                      .sums = x->sums,
                      .scale_stride = x->scale_stride};
-    for (int i = 0; i < PANELS_AT_ONCE; i++)
-        t.w[i] = (const char *)w->panels + (size_t)(panel + min_int(i, n - 1)) * w->panel_bytes;
+    for (int i = 0; i < PANELS_AT_ONCE; i++) {
+        int panel = f->first + (i < f->n ? i * f->stride : 0);
+        t.w[i] = (const char *)w->panels + (size_t)panel * w->panel_bytes;
+    }
     for (int first = 0; first < w->padded_cols; first += w->group) {
-        t.ahead = t.w[0];
-        all_tiles(is_q8 ? q8_tiles : q4_tiles, t, x->n_rows, acc);
+        all_tiles(is_q8 ? q8_tiles : q4_tiles, t, group_bytes, x->n_rows, acc);
         for (int i = 0; i < PANELS_AT_ONCE; i++)
             t.w[i] += group_bytes;
         t.x += w->group;
@@ -195,13 +218,15 @@ static void panels(const struct matrix *w, int panel, int n, const struct rows *
 }
 
 /* Rows of W past the end are not written. */
-static void store_panels(const struct matrix *w, int panel, int n_panels, int n_rows,
-                         const float *acc, float *y, size_t y_stride)
+static void store_panels(const struct matrix *w, const struct four *f, int n_rows, const float *acc,
+                         float *y, size_t y_stride)
 {
-    int first = panel * PANEL_ROWS;
-    int n = min_int(w->rows - first, n_panels * PANEL_ROWS);
     for (int m = 0; m < n_rows; m++)
-        memcpy(y + (size_t)m * y_stride + first, acc + m * ACC_ROW, (size_t)n * sizeof(float));
+        for (int i = 0; i < f->n; i++) {
+            int first = (f->first + i * f->stride) * PANEL_ROWS;
+            memcpy(y + (size_t)m * y_stride + first, acc + m * ACC_ROW + i * PANEL_ROWS,
+                   (size_t)min_int(w->rows - first, PANEL_ROWS) * sizeof(float));
+        }
 }
 
 static void matmul(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
@@ -209,13 +234,14 @@ static void matmul(const struct matrix *w, int first_panel, int n_panels, const 
 {
     must(x->group == w->group);
     _Alignas(64) float acc[ROWS_IN_CACHE * ACC_ROW];
-    for (int p = first_panel, end = first_panel + n_panels; p < end; p += PANELS_AT_ONCE) {
-        int n = min_int(end - p, PANELS_AT_ONCE);
+    int quarter = (n_panels + PANELS_AT_ONCE - 1) / PANELS_AT_ONCE;
+    for (int p = 0; p < quarter; p++) {
+        struct four f = {first_panel + p, quarter, (n_panels - p + quarter - 1) / quarter};
         for (int first = 0; first < x->n_rows; first += ROWS_IN_CACHE) {
             struct rows part = rows_part(x, first, min_int(x->n_rows - first, ROWS_IN_CACHE));
             memset(acc, 0, (size_t)part.n_rows * ACC_ROW * sizeof(float));
-            panels(w, p, n, &part, acc);
-            store_panels(w, p, n, part.n_rows, acc, y + (size_t)first * y_stride, y_stride);
+            four_panels(w, &f, &part, acc);
+            store_panels(w, &f, part.n_rows, acc, y + (size_t)first * y_stride, y_stride);
         }
     }
 }
