@@ -224,7 +224,7 @@ static bool is_packed_name(const char *name)
 {
     size_t len = strlen(name), suffix = strlen(".packed");
     return len > suffix && strcmp(name + len - suffix, ".packed") == 0 && *name != '.' &&
-           !strchr(name, '/');
+           strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") == len;
 }
 
 static int read_file(const json_t *object, struct packed_manifest *m, struct err *e)

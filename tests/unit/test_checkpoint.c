@@ -8,6 +8,7 @@
 
 #include "base/buf.h"
 #include "base/thread.h"
+#include "engine/pack.h"
 #include "model/safetensors.h"
 #include "tests/lib/test.h"
 #include "tools/synth.h"
@@ -220,5 +221,67 @@ TEST(checkpoint_can_be_asked_by_many_threads)
     for (int i = 0; i < 4; i++)
         thread_stop(&threads[i], NULL, NULL);
     CHECK(checkpoint_open_shards(c) >= 1);
+    checkpoint_close(&c);
+}
+
+static void pack(const char *formats)
+{
+    struct err e = {0};
+    struct pack_options o = {.model_dir = "m",
+                             .out_dir = "p",
+                             .kernels = kernels_named("portable"),
+                             .n_threads = 2,
+                             .is_forced = true};
+    CHECK_INT(format_set_parse(formats, &o.formats, &e), 0);
+    if (pack_make(&o, NULL, &e) < 0)
+        test_fail(__FILE__, __LINE__, "%s", e.text);
+}
+
+TEST(checkpoint_opens_a_packed_directory)
+{
+    struct checkpoint *c;
+    struct tensor t;
+    struct err e = {0};
+    make_model(small_options());
+    pack("experts=q4,attention=q8,head=f32");
+    CHECK_INT(checkpoint_open("p", &c, &e), 0);
+    CHECK(checkpoint_packed(c) != NULL);
+    CHECK_INT(checkpoint_config(c)->hidden_size, 40);
+    /* The manifest's fingerprint was compared: that took the one shard. */
+    CHECK_INT(checkpoint_open_shards(c), 1);
+    CHECK_INT(checkpoint_find(c, "model.embed_tokens.weight", &t, &e), 0);
+    CHECK_INT(checkpoint_find(c, "lm_head.weight", &t, &e), E_NOT_FOUND);
+    CHECK_INT(checkpoint_open_shards(c), 1);
+    checkpoint_close(&c);
+    CHECK(fingerprint_of("p") == fingerprint_of("m"));
+    CHECK_INT(checkpoint_open("m", &c, &e), 0);
+    CHECK(checkpoint_packed(c) == NULL);
+    checkpoint_close(&c);
+}
+
+TEST(checkpoint_settles_formats)
+{
+    struct checkpoint *c;
+    struct format_set s;
+    struct err e = {0};
+    make_model(small_options());
+    pack("experts=q4,attention=q8,head=f32");
+    CHECK_INT(checkpoint_open("p", &c, &e), 0);
+    CHECK_INT(format_set_parse("native,kv=int8", &s, NULL), 0);
+    CHECK_INT(checkpoint_formats(c, &s, &e), 0);
+    CHECK_INT(s.experts, FORMAT_Q4);
+    CHECK_INT(s.attention, FORMAT_Q8);
+    CHECK_INT(s.head, FORMAT_F32);
+    CHECK_INT(s.kv, KV_INT8);
+    CHECK_INT(checkpoint_formats(c, &s, &e), 0); /* what it holds may be asked for by name */
+    CHECK_INT(format_set_parse("attention=fp8", &s, NULL), 0);
+    CHECK_INT(checkpoint_formats(c, &s, &e), E_PRECONDITION);
+    CHECK_HAS(e.text, "p is packed with attention=q8, attention=fp8 was asked for");
+    CHECK_INT(s.experts, FORMAT_NATIVE); /* untouched by a failure */
+    checkpoint_close(&c);
+    CHECK_INT(checkpoint_open("m", &c, &e), 0);
+    CHECK_INT(checkpoint_formats(c, &s, &e), 0);
+    CHECK_INT(s.experts, FORMAT_NATIVE);
+    CHECK_INT(s.attention, FORMAT_FP8);
     checkpoint_close(&c);
 }

@@ -5,7 +5,10 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "base/buf.h"
 #include "base/mem.h"
+#include "engine/matrix.h"
+#include "engine/pack.h"
 #include "model/safetensors.h"
 #include "tests/lib/test.h"
 #include "tools/synth.h"
@@ -235,4 +238,80 @@ TEST(weights_want_block_sizes_for_fp8)
     CHECK_INT(bind_all(&e), E_CORRUPT);
     CHECK_HAS(e.text, W2);
     CHECK_HAS(e.text, "weight_block_size");
+}
+
+static void pack_as_q8(void)
+{
+    struct err e = {0};
+    struct pack_options o = {.model_dir = "m",
+                             .out_dir = "p",
+                             .formats = {FORMAT_Q8, FORMAT_Q8, FORMAT_Q8, KV_BF16},
+                             .kernels = kernels_named("portable"),
+                             .n_threads = 1};
+    if (pack_make(&o, NULL, &e) < 0)
+        test_fail(__FILE__, __LINE__, "%s", e.text);
+}
+
+TEST(weights_bind_blobs_of_a_packed_directory)
+{
+    struct checkpoint *c;
+    struct layer_view v;
+    struct expert_view x;
+    struct model_view m;
+    make_model(DTYPE_F8_E4M3);
+    pack_as_q8();
+    for (int copies = 0; copies < 2; copies++) {
+        struct checkpoint_options o = {.copies = copies == 1};
+        CHECK_INT(checkpoint_open_with("p", &o, &c, NULL), 0);
+        CHECK_INT(weights_layer(c, 0, &v, NULL), 0);
+        CHECK_INT(weights_expert(c, 0, 1, &x, NULL), 0);
+        CHECK_INT(weights_model(c, &m, NULL), 0);
+        CHECK_STR(x.up.label, "w3");
+        CHECK_INT(x.down.rows, HIDDEN);
+        CHECK_INT(x.down.cols, EXPERT);
+        CHECK_INT(x.down.packed_format, FORMAT_Q8);
+        CHECK_INT(x.down.copies_packed, copies);
+        CHECK(x.down.weight.data == NULL && x.down.scale.data == NULL);
+        /* One after another: gate, up, down; q, k, v, o. */
+        CHECK((const char *)x.gate.packed + x.gate.packed_bytes == x.up.packed);
+        CHECK((const char *)x.up.packed + x.up.packed_bytes == x.down.packed);
+        CHECK((const char *)v.wq.packed + v.wq.packed_bytes == v.wk.packed);
+        CHECK((const char *)v.wv.packed + v.wv.packed_bytes == v.wo.packed);
+        CHECK(m.lm_head.packed != NULL && m.embedding.data != NULL);
+        CHECK_INT(v.input_norm.dims[0], HIDDEN);
+        /* Advice about what is bound leaves it as it is. */
+        uint8_t first = *(const uint8_t *)x.gate.packed;
+        weights_advise_expert(c, 0, 1, MAPPING_DONE);
+        weights_advise_layer(c, 0, MAPPING_DONE);
+        weights_advise_model(c, MAPPING_DONE);
+        CHECK_INT(*(const uint8_t *)x.gate.packed, first);
+        checkpoint_close(&c);
+    }
+}
+
+/* The sizes agree with each other and with the files, but not with the geometry. */
+TEST(weights_of_a_manifest_that_lies_become_no_matrix)
+{
+    struct checkpoint *c;
+    struct expert_view x;
+    struct matrix m;
+    struct err e = {0};
+    struct buf text = {0}, changed = {0};
+    struct compute compute = {.kernels = kernels_named("portable")};
+    make_model(DTYPE_F8_E4M3);
+    pack_as_q8();
+    CHECK_INT(buf_read_file(&text, "p/packed.json", 1 << 20, NULL), 0);
+    size_t at = str_find(buf_str(&text), STR("q8"));
+    buf_append(&changed, text.data, at);
+    buf_puts(&changed, "q4");
+    buf_puts(&changed, text.data + at + 2);
+    CHECK_INT(buf_write_file(&changed, "p/packed.json", NULL), 0);
+    CHECK_INT(checkpoint_open("p", &c, NULL), 0);
+    CHECK_INT(weights_expert(c, 0, 0, &x, NULL), 0);
+    CHECK_INT(matrix_pack(&m, &x.gate, FORMAT_NATIVE, NULL, &compute, &e), E_CORRUPT);
+    CHECK_HAS(e.text, "w1");
+    CHECK_HAS(e.text, "q4");
+    checkpoint_close(&c);
+    buf_fini(&text);
+    buf_fini(&changed);
 }
