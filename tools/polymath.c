@@ -10,6 +10,7 @@
 #include "tools/load.h"
 #include "tools/logits.h"
 #include "tools/pack.h"
+#include "tools/quality.h"
 #include "tools/status.h"
 #include "tools/synth.h"
 #include "tools/up.h"
@@ -30,6 +31,7 @@ static const struct verb verbs[] = {
      bench_main},
     {"pack", "write a checkpoint in the form that the kernels read", pack_main},
     {"load", "measure how fast a model's experts are ready, beside reading its files", load_main},
+    {"quality", "what a weight format costs in answers, against another", quality_main},
     {"synth", "write a random checkpoint in the released format", synth_main},
 };
 enum { N_VERBS = sizeof verbs / sizeof verbs[0] };
