@@ -53,8 +53,9 @@ struct tile {
     int n_cols;
     const float *x; /* [n rows], from this column on */
     size_t x_stride;
-    const char *ahead; /* what to fetch meanwhile; may point past the matrix */
-    size_t ahead_step; /* bytes for each two columns */
+    const char *next[PANELS_AT_ONCE]; /* the block that follows; may point past the matrix */
+    const char *ahead[2];             /* what to fetch meanwhile, */
+    size_t ahead_step;                /* so many bytes for each two columns */
 };
 typedef void tile_run(const struct tile *t, float *acc);
 
@@ -132,10 +133,11 @@ INLINE __m512 bf16_odd(const char *at)
 #define BF16_AT(half, p) bf16_##half(from##p + 32 * (size_t)k)
 #define BF16_LOOP(n) \
     int k = 0; \
-    const char *ahead = t->ahead; \
+    const char *ahead0 = t->ahead[0], *ahead1 = t->ahead[1]; \
     for (; k + 2 <= t->n_cols; k += 2) { \
-        _mm_prefetch(ahead, _MM_HINT_T0); \
-        ahead += t->ahead_step; \
+        _mm_prefetch(ahead0, _MM_HINT_T0); \
+        _mm_prefetch(ahead1, _MM_HINT_T0); \
+        ahead0 += t->ahead_step, ahead1 += t->ahead_step; \
         __m512 wa = BF16_AT(even, 0), wb = BF16_AT(even, 1), wc = BF16_AT(even, 2), \
                wd = BF16_AT(even, 3); \
         EACH_##n(ROW_FIRST) wa = BF16_AT(odd, 0), wb = BF16_AT(odd, 1), wc = BF16_AT(odd, 2), \
@@ -198,32 +200,23 @@ static void unpack_fp8(const char *from, int n_cols, char *out)
  * in place the value is 2^-8 of what is meant, subnormals included. */
 #define FP8_FACTOR 256.0f /* 2^8 */
 
-INLINE __m512 f16_low(__m512i v)
-{
-    return _mm512_cvtph_ps(_mm512_castsi512_si256(v));
-}
-
-INLINE __m512 f16_high(__m512i v)
-{
-    return _mm512_cvtph_ps(_mm512_extracti64x4_epi64(v, 1));
-}
-
 /* One row and four panels, a multiple of four columns.  x is FP8_FACTOR times what is meant:
  * the product (w 2^-8) (x 2^8) is the same number before it is rounded. */
-#define FP8_STEP(sum, p) \
+#define FP8_PAIR(sum, at, x_even, x_odd) \
     { \
-        __m512i v = load_bits(from##p + 16 * (size_t)k); \
-        __m512i odd = _mm512_and_si512(_mm512_srai_epi16(v, 1), in_place); \
-        __m512i even = _mm512_srai_epi16(_mm512_slli_epi16(v, 8), 1); \
-        even = _mm512_and_si512(even, in_place); \
-        sum = _mm512_fmadd_ps(f16_low(even), x0, sum); \
-        sum = _mm512_fmadd_ps(f16_low(odd), x1, sum); \
-        sum = _mm512_fmadd_ps(f16_high(even), x2, sum); \
-        sum = _mm512_fmadd_ps(f16_high(odd), x3, sum); \
+        __m256i v = _mm256_load_si256((const void *)(at)); \
+        __m256i odd = _mm256_and_si256(_mm256_srai_epi16(v, 1), in_place); \
+        __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 1); \
+        even = _mm256_and_si256(even, in_place); \
+        sum = _mm512_fmadd_ps(_mm512_cvtph_ps(even), x_even, sum); \
+        sum = _mm512_fmadd_ps(_mm512_cvtph_ps(odd), x_odd, sum); \
     }
+#define FP8_STEP(sum, p) \
+    FP8_PAIR(sum, from##p + 16 * (size_t)k, x0, x1) \
+    FP8_PAIR(sum, from##p + 16 * (size_t)k + 32, x2, x3)
 static void fp8_row(const struct tile *t, const float *x, float *acc)
 {
-    const __m512i in_place = _mm512_set1_epi16((short)0xbf80);
+    const __m256i in_place = _mm256_set1_epi16((short)0xbf80);
     PANELS ROW_ZERO(0) for (int k = 0; k < t->n_cols; k += 4)
     {
         __m512 x0 = _mm512_set1_ps(x[k]), x1 = _mm512_set1_ps(x[k + 1]);
@@ -262,74 +255,89 @@ static tile_run *const bf16_chains[] = {NULL,         bf16_chain_1, bf16_chain_2
 static tile_run *const bf16_blocks[] = {NULL,         bf16_block_1, bf16_block_2, bf16_block_3,
                                         bf16_block_4, bf16_block_5, bf16_block_6};
 
-/* Rows first .. of y get the 64 results each of acc; rows of W past the end are not written. */
-static void store_panels(const struct matrix *w, int panel, int n_panels, int n_rows,
-                         const float *acc, float *y, size_t y_stride)
+/* Up to four panels, one from each quarter of a range: long streams are read faster. */
+struct four {
+    int first, stride, n;
+};
+
+/* Rows of W past the end are not written. */
+static void store_panels(const struct matrix *w, const struct four *f, int n_rows, const float *acc,
+                         float *y, size_t y_stride)
 {
-    int first = panel * PANEL_ROWS;
-    int n = min_int(w->rows - first, n_panels * PANEL_ROWS);
     for (int m = 0; m < n_rows; m++)
-        memcpy(y + (size_t)m * y_stride + first, acc + m * ACC_ROW, (size_t)n * sizeof(float));
+        for (int i = 0; i < f->n; i++) {
+            int first = (f->first + i * f->stride) * PANEL_ROWS;
+            memcpy(y + (size_t)m * y_stride + first, acc + m * ACC_ROW + i * PANEL_ROWS,
+                   (size_t)min_int(w->rows - first, PANEL_ROWS) * sizeof(float));
+        }
 }
 
-/* The blocks of columns from here on for at most ROWS_IN_CACHE rows. */
-static void all_tiles(tile_run *const *tiles, struct tile *t, int n_rows, float *acc)
+/* A block of columns for all rows, in tiles of nearly equal size.  The next block is fetched
+ * while the first two tiles run, two panels each; a single tile leaves that to the processor. */
+static void all_tiles(tile_run *const *tiles, struct tile *t, size_t column_bytes, int n_rows,
+                      float *acc)
 {
     const float *x = t->x;
     int n_tiles = (n_rows + LARGEST_TILE - 1) / LARGEST_TILE;
-    for (int m = 0, n; m < n_rows; m += n, n_tiles--) {
-        n = (n_rows - m + n_tiles - 1) / n_tiles;
+    for (int m = 0, done = 0, n; m < n_rows; m += n, done++) {
+        bool fetches = n_tiles > 1 && done < 2;
+        n = (n_rows - m + n_tiles - done - 1) / (n_tiles - done);
+        t->ahead_step = fetches ? 2 * column_bytes : 0;
+        for (int i = 0; i < 2; i++)
+            t->ahead[i] = fetches ? t->next[2 * done + i] : t->w[0];
         tiles[n](t, acc + m * ACC_ROW);
         t->x += (size_t)n * t->x_stride;
     }
     t->x = x;
 }
 
-/* The first block of columns of n panels. */
-static struct tile tile_at(const struct matrix *w, int panel, int n_panels, const struct rows *x)
+/* The first block of columns of four panels; column_bytes is of one panel. */
+static struct tile tile_at(const struct matrix *w, const struct four *f, const struct rows *x,
+                           size_t column_bytes)
 {
     struct tile t = {.x = x->f32, .x_stride = x->f32_stride};
     int n_blocks = (w->cols + SCALE_BLOCK - 1) / SCALE_BLOCK;
     for (int i = 0; i < PANELS_AT_ONCE; i++) {
-        int p = panel + min_int(i, n_panels - 1);
+        int p = f->first + (i < f->n ? i * f->stride : 0);
         t.w[i] = (const char *)w->panels + (size_t)p * w->panel_bytes;
+        t.next[i] = t.w[i] + column_bytes * SCALE_BLOCK;
         if (w->format == FORMAT_FP8)
             t.scales[i] = w->scales + (size_t)(p * PANEL_ROWS / SCALE_BLOCK) * (size_t)n_blocks;
     }
     return t;
 }
 
-static void next_block(struct tile *t, size_t block_bytes, bool has_scales)
+static void next_block(struct tile *t, size_t column_bytes, bool has_scales)
 {
     for (int i = 0; i < PANELS_AT_ONCE; i++) {
-        t->w[i] += block_bytes;
+        t->w[i] = t->next[i];
+        t->next[i] += column_bytes * SCALE_BLOCK;
         if (has_scales)
             t->scales[i]++;
     }
     t->x += SCALE_BLOCK;
 }
 
-static void panels_float(const struct matrix *w, int panel, int n_panels, const struct rows *x,
-                         float *acc)
+static void four_panels_float(const struct matrix *w, const struct four *f, const struct rows *x,
+                              float *acc)
 {
     size_t column_bytes = w->panel_bytes / (size_t)w->padded_cols;
     tile_run *const *tiles = w->format == FORMAT_F32 ? f32_tiles : bf16_chains;
-    struct tile t = tile_at(w, panel, n_panels, x);
+    struct tile t = tile_at(w, f, x, column_bytes);
     int block = x->n_rows == 1 ? w->cols : SCALE_BLOCK;
     for (int first = 0; first < w->cols; first += block) {
         t.n_cols = min_int(w->cols - first, block);
-        t.ahead = t.w[0];
-        all_tiles(tiles, &t, x->n_rows, acc);
-        next_block(&t, column_bytes * SCALE_BLOCK, false);
+        all_tiles(tiles, &t, column_bytes, x->n_rows, acc);
+        next_block(&t, column_bytes, false);
     }
 }
 
-static void panels_fp8(const struct matrix *w, int panel, int n_panels, const struct rows *x,
-                       float *acc)
+static void four_panels_fp8(const struct matrix *w, const struct four *f, const struct rows *x,
+                            float *acc)
 {
     _Alignas(64) char unpacked[PANELS_AT_ONCE][UNPACKED_PANEL_BYTES];
     _Alignas(64) float scaled[SCALE_BLOCK];
-    struct tile t = tile_at(w, panel, n_panels, x);
+    struct tile t = tile_at(w, f, x, PANEL_ROWS);
     for (int first = 0; first < w->cols; first += SCALE_BLOCK) {
         t.n_cols = min_int(w->cols - first, SCALE_BLOCK);
         if (x->n_rows == 1 && t.n_cols % 4 == 0 && scale_block(t.x, t.n_cols, scaled)) {
@@ -340,10 +348,9 @@ static void panels_fp8(const struct matrix *w, int panel, int n_panels, const st
                 u.w[i] = unpacked[i];
                 unpack_fp8(t.w[i], t.n_cols, unpacked[i]);
             }
-            u.ahead = t.w[0];
-            all_tiles(bf16_blocks, &u, x->n_rows, acc);
+            all_tiles(bf16_blocks, &u, PANEL_ROWS, x->n_rows, acc);
         }
-        next_block(&t, SCALE_BLOCK * PANEL_ROWS, true);
+        next_block(&t, PANEL_ROWS, true);
     }
 }
 
@@ -351,13 +358,14 @@ static void matmul(const struct matrix *w, int first_panel, int n_panels, const 
                    float *y, size_t y_stride)
 {
     _Alignas(64) float acc[ROWS_IN_CACHE * ACC_ROW];
-    for (int p = first_panel, end = first_panel + n_panels; p < end; p += PANELS_AT_ONCE) {
-        int n = min_int(end - p, PANELS_AT_ONCE);
+    int quarter = (n_panels + PANELS_AT_ONCE - 1) / PANELS_AT_ONCE;
+    for (int p = 0; p < quarter; p++) {
+        struct four f = {first_panel + p, quarter, (n_panels - p + quarter - 1) / quarter};
         for (int first = 0; first < x->n_rows; first += ROWS_IN_CACHE) {
             struct rows part = rows_part(x, first, min_int(x->n_rows - first, ROWS_IN_CACHE));
             memset(acc, 0, (size_t)part.n_rows * ACC_ROW * sizeof(float));
-            (w->format == FORMAT_FP8 ? panels_fp8 : panels_float)(w, p, n, &part, acc);
-            store_panels(w, p, n, part.n_rows, acc, y + (size_t)first * y_stride, y_stride);
+            (w->format == FORMAT_FP8 ? four_panels_fp8 : four_panels_float)(w, &f, &part, acc);
+            store_panels(w, &f, part.n_rows, acc, y + (size_t)first * y_stride, y_stride);
         }
     }
 }
