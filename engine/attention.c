@@ -27,6 +27,11 @@ enum {
     MIN_PARTIALS = 128,
     /* Tasks per thread, so that a slower thread can leave some to others. */
     TASKS_PER_THREAD = 4,
+    /* Up to so many rows q, k and v are one call of the pool: its three ends would count.  Panels
+     * are handed out in fours, which the kernels read at once. */
+    FUSED_ROWS = 16,
+    PANELS_AT_ONCE = 4,
+    FUSED_MACS = 1 << 16,
     FLOATS_UNIT = 16,
     LANES = 16,
 };
@@ -333,6 +338,58 @@ static void input_task(void *ctx, int row)
     quantise_row(a, &a->h_room, row, h);
 }
 
+/* One of the three products of h. */
+struct projection {
+    const struct matrix *m;
+    float *y;
+    size_t y_stride;
+};
+
+struct projections {
+    struct attention *a;
+    struct rows h;
+    int panels_per_task;
+    struct projection all[3];
+};
+
+static int projection_tasks(const struct projections *p, int i)
+{
+    return (p->all[i].m->n_panels + p->panels_per_task - 1) / p->panels_per_task;
+}
+
+static void project_task(void *ctx, int task)
+{
+    const struct projections *p = ctx;
+    int i = 0;
+    for (; task >= projection_tasks(p, i); i++)
+        task -= projection_tasks(p, i);
+    const struct projection *to = &p->all[i];
+    int first = task * p->panels_per_task, left = to->m->n_panels - first;
+    matmul_range(&p->a->compute, to->m, first,
+                 left < p->panels_per_task ? left : p->panels_per_task, &p->h, to->y, to->y_stride);
+}
+
+static void project(struct attention *a)
+{
+    const struct attention_weights *w = a->weights;
+    struct projections p = {.a = a,
+                            .h = step_rows(a, &a->h_room, a->h, a->hidden_stride, a->hidden),
+                            .all = {{&w->wq, a->q, a->q_stride},
+                                    {&w->wk, a->k, a->kv_stride},
+                                    {&w->wv, a->v, a->kv_stride}}};
+    int64_t panels = (int64_t)w->wq.n_panels + w->wk.n_panels + w->wv.n_panels;
+    if (a->n_rows > FUSED_ROWS || panels * PANEL_ROWS * a->hidden * a->n_rows < FUSED_MACS) {
+        for (int i = 0; i < 3; i++)
+            matmul(&a->compute, p.all[i].m, &p.h, p.all[i].y, p.all[i].y_stride);
+        return;
+    }
+    int64_t share = panels / (2 * TASKS_PER_THREAD * pool_threads(a->compute.pool));
+    share -= share % PANELS_AT_ONCE;
+    p.panels_per_task = share < PANELS_AT_ONCE ? PANELS_AT_ONCE : (int)share;
+    pool_run(a->compute.pool, project_task, &p,
+             projection_tasks(&p, 0) + projection_tasks(&p, 1) + projection_tasks(&p, 2));
+}
+
 /* Index of a row's first query for a KV head, within one chunk. */
 static size_t query_index(const struct attention *a, int kv_head, int row)
 {
@@ -345,11 +402,22 @@ static size_t head_index(const struct attention *a, int head, int row)
     return query_index(a, head / a->group_heads, row) + (size_t)(head % a->group_heads);
 }
 
+/* to = from * by, or from / by, in pieces that the compiler makes vectors of. */
+static inline void scale_floats(const float *restrict from, float by, bool is_division, int n,
+                                float *restrict to)
+{
+    int d = 0;
+    for (; d + LANES <= n; d += LANES)
+        for (int lane = 0; lane < LANES; lane++)
+            to[d + lane] = is_division ? from[d + lane] / by : from[d + lane] * by;
+    for (; d < n; d++)
+        to[d] = is_division ? from[d] / by : from[d] * by;
+}
+
 static void prepare_query(struct attention *a, const float *from, size_t index)
 {
-    float *restrict to = a->queries + index * a->head_stride;
-    for (int d = 0; d < a->head_dim; d++)
-        to[d] = from[d] * a->scale;
+    float *to = a->queries + index * a->head_stride;
+    scale_floats(from, a->scale, false, a->head_dim, to);
     if (a->kv_format == KV_INT8)
         a->query_scales[index] = kv_quantise(to, a->head_dim, a->queries8 + index * a->head_stride);
 }
@@ -565,11 +633,8 @@ static void concat_task(void *ctx, int row)
     float *q = a->q + (size_t)row * a->q_stride;
     for (int head = 0; head < a->n_heads; head++) {
         size_t at = (size_t)row * (size_t)a->n_heads + (size_t)head;
-        float *restrict out = q + (size_t)head * (size_t)a->head_dim;
-        const float *o = a->merged_o + at * a->head_stride;
-        float sum = a->merged[at].sum;
-        for (int d = 0; d < a->head_dim; d++)
-            out[d] = o[d] / sum;
+        scale_floats(a->merged_o + at * a->head_stride, a->merged[at].sum, true, a->head_dim,
+                     q + (size_t)head * (size_t)a->head_dim);
     }
     quantise_row(a, &a->q_room, row, q);
 }
@@ -590,12 +655,10 @@ void attention_layer(struct attention *a, const struct attention_weights *w, str
     a->layer = layer;
     a->x = x;
     must((size_t)kv_value_stride(kv) == a->head_stride && kv_format_of(kv) == a->kv_format);
-    must(format_group(w->wq.format) == a->group && format_group(w->wo.format) == a->group);
+    must(w->wq.group == a->group && w->wk.group == a->group);
+    must(w->wv.group == a->group && w->wo.group == a->group);
     run(a, input_task, a->n_rows);
-    struct rows h = step_rows(a, &a->h_room, a->h, a->hidden_stride, a->hidden);
-    matmul(c, &w->wq, &h, a->q, a->q_stride);
-    matmul(c, &w->wk, &h, a->k, a->kv_stride);
-    matmul(c, &w->wv, &h, a->v, a->kv_stride);
+    project(a);
     run(a, prepare_task, a->n_groups);
     if (a->is_whole)
         run(a, whole_task, a->n_kv_heads * a->n_groups);

@@ -227,12 +227,21 @@ struct int8_scale {
 
 static struct int8_scale int8_scale_of(const float *x, int n)
 {
-    uint32_t largest = 0; /* as bits, magnitudes compare like integers, NaN above all */
-    for (int i = 0; i < n; i++) {
-        uint32_t size = f32_to_bits(x[i]) & 0x7fffffffu;
-        largest = size > largest ? size : largest;
+    /* As bits, magnitudes compare like integers, NaN above all. */
+    int32_t lanes[LANES] = {0}, largest = 0;
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) {
+            int32_t size = (int32_t)(f32_to_bits(x[i + lane]) & 0x7fffffffu);
+            lanes[lane] = size > lanes[lane] ? size : lanes[lane];
+        }
+    for (int lane = 0; i < n; i++, lane++) {
+        int32_t size = (int32_t)(f32_to_bits(x[i]) & 0x7fffffffu);
+        lanes[lane] = size > lanes[lane] ? size : lanes[lane];
     }
-    float size = f32_from_bits(largest);
+    for (int lane = 0; lane < LANES; lane++)
+        largest = lanes[lane] > largest ? lanes[lane] : largest;
+    float size = f32_from_bits((uint32_t)largest);
     if (!(size <= FLT_MAX))
         return (struct int8_scale){0.0f, NAN};
     if (size < SMALLEST_SCALED)

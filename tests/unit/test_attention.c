@@ -307,16 +307,16 @@ TEST(attention_agrees_with_a_naive_layer_over_several_chunks)
     /* f32 against double: values of size 1, softmax over up to 1,124 keys. */
     CHECK_NEAR(largest, 0, 3e-5);
     /* A rounding of bf16 is 2^-9 at most, 2^-10.3 rms, of keys, and scores are up to about 10;
-     * int8's is 1/254 of the largest of 12 dimensions, of keys, queries and values.  Twice
-     * what twelve seeds gave. */
+     * int8's is 1/254 of the largest of 12 dimensions, of keys, queries and values.  Several
+     * times what twelve seeds gave. */
     distance(in, KV_BF16, &largest, &rms);
     test_note("bf16: largest %.2g, rms %.2g", largest, rms);
-    CHECK_NEAR(largest, 0, 0.1);
+    CHECK_NEAR(largest, 0, 0.15);
     CHECK_NEAR(rms, 0, 0.008);
     distance(in, KV_INT8, &largest, &rms);
     test_note("int8: largest %.2g, rms %.2g", largest, rms);
-    CHECK_NEAR(largest, 0, 0.25);
-    CHECK_NEAR(rms, 0, 0.025);
+    CHECK_NEAR(largest, 0, 0.6);
+    CHECK_NEAR(rms, 0, 0.03);
     mem_free(in);
 }
 
