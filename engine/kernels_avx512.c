@@ -5,8 +5,9 @@
  * than one, and one row has four chains to hide the latency of the FMA.  Tiles of up to 6 rows
  * x 4 panels go over a block of 128 columns while it lies in the first-level cache.
  *   f32, bf16   straight from the panels: a shift or a mask makes floats out of bf16
- *   fp8         one row: to f16 in registers, which the processor widens; more rows: each
- *               block is unpacked once into bf16, which holds every e4m3 exactly
+ *   fp8         to bf16, which holds every e4m3 exactly, by tables of 128 bytes: in registers
+ *               for a single tile, else each block once into the first-level cache.  Without
+ *               VBMI there is no such instruction, and AVX2's product stays
  * Accumulators are named variables, written out by macros: a to d are the panels, the number
  * is the row.  (The instruction for products of bf16 pairs is no chain of FMAs.) */
 #include <immintrin.h>
@@ -18,6 +19,8 @@
 #include "engine/kernels.h"
 #include "engine/mathf.h"
 #include "engine/mathf_inline512.h"
+#include "model/fp8.h"
+#include "model/halves.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -119,18 +122,17 @@ F32_TILE(6)
 
 /* ---- bf16: two columns in one load; with an odd number the last one is an even half ---- */
 
-INLINE __m512 bf16_even(const char *at)
+INLINE __m512 even_of(__m512i v)
 {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(load_bits(at), 16));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
 }
 
-INLINE __m512 bf16_odd(const char *at)
+INLINE __m512 odd_of(__m512i v)
 {
-    return _mm512_castsi512_ps(
-        _mm512_and_si512(load_bits(at), _mm512_set1_epi32((int)0xffff0000u)));
+    return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32((int)0xffff0000u)));
 }
 
-#define BF16_AT(half, p) bf16_##half(from##p + 32 * (size_t)k)
+#define BF16_AT(half, p) half##_of(load_bits(from##p + 32 * (size_t)k))
 #define BF16_LOOP(n) \
     int k = 0; \
     const char *ahead0 = t->ahead[0], *ahead1 = t->ahead[1]; \
@@ -167,84 +169,90 @@ BF16_TILE(6)
 
 /* ---- fp8 ---- */
 
-/* What makes bf16 of e4m3: both have the sign first, so exponent and mantissa move in place
- * and the exponent gets the difference of the biases.  A subnormal (exponent bits 0) takes
- * what it lacks from a table by its three mantissa bits: m 2^-9 as bf16, less m in place. */
-#define BF16_OF(exponent, mantissa) (((127 + (exponent)) << 7) + (mantissa))
-#define LACKS(m, bits) (short)((bits) - ((m) << 4))
-static const short subnormal_lacks[32] = {0,
-                                          LACKS(1, BF16_OF(-9, 0)),
-                                          LACKS(2, BF16_OF(-8, 0)),
-                                          LACKS(3, BF16_OF(-8, 64)),
-                                          LACKS(4, BF16_OF(-7, 0)),
-                                          LACKS(5, BF16_OF(-7, 32)),
-                                          LACKS(6, BF16_OF(-7, 64)),
-                                          LACKS(7, BF16_OF(-7, 96))};
+/* e4m3 without its sign as bf16, high and low byte; filled once. */
+static _Alignas(64) uint8_t fp8_high[128], fp8_low[128];
 
-/* A block of columns of a panel from [k/2][16][2] bytes to the same order of bf16. */
-static void unpack_fp8(const char *from, int n_cols, char *out)
+static void fill_fp8_tables(void)
 {
-    const __m512i table = _mm512_loadu_si512(subnormal_lacks);
-    const __m512i bias = _mm512_set1_epi16((127 - 7) << 7);
-    const __m512i kept = _mm512_set1_epi16((short)0x87f0), exponent = _mm512_set1_epi16(0x78);
-    for (int k = 0; k < n_cols; k += 2, from += 32, out += 64) {
-        __m512i v = _mm512_cvtepi8_epi16(_mm256_load_si256((const void *)from));
-        __m512i lacks =
-            _mm512_mask_permutexvar_epi16(bias, _mm512_testn_epi16_mask(v, exponent), v, table);
-        __m512i in_place = _mm512_and_si512(_mm512_slli_epi16(v, 4), kept);
-        _mm512_store_si512(out, _mm512_add_epi16(in_place, lacks));
+    for (int i = 0; i < 128; i++) {
+        uint32_t bits = f32_to_bits(fp8_decode((uint8_t)i));
+        fp8_high[i] = (uint8_t)(bits >> 24);
+        fp8_low[i] = (uint8_t)(bits >> 16);
     }
 }
 
-/* E4M3 to f16: the exponent has one bit more there and a bias larger by 8, so with the bits
- * in place the value is 2^-8 of what is meant, subnormals included. */
-#define FP8_FACTOR 256.0f /* 2^8 */
+#define VBMI __attribute__((target("avx512vbmi")))
 
-/* One row and four panels, a multiple of four columns.  x is FP8_FACTOR times what is meant:
- * the product (w 2^-8) (x 2^8) is the same number before it is rounded. */
-#define FP8_PAIR(sum, at, x_even, x_odd) \
+struct fp8_tables {
+    __m512i high[2], low[2], order, sign;
+};
+
+INLINE struct fp8_tables load_fp8_tables(void)
+{
+    return (struct fp8_tables){.high = {load_bits(fp8_high), load_bits(fp8_high + 64)},
+                               .low = {load_bits(fp8_low), load_bits(fp8_low + 64)},
+                               .order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7),
+                               .sign = _mm512_set1_epi8((char)0x80)};
+}
+
+/* Four columns, [2][16][2] bytes, to bf16 in the same order. */
+VBMI INLINE void fp8_to_bf16(const char *at, const struct fp8_tables *t, __m512i out[2])
+{
+    enum { FIRST_OR_BOTH_OTHERS = 0xf8 };
+    __m512i v = _mm512_permutexvar_epi64(t->order, load_bits(at));
+    __m512i high = _mm512_permutex2var_epi8(t->high[0], v, t->high[1]);
+    __m512i low = _mm512_permutex2var_epi8(t->low[0], v, t->low[1]);
+    high = _mm512_ternarylogic_epi32(high, v, t->sign, FIRST_OR_BOTH_OTHERS);
+    out[0] = _mm512_unpacklo_epi8(low, high);
+    out[1] = _mm512_unpackhi_epi8(low, high);
+}
+
+/* A block of columns of a panel; n_cols is rounded up to a multiple of four. */
+VBMI static void unpack_fp8(const char *from, int n_cols, char *out)
+{
+    const struct fp8_tables tables = load_fp8_tables();
+    for (int k = 0; k < n_cols; k += 4, from += 64, out += 128) {
+        __m512i v[2];
+        fp8_to_bf16(from, &tables, v);
+        _mm512_store_si512(out, v[0]);
+        _mm512_store_si512(out + 64, v[1]);
+    }
+}
+
+/* One tile of rows: a multiple of four columns straight from the panels. */
+#define FP8_X(i) \
+    __m512 x##i##0 = _mm512_set1_ps(x##i[k]), x##i##1 = _mm512_set1_ps(x##i[k + 1]), \
+           x##i##2 = _mm512_set1_ps(x##i[k + 2]), x##i##3 = _mm512_set1_ps(x##i[k + 3]);
+#define FP8_ADD(sum, i) \
+    sum##i = _mm512_fmadd_ps(w0, x##i##0, sum##i); \
+    sum##i = _mm512_fmadd_ps(w1, x##i##1, sum##i); \
+    sum##i = _mm512_fmadd_ps(w2, x##i##2, sum##i); \
+    sum##i = _mm512_fmadd_ps(w3, x##i##3, sum##i);
+#define FP8_ADD_a(i) FP8_ADD(a, i)
+#define FP8_ADD_b(i) FP8_ADD(b, i)
+#define FP8_ADD_c(i) FP8_ADD(c, i)
+#define FP8_ADD_d(i) FP8_ADD(d, i)
+#define FP8_PANEL(n, sum, p) \
     { \
-        __m256i v = _mm256_load_si256((const void *)(at)); \
-        __m256i odd = _mm256_and_si256(_mm256_srai_epi16(v, 1), in_place); \
-        __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 1); \
-        even = _mm256_and_si256(even, in_place); \
-        sum = _mm512_fmadd_ps(_mm512_cvtph_ps(even), x_even, sum); \
-        sum = _mm512_fmadd_ps(_mm512_cvtph_ps(odd), x_odd, sum); \
+        __m512i v[2]; \
+        fp8_to_bf16(from##p + 16 * (size_t)k, &tables, v); \
+        __m512 w0 = even_of(v[0]), w1 = odd_of(v[0]), w2 = even_of(v[1]), w3 = odd_of(v[1]); \
+        EACH_##n(FP8_ADD_##sum) \
     }
-#define FP8_STEP(sum, p) \
-    FP8_PAIR(sum, from##p + 16 * (size_t)k, x0, x1) \
-    FP8_PAIR(sum, from##p + 16 * (size_t)k + 32, x2, x3)
-static void fp8_row(const struct tile *t, const float *x, float *acc)
-{
-    const __m256i in_place = _mm256_set1_epi16((short)0xbf80);
-    PANELS ROW_ZERO(0) for (int k = 0; k < t->n_cols; k += 4)
-    {
-        __m512 x0 = _mm512_set1_ps(x[k]), x1 = _mm512_set1_ps(x[k + 1]);
-        __m512 x2 = _mm512_set1_ps(x[k + 2]), x3 = _mm512_set1_ps(x[k + 3]);
-        FP8_STEP(a0, 0)
-        FP8_STEP(b0, 1)
-        FP8_STEP(c0, 2)
-        FP8_STEP(d0, 3)
+#define FP8_ROWS(n) \
+    VBMI static void fp8_rows_##n(const struct tile *t, float *acc) \
+    { \
+        const struct fp8_tables tables = load_fp8_tables(); \
+        PANELS EACH_##n(ROW_X) EACH_##n(ROW_ZERO) for (int k = 0; k < t->n_cols; k += 4){ \
+            EACH_##n(FP8_X) FP8_PANEL(n, a, 0) FP8_PANEL(n, b, 1) FP8_PANEL(n, c, 2) \
+                FP8_PANEL(n, d, 3)} EACH_##n(ROW_FOLD) \
     }
-    ROW_FOLD(0)
-}
-
-/* out = x * FP8_FACTOR for a block of n columns; false if that is not exact, because it
- * overflows. */
-static bool scale_block(const float *x, int n, float *out)
-{
-    const __m512 factor = _mm512_set1_ps(FP8_FACTOR), infinity = _mm512_set1_ps(INFINITY);
-    __mmask16 is_bad = 0;
-    for (int k = 0; k < n; k += LANES) {
-        __m512 v = _mm512_maskz_loadu_ps(lanes_mask(n - k), x + k);
-        __m512 scaled = _mm512_mul_ps(v, factor);
-        _mm512_store_ps(out + k, scaled);
-        __mmask16 was = _mm512_cmp_ps_mask(_mm512_abs_ps(v), infinity, _CMP_EQ_OQ);
-        __mmask16 is = _mm512_cmp_ps_mask(_mm512_abs_ps(scaled), infinity, _CMP_EQ_OQ);
-        is_bad = (__mmask16)(is_bad | (is & ~was));
-    }
-    return is_bad == 0;
-}
+FP8_ROWS(1)
+FP8_ROWS(2)
+FP8_ROWS(3)
+FP8_ROWS(4)
+FP8_ROWS(5)
+FP8_ROWS(6)
 
 /* ---- products ---- */
 
@@ -254,6 +262,9 @@ static tile_run *const bf16_chains[] = {NULL,         bf16_chain_1, bf16_chain_2
                                         bf16_chain_4, bf16_chain_5, bf16_chain_6};
 static tile_run *const bf16_blocks[] = {NULL,         bf16_block_1, bf16_block_2, bf16_block_3,
                                         bf16_block_4, bf16_block_5, bf16_block_6};
+
+static tile_run *const fp8_rows[] = {NULL,       fp8_rows_1, fp8_rows_2, fp8_rows_3,
+                                     fp8_rows_4, fp8_rows_5, fp8_rows_6};
 
 /* Up to four panels, one from each quarter of a range: long streams are read faster. */
 struct four {
@@ -336,12 +347,11 @@ static void four_panels_fp8(const struct matrix *w, const struct four *f, const 
                             float *acc)
 {
     _Alignas(64) char unpacked[PANELS_AT_ONCE][UNPACKED_PANEL_BYTES];
-    _Alignas(64) float scaled[SCALE_BLOCK];
     struct tile t = tile_at(w, f, x, PANEL_ROWS);
     for (int first = 0; first < w->cols; first += SCALE_BLOCK) {
         t.n_cols = min_int(w->cols - first, SCALE_BLOCK);
-        if (x->n_rows == 1 && t.n_cols % 4 == 0 && scale_block(t.x, t.n_cols, scaled)) {
-            fp8_row(&t, scaled, acc);
+        if (x->n_rows <= LARGEST_TILE && t.n_cols % 4 == 0) {
+            fp8_rows[x->n_rows](&t, acc);
         } else {
             struct tile u = t;
             for (int i = 0; i < PANELS_AT_ONCE; i++) {
@@ -477,7 +487,10 @@ void kernels_avx512_fill(struct kernels *k)
 {
     k->matmul[FORMAT_F32] = matmul;
     k->matmul[FORMAT_BF16] = matmul;
-    k->matmul[FORMAT_FP8] = matmul;
+    if (__builtin_cpu_supports("avx512vbmi")) {
+        fill_fp8_tables();
+        k->matmul[FORMAT_FP8] = matmul;
+    }
     k->rms_norm = rms_norm;
     k->swiglu = swiglu;
     k->add = add;
