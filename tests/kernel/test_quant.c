@@ -375,7 +375,7 @@ TEST(a_row_of_an_integer_product_does_not_depend_on_its_neighbours)
 enum { MAX_COLS = 520, MAX_GROUPS = 64 };
 
 struct quantised {
-    int8_t q[MAX_COLS + 2 * CANARIES];
+    int8_t q[MAX_COLS + Q8_GROUP + 2 * CANARIES]; /* whole groups */
     float scales[MAX_GROUPS + CANARIES];
     int32_t sums[MAX_GROUPS + CANARIES];
 };
