@@ -378,6 +378,15 @@ static int pack_range_into(struct file_work *w, const struct range *r, void *roo
     return rc;
 }
 
+/* All of it: what another thread still reads comes back from the page cache. */
+static void release_source(const struct file_work *w)
+{
+    if (w->part == PACKED_HEAD)
+        weights_advise_model(w->job->source, MAPPING_DONE);
+    else
+        weights_advise_layer(w->job->source, w->layer, MAPPING_DONE);
+}
+
 static void pack_range(struct file_work *w, const struct range *r)
 {
     struct pack_job *job = w->job;
@@ -385,6 +394,7 @@ static void pack_range(struct file_work *w, const struct range *r)
     char text[PACKED_BLOB_TEXT_BYTES];
     struct pack_room *room = take_room(job);
     int rc = pack_range_into(w, r, room->data, &e);
+    release_source(w);
     atomic_store(&room->is_taken, false);
     if (rc < 0) {
         err_prefix(&e, "%s", packed_blob_text(&job->manifest, w->first_blob, text));
@@ -454,10 +464,6 @@ int pack_write_blobs(struct pack_job *job, int file, struct packed_writer *write
         return rc;
     pool_run(job->compute.pool, run_task, &w, w.n_ranges + w.n_experts);
     mem_free(w.ranges);
-    if (is_head)
-        weights_advise_model(job->source, MAPPING_DONE);
-    else
-        weights_advise_layer(job->source, w.layer, MAPPING_DONE);
     if (atomic_load(&w.has_failed))
         return err_set(e, error.code, "%s", error.text);
     struct packed_blob_info *blob = &job->manifest.blobs[w.first_blob];

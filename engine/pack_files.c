@@ -13,7 +13,7 @@
 #include "engine/pack_job.h"
 #include "model/safetensors.h"
 
-enum { PIECE_BYTES = 4 << 20 };
+enum { PIECE_BYTES = 4 << 20, RELEASE_BYTES = 64 << 20 };
 #define COPY_LIMIT_BYTES (256LL << 20)
 
 /* ---- tensors ---- */
@@ -69,6 +69,8 @@ static int write_tensor(struct pack_job *job, struct safetensors_writer *w, int 
         size_t n = t.size_bytes - at < PIECE_BYTES ? t.size_bytes - at : PIECE_BYTES;
         rc = safetensors_write(w, (const char *)t.data + at, n, e);
         pack_add_progress(job, n);
+        if (at % RELEASE_BYTES == 0)
+            checkpoint_advise(job->source, name, MAPPING_DONE);
     }
     checkpoint_advise(job->source, name, MAPPING_DONE);
     return rc;
