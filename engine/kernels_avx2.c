@@ -187,60 +187,104 @@ BF16_ROW(1)
 BF16_ROW(2)
 BF16_ROW(4)
 
-/* FP8: one block of at most 128 columns, folded into acc [n panels][16].  The bits of an E4M3
- * number, put where f32 has its own, are 2^-120 of what is meant, subnormals included; x is
- * 2^120 times what is meant, so that each product is the same number before it is rounded.
- * Of the 16 rows the even ones are in `low` and the odd ones in `high`. */
-#define FP8_SHIFT_FACTOR 0x1p120f
-#define FP8_LARGEST_X 256.0f /* from here on the factor overflows */
-#define FP8_COLUMN(i, v, xk) \
+/* FP8: one block of at most 128 columns, folded into acc [n panels][16].  x is so many times
+ * what is meant as the decoded weights are too small: each product is the same number before
+ * it is rounded.  Two ways to decode:
+ *   shift   the bits of an E4M3 number, put where f32 has its own, are 2^-120 of what is
+ *           meant.  Subnormals are denormal floats then, which cost nothing on AMD's CPUs and
+ *           170 cycles each on Intel's.  Of the 16 rows the even ones are in `low` and the odd
+ *           ones in `high`
+ *   f16     through the conversion from f16, with 2^-8: takes 1.7 times as long */
+typedef void fp8_row(const char *from, size_t panel_bytes, int n_cols, const float *x,
+                     const float *const *scales, float *acc);
+
+#define SHIFT_COLUMN(i, v, xk) \
     low##i = _mm256_fmadd_ps( \
         _mm256_castsi256_ps(_mm256_and_si256(_mm256_slli_epi32(v, 16), mask)), xk, low##i); \
     high##i = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(v, mask)), xk, high##i);
-#define FP8_LOAD(i) \
+#define SHIFT_EVEN(i) \
     __m256i v = load_bits(from + i * panel_bytes + 16 * (size_t)k); \
-    __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 4);
-#define FP8_LAST(i) \
+    __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 4); \
+    SHIFT_COLUMN(i, even, x0)
+#define SHIFT_ODD(i) \
+    __m256i odd = _mm256_srai_epi16(v, 4); \
+    SHIFT_COLUMN(i, odd, x1)
+#define SHIFT_ORDER(i) \
     { \
-        FP8_LOAD(i) \
-        FP8_COLUMN(i, even, x0) \
+        __m256 a = _mm256_unpacklo_ps(low##i, high##i), b = _mm256_unpackhi_ps(low##i, high##i); \
+        low##i = _mm256_permute2f128_ps(a, b, 0x20); \
+        high##i = _mm256_permute2f128_ps(a, b, 0x31); \
     }
-#define FP8_PAIR(i) \
+
+#define F16_COLUMN(i, v, xk) \
+    low##i = _mm256_fmadd_ps(f16_low(v), xk, low##i); \
+    high##i = _mm256_fmadd_ps(f16_high(v), xk, high##i);
+#define F16_EVEN(i) \
+    __m256i v = load_bits(from + i * panel_bytes + 16 * (size_t)k), even = fp8_even_as_f16(v); \
+    F16_COLUMN(i, even, x0)
+#define F16_ODD(i) \
+    __m256i odd = fp8_odd_as_f16(v); \
+    F16_COLUMN(i, odd, x1)
+#define F16_ORDER(i)
+
+#define FP8_FOLD(way, i) \
     { \
-        FP8_LOAD(i) \
-        __m256i odd = _mm256_srai_epi16(v, 4); \
-        FP8_COLUMN(i, even, x0) \
-        FP8_COLUMN(i, odd, x1) \
+        __m256 s = _mm256_broadcast_ss(scales[i]); \
+        way##_ORDER(i) float *to = acc + 16 * i; \
+        _mm256_store_ps(to, _mm256_fmadd_ps(s, low##i, _mm256_load_ps(to))); \
+        _mm256_store_ps(to + 8, _mm256_fmadd_ps(s, high##i, _mm256_load_ps(to + 8))); \
     }
-#define FP8_FOLD(i) fp8_fold(scales[i], low##i, high##i, acc + 16 * i);
-INLINE void fp8_fold(const float *scale, __m256 even, __m256 odd, float *acc)
-{
-    __m256 s = _mm256_broadcast_ss(scale);
-    __m256 a = _mm256_unpacklo_ps(even, odd), b = _mm256_unpackhi_ps(even, odd);
-    __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
-    _mm256_store_ps(acc, _mm256_fmadd_ps(s, low, _mm256_load_ps(acc)));
-    _mm256_store_ps(acc + 8, _mm256_fmadd_ps(s, high, _mm256_load_ps(acc + 8)));
-}
-#define FP8_ROW(n) \
-    static void fp8_row_##n(const char *from, size_t panel_bytes, int n_cols, const float *x, \
-                            const float *const *scales, float *acc) \
+#define SHIFT_PAIR(i) \
+    { \
+        SHIFT_EVEN(i) SHIFT_ODD(i) \
+    }
+#define SHIFT_LAST(i) \
+    { \
+        SHIFT_EVEN(i) \
+    }
+#define SHIFT_FOLD(i) FP8_FOLD(SHIFT, i)
+#define F16_PAIR(i) \
+    { \
+        F16_EVEN(i) F16_ODD(i) \
+    }
+#define F16_LAST(i) \
+    { \
+        F16_EVEN(i) \
+    }
+#define F16_FOLD(i) FP8_FOLD(F16, i)
+#define FP8_ROW(name, way, n) \
+    static void name##_row_##n(const char *from, size_t panel_bytes, int n_cols, const float *x, \
+                               const float *const *scales, float *acc) \
     { \
         const __m256i mask = _mm256_set1_epi32((int)0x87f00000u); \
         int k = 0; \
+        (void)mask; \
         EACH_##n(ACC_ZERO) for (; k + 2 <= n_cols; k += 2) \
         { \
             __m256 x0 = _mm256_broadcast_ss(x + k), x1 = _mm256_broadcast_ss(x + k + 1); \
-            EACH_##n(FP8_PAIR) \
+            EACH_##n(way##_PAIR) \
         } \
         if (k < n_cols) { \
             __m256 x0 = _mm256_broadcast_ss(x + k); \
-            EACH_##n(FP8_LAST) \
+            EACH_##n(way##_LAST) \
         } \
-        EACH_##n(FP8_FOLD) \
+        EACH_##n(way##_FOLD) \
     }
-FP8_ROW(1)
-FP8_ROW(2)
-FP8_ROW(4)
+FP8_ROW(shift, SHIFT, 1)
+FP8_ROW(shift, SHIFT, 2)
+FP8_ROW(shift, SHIFT, 4)
+FP8_ROW(f16, F16, 1)
+FP8_ROW(f16, F16, 2)
+FP8_ROW(f16, F16, 4)
+
+struct fp8_way {
+    float factor, limit; /* x times the factor is exact where |x| is below the limit */
+    fp8_row *rows[PANELS_AT_ONCE + 1];
+};
+static const struct fp8_way fp8_shift = {
+    0x1p120f, 0x1p8f, {NULL, shift_row_1, shift_row_2, NULL, shift_row_4}};
+static const struct fp8_way fp8_f16 = {
+    FP8_F16_FACTOR, 0x1p120f, {NULL, f16_row_1, f16_row_2, NULL, f16_row_4}};
 
 typedef void row_panels(const char *from, size_t panel_bytes, int cols, const float *x, float *acc);
 
@@ -278,12 +322,12 @@ static void one_row(const struct panels *p, const struct rows *x, float *y, size
         store_panel(p->w, p->first + i * p->apart, acc + PANEL_ROWS * i, y);
 }
 
-/* out = x * FP8_SHIFT_FACTOR for a block of n columns, at most SCALE_BLOCK, and zeros up to
- * the next multiple of 8; false if that is not exact, because it overflows. */
-static bool scale_block(const float *x, int n, float *out)
+/* out = x * the factor for a block of n columns, at most SCALE_BLOCK, and zeros up to the
+ * next multiple of 8; false if that may not be exact. */
+static bool scale_block(const struct fp8_way *way, const float *x, int n, float *out)
 {
-    const __m256 factor = _mm256_set1_ps(FP8_SHIFT_FACTOR), sign = _mm256_set1_ps(-0.0f);
-    const __m256 limit = _mm256_set1_ps(FP8_LARGEST_X);
+    const __m256 factor = _mm256_set1_ps(way->factor), sign = _mm256_set1_ps(-0.0f);
+    const __m256 limit = _mm256_set1_ps(way->limit);
     __m256 is_bad = _mm256_setzero_ps();
     for (int k = 0; k < n; k += VECTOR) {
         __m256 v = k + VECTOR <= n ? _mm256_loadu_ps(x + k) : load_part(x + k, n - k);
@@ -455,14 +499,13 @@ static void matmul_float(const struct matrix *w, int first_panel, int n_panels,
 static void fp8_block(const struct panels *p, int first_col, const float *x,
                       const float *const *scales, float *acc)
 {
-    static void (*const run[])(const char *, size_t, int, const float *, const float *const *,
-                               float *) = {NULL, fp8_row_1, fp8_row_2, NULL, fp8_row_4};
+    const struct fp8_way *way = __builtin_cpu_is("intel") ? &fp8_f16 : &fp8_shift;
     _Alignas(32) float scaled[SCALE_BLOCK], unpacked[SCALE_BLOCK * PANEL_ROWS];
     int n_cols = min_int(p->w->cols - first_col, SCALE_BLOCK);
     const char *from = panel_at(p->w, p->first) + (size_t)first_col * PANEL_ROWS;
     size_t stride = (size_t)p->apart * p->w->panel_bytes;
-    if (scale_block(x, n_cols, scaled)) {
-        run[p->n](from, stride, n_cols, scaled, scales, acc);
+    if (scale_block(way, x, n_cols, scaled)) {
+        way->rows[p->n](from, stride, n_cols, scaled, scales, acc);
         return;
     }
     struct block b = {.w = unpacked, .n_cols = n_cols, .x = x, .ahead = from};
