@@ -441,11 +441,6 @@ static void prepare_row(struct attention *a, const struct row_group *g, int row)
         rope_turn(&a->rope, sine, cosine, from);
         prepare_query(a, from, head_index(a, head, row));
     }
-    for (int head = 0; head < a->n_heads; head++)
-        a->merged[(size_t)row * (size_t)a->n_heads + (size_t)head] =
-            (struct merged){.max = -INFINITY};
-    size_t wide = (size_t)a->n_heads * a->head_stride;
-    memset(a->merged_o + (size_t)row * wide, 0, wide * sizeof(float));
 }
 
 /* By groups, because neighbouring positions lie in the same cache lines. */
@@ -532,12 +527,14 @@ static int pages_until(const struct row_group *g, int end_chunk)
     return end < seen ? end : seen;
 }
 
-/* (m, l, o) after chunk i from that after chunk i-1 and the chunk's own; n is a multiple of
- * LANES. */
+/* (m, l, o) after chunk i from that after chunk i-1 - nothing before the first - and the
+ * chunk's own; n is a multiple of LANES. */
 static void merge_chunk(struct merged *m, float *restrict o, const struct attend_state *s,
-                        const float *restrict chunk_o, size_t n)
+                        const float *restrict chunk_o, size_t n, bool is_first)
 {
     float sum = 0.0f;
+    if (is_first)
+        *m = (struct merged){.max = -INFINITY};
     for (int lane = 0; lane < LANES; lane++)
         sum += s->sum[lane];
     float max = s->max > m->max ? s->max : m->max;
@@ -545,19 +542,28 @@ static void merge_chunk(struct merged *m, float *restrict o, const struct attend
     float take = math_exp(s->max - max);
     m->max = max;
     m->sum = m->sum * keep + sum * take;
+    if (is_first) /* o is what an earlier step left there */
+        memset(o, 0, n * sizeof(*o));
     for (size_t d = 0; d < n; d += LANES)
         for (size_t lane = 0; lane < LANES; lane++)
             o[d + lane] = o[d + lane] * keep + chunk_o[d + lane] * take;
 }
 
-/* The chunk whose partial results begin at `first_partial`, for one row and KV head. */
-static void merge_row(struct attention *a, int row, int kv_head, size_t first_partial)
+/* A chunk of which the partial results begin at `first_partial`, for one row and KV head.
+ * After the row's last chunk its heads go into q, whose values are no longer needed. */
+static void merge_row(struct attention *a, int row, int kv_head, int chunk, size_t first_partial)
 {
     size_t to = (size_t)row * (size_t)a->n_heads + (size_t)(kv_head * a->group_heads);
     size_t from = first_partial + query_index(a, kv_head, row);
-    for (int i = 0; i < a->group_heads; i++, to++, from++)
-        merge_chunk(&a->merged[to], a->merged_o + to * a->head_stride, &a->state[from],
-                    a->o + from * a->head_stride, a->head_stride);
+    bool is_last = chunk == row_position(a, row) / ATTENTION_CHUNK;
+    float *q = a->q + (size_t)row * a->q_stride + (size_t)(kv_head * a->group_heads * a->head_dim);
+    for (int i = 0; i < a->group_heads; i++, to++, from++, q += a->head_dim) {
+        float *o = a->merged_o + to * a->head_stride;
+        merge_chunk(&a->merged[to], o, &a->state[from], a->o + from * a->head_stride,
+                    a->head_stride, chunk == 0);
+        if (is_last)
+            scale_floats(o, a->merged[to].sum, true, a->head_dim, q);
+    }
 }
 
 /* Task = (KV head, group), groups fastest: neighbours share keys.  The last group of a prompt
@@ -572,7 +578,7 @@ static void whole_task(void *ctx, int task)
     for (int chunk = 0; chunk < n_chunks; chunk++) {
         fold_chunk(a, &f, chunk, query_index(a, f.kv_head, g->first_row));
         for (int row = 0; row < g->n_rows; row++)
-            merge_row(a, g->first_row + row, f.kv_head, 0);
+            merge_row(a, g->first_row + row, f.kv_head, chunk, 0);
     }
 }
 
@@ -604,10 +610,9 @@ static void merge_task(void *ctx, int task)
 {
     struct attention *a = ctx;
     int row = task / a->n_kv_heads;
-    int position = row_position(a, row);
-    for (int i = 0; i < a->wave_chunks; i++)
-        if ((a->first_chunk + i) * ATTENTION_CHUNK <= position)
-            merge_row(a, row, task % a->n_kv_heads, (size_t)i * chunk_partials(a));
+    int last = row_position(a, row) / ATTENTION_CHUNK;
+    for (int i = 0; i < a->wave_chunks && a->first_chunk + i <= last; i++)
+        merge_row(a, row, task % a->n_kv_heads, a->first_chunk + i, (size_t)i * chunk_partials(a));
 }
 
 static void attend_spans(struct attention *a)
@@ -626,17 +631,10 @@ static void attend_spans(struct attention *a)
     }
 }
 
-/* The row's heads side by side, into q: its values are no longer needed. */
-static void concat_task(void *ctx, int row)
+static void quantise_task(void *ctx, int row)
 {
     struct attention *a = ctx;
-    float *q = a->q + (size_t)row * a->q_stride;
-    for (int head = 0; head < a->n_heads; head++) {
-        size_t at = (size_t)row * (size_t)a->n_heads + (size_t)head;
-        scale_floats(a->merged_o + at * a->head_stride, a->merged[at].sum, true, a->head_dim,
-                     q + (size_t)head * (size_t)a->head_dim);
-    }
-    quantise_row(a, &a->q_room, row, q);
+    quantise_row(a, &a->q_room, row, a->q + (size_t)row * a->q_stride);
 }
 
 static void add_task(void *ctx, int row)
@@ -664,7 +662,8 @@ void attention_layer(struct attention *a, const struct attention_weights *w, str
         run(a, whole_task, a->n_kv_heads * a->n_groups);
     else
         attend_spans(a);
-    run(a, concat_task, a->n_rows);
+    if (a->group != 0)
+        run(a, quantise_task, a->n_rows);
     struct rows o = step_rows(a, &a->q_room, a->q, a->q_stride, a->n_heads * a->head_dim);
     matmul(c, &w->wo, &o, a->h, a->hidden_stride);
     run(a, add_task, a->n_rows);
