@@ -11,6 +11,7 @@
 #include <getopt.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -153,6 +154,15 @@ static double resident_bytes(void)
     return (double)pages * (double)sysconf(_SC_PAGESIZE);
 }
 
+/* Of all threads, in the system too: what a busy machine does not change much. */
+static double cpu_seconds(void)
+{
+    struct rusage u = {0};
+    getrusage(RUSAGE_SELF, &u);
+    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+           (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
+}
+
 static int load_all(struct checkpoint *c, const struct load_options *l, struct measured *m,
                     struct measured *stored, struct err *e)
 {
@@ -167,8 +177,10 @@ static int load_all(struct checkpoint *c, const struct load_options *l, struct m
     }
     int rc = checkpoint_expert_bytes(c, &bytes, e);
     int64_t began_ns = clock_now_ns();
+    double began_cpu_s = cpu_seconds();
     if (rc == 0)
         rc = load_experts(l, which, n, out, e);
+    double cpu_s = cpu_seconds() - began_cpu_s;
     m->seconds = stored->seconds = (double)(clock_now_ns() - began_ns) / CLOCK_S;
     stored->bytes = (double)bytes * n;
     if (rc == 0) {
@@ -178,6 +190,7 @@ static int load_all(struct checkpoint *c, const struct load_options *l, struct m
         printf("experts: %d, %.2f GB in %.2f s: %.2f GB/s, of what is stored %.2f GB/s\n", n,
                m->bytes / 1e9, m->seconds, m->bytes / 1e9 / m->seconds,
                stored->bytes / 1e9 / stored->seconds);
+        printf("CPU time: %.2f s, %.2f GB per second of one CPU\n", cpu_s, m->bytes / 1e9 / cpu_s);
         printf("resident: %.2f GB, %.3f times the experts (and %.0f MB beyond)\n", resident / 1e9,
                resident / m->bytes, (resident - m->bytes) / 1e6);
     }
