@@ -51,7 +51,8 @@ struct lane {
 struct moe_remote {
     struct moe_remote_options options;
     struct wire_table *table;
-    struct peer *peers; /* [table->n_nodes] */
+    uint16_t *first_holder; /* [n_layers][n_experts] of the table */
+    struct peer *peers;     /* [table->n_nodes] */
     struct channel **channels;
     int n_peers, n_channels;
     struct lane lanes[LANES];
@@ -111,6 +112,7 @@ void moe_remote_free(struct moe_remote **moe)
     blob_pool_free(&m->row_blobs);
     buf_fini(&m->message);
     mem_free(m->table);
+    mem_free(m->first_holder);
     mem_free(m);
 }
 
@@ -118,19 +120,19 @@ void moe_remote_free(struct moe_remote **moe)
 
 struct wire_table *moe_remote_copy_table(const struct wire_table *t)
 {
-    size_t n_holders = (size_t)t->n_layers * t->n_experts;
+    size_t n_holders = (size_t)t->n_layers * t->n_experts * t->n_replicas;
     size_t nodes_bytes = t->n_nodes * sizeof(*t->nodes);
-    char *at = mem_alloc(sizeof(*t) + nodes_bytes + n_holders * sizeof(*t->holder));
+    char *at = mem_alloc(sizeof(*t) + nodes_bytes + n_holders * sizeof(*t->holders));
     struct wire_table *copy = (void *)at;
     struct wire_table_node *nodes = (void *)(at + sizeof(*t));
-    uint16_t *holder = (void *)(at + sizeof(*t) + nodes_bytes);
+    uint16_t *holders = (void *)(at + sizeof(*t) + nodes_bytes);
     if (t->n_nodes > 0)
         memcpy(nodes, t->nodes, nodes_bytes);
     if (n_holders > 0)
-        memcpy(holder, t->holder, n_holders * sizeof(*holder));
+        memcpy(holders, t->holders, n_holders * sizeof(*holders));
     *copy = *t;
     copy->nodes = nodes;
-    copy->holder = holder;
+    copy->holders = holders;
     return copy;
 }
 
@@ -143,10 +145,7 @@ static int check_table(const struct moe_remote *m, const struct wire_table *t, s
     for (uint32_t i = 0; i < t->n_nodes; i++)
         if (t->nodes[i].max_rows == 0)
             return err_set(e, E_INVALID, "node %s takes no rows", t->nodes[i].name);
-    for (size_t i = 0; i < (size_t)t->n_layers * t->n_experts; i++)
-        if (t->holder[i] != WIRE_NO_HOLDER && t->holder[i] >= t->n_nodes)
-            return err_set(e, E_INVALID, "holder %u of %u nodes", t->holder[i], t->n_nodes);
-    return 0;
+    return wire_table_check(t, e);
 }
 
 /* The channel of the same process at the same address, taken out of the old table. */
@@ -217,6 +216,10 @@ int moe_remote_install(struct moe_remote *m, struct wire_table **table, struct e
             m->channels[m->n_channels++] = peers[i].channel;
     mem_free(m->table);
     m->table = t;
+    size_t n = (size_t)t->n_layers * t->n_experts;
+    m->first_holder = mem_resize(m->first_holder, n * sizeof(*m->first_holder));
+    for (size_t i = 0; i < n; i++)
+        m->first_holder[i] = t->holders[i * t->n_replicas];
     install_rounds(m);
     log_info("moe.table", "epoch=%" PRIu64 " nodes=%u", t->epoch, t->n_nodes);
     return 0;
@@ -411,7 +414,7 @@ static int scatter(void *ud, int lane, const struct moe_rows *rows)
     struct round_plan plan = {
         .rows = rows,
         .mode = m->options.mode,
-        .holder = m->table->holder + (size_t)rows->layer * m->table->n_experts,
+        .holder = m->first_holder + (size_t)rows->layer * m->table->n_experts,
     };
     int rc = round_begin(l->round, &plan, &m->error);
     if (rc == 0)

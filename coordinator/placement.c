@@ -452,8 +452,9 @@ void placement_table(const struct placement *p, struct wire_table_node *nodes, u
                                .n_layers = p->config.n_layers,
                                .n_experts = p->config.n_experts,
                                .n_nodes = n_nodes,
+                               .n_replicas = 1,
                                .nodes = nodes,
-                               .holder = holder};
+                               .holders = holder};
 }
 
 void placement_why(const struct placement *p, char *text, size_t bytes)

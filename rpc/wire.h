@@ -113,13 +113,24 @@ struct wire_table_node {
     uint64_t incarnation;
     uint32_t max_rows;
 };
-enum { WIRE_NO_HOLDER = 0xffff };
+enum { WIRE_NO_HOLDER = 0xffff, WIRE_MAX_REPLICAS = 4 };
 struct wire_table {
     uint64_t epoch;
     uint32_t n_layers, n_experts, n_nodes;
+    uint32_t n_replicas; /* 1 .. WIRE_MAX_REPLICAS: places for each expert */
     const struct wire_table_node *nodes;
-    const uint16_t *holder; /* [n_layers][n_experts]: index into nodes, or WIRE_NO_HOLDER */
+    /* [n_layers][n_experts][n_replicas]: indices into nodes, no node twice, WIRE_NO_HOLDER
+     * from behind the last; any of them may be asked. */
+    const uint16_t *holders;
 };
+/* The n_replicas places of one expert. */
+static inline const uint16_t *wire_table_holders(const struct wire_table *t, uint32_t layer,
+                                                 uint32_t expert)
+{
+    return t->holders + ((size_t)layer * t->n_experts + expert) * t->n_replicas;
+}
+/* 0, or E_INVALID: shape, counts and every expert's places are as said above. */
+int wire_table_check(const struct wire_table *t, struct err *e);
 struct wire_leave {
     uint32_t node_id;
     uint64_t incarnation;
@@ -145,7 +156,7 @@ void wire_holdings_encode(const struct wire_holdings *m, struct buf *message,
 int wire_holdings_decode(struct str message, const struct frame *payloads, int n_payloads,
                          struct wire_holdings *out, uint8_t **bitmap, struct err *e);
 void wire_table_encode(const struct wire_table *m, struct buf *message, struct blob **payload);
-/* Everything in one allocation, freed with mem_free(); every holder is below n_nodes. */
+/* Everything in one allocation, freed with mem_free(); checked as by wire_table_check(). */
 int wire_table_decode(struct str message, const struct frame *payloads, int n_payloads,
                       struct wire_table **out, struct err *e);
 void wire_leave_encode(const struct wire_leave *m, struct buf *message);

@@ -300,10 +300,50 @@ out:
     return rc;
 }
 
+/* All factors are bounded, so it fits easily. */
+static size_t n_places(const struct wire_table *t)
+{
+    return (size_t)t->n_layers * t->n_experts * t->n_replicas;
+}
+
+static int check_counts(const struct wire_table *t, struct err *e)
+{
+    int rc = check_grid(t->n_layers, t->n_experts, e);
+    if (rc == 0 && t->n_nodes > WIRE_MAX_NODES)
+        rc = wire_invalid(e, "%u nodes, at most %d are possible", t->n_nodes, WIRE_MAX_NODES);
+    if (rc == 0 && (t->n_replicas == 0 || t->n_replicas > WIRE_MAX_REPLICAS))
+        rc = wire_invalid(e, "%u replicas, 1 to %d are possible", t->n_replicas, WIRE_MAX_REPLICAS);
+    return rc;
+}
+
+static int check_places(const uint16_t *places, uint32_t n, uint32_t n_nodes, struct err *e)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (places[i] == WIRE_NO_HOLDER)
+            continue;
+        if (places[i] >= n_nodes)
+            return wire_invalid(e, "holder %u of %u nodes", places[i], n_nodes);
+        if (i > 0 && places[i - 1] == WIRE_NO_HOLDER)
+            return wire_invalid(e, "a holder behind the last");
+        for (uint32_t k = 0; k < i; k++)
+            if (places[k] == places[i])
+                return wire_invalid(e, "holder %u twice for one expert", places[i]);
+    }
+    return 0;
+}
+
+int wire_table_check(const struct wire_table *t, struct err *e)
+{
+    int rc = check_counts(t, e);
+    size_t n = rc == 0 ? n_places(t) : 0;
+    for (size_t i = 0; i < n && rc == 0; i += t->n_replicas)
+        rc = check_places(t->holders + i, t->n_replicas, t->n_nodes, e);
+    return rc;
+}
+
 void wire_table_encode(const struct wire_table *m, struct buf *message, struct blob **payload)
 {
-    must_zero(check_grid(m->n_layers, m->n_experts, NULL));
-    must(m->n_nodes <= WIRE_MAX_NODES);
+    must_zero(wire_table_check(m, NULL));
     Polymath__V1__TableNode *items = mem_array(m->n_nodes, sizeof(*items));
     Polymath__V1__TableNode **pointers = mem_array(m->n_nodes, sizeof(Polymath__V1__TableNode *));
     for (uint32_t i = 0; i < m->n_nodes; i++) {
@@ -320,12 +360,13 @@ void wire_table_encode(const struct wire_table *m, struct buf *message, struct b
     p.epoch = m->epoch;
     p.n_layers = m->n_layers;
     p.n_experts = m->n_experts;
+    p.n_replicas = m->n_replicas;
     p.n_nodes = m->n_nodes;
     p.nodes = pointers;
     wire_pack(&p.base, message);
     mem_free(pointers);
     mem_free(items);
-    *payload = blob_copy(m->holder, (size_t)m->n_layers * m->n_experts * sizeof(uint16_t));
+    *payload = blob_copy(m->holders, n_places(m) * sizeof(uint16_t));
 }
 
 static int read_node(const Polymath__V1__TableNode *p, struct wire_table_node *out, struct err *e)
@@ -341,34 +382,22 @@ static int read_node(const Polymath__V1__TableNode *p, struct wire_table_node *o
     return rc;
 }
 
-static int read_holders(const struct frame *payload, size_t n, uint32_t n_nodes, uint16_t *out,
-                        struct err *e)
-{
-    memcpy(out, payload->data, n * sizeof(*out));
-    for (size_t i = 0; i < n; i++)
-        if (out[i] >= n_nodes && out[i] != WIRE_NO_HOLDER)
-            return wire_invalid(e, "holder %u of %u nodes", out[i], n_nodes);
-    return 0;
-}
-
 /* Table, nodes and holders in one block. */
-static int read_table(const Polymath__V1__TableReply *p, const struct frame *payload,
-                      struct wire_table **out, struct err *e)
+static int read_table(const Polymath__V1__TableReply *p, const struct wire_table *head,
+                      const struct frame *payload, struct wire_table **out, struct err *e)
 {
-    size_t n = (size_t)p->n_layers * p->n_experts;
+    size_t bytes = n_places(head) * sizeof(uint16_t);
     size_t nodes_bytes = p->n_nodes * sizeof(struct wire_table_node);
-    struct wire_table *t = mem_try_aligned(sizeof(*t) + nodes_bytes + n * sizeof(uint16_t));
+    struct wire_table *t = mem_try_aligned(sizeof(*t) + nodes_bytes + bytes);
     if (!t)
-        return err_set(e, E_NOMEM, "no memory for a table of %zu holders", n);
+        return err_set(e, E_NOMEM, "no memory for a table of %zu bytes", bytes);
     struct wire_table_node *nodes = (struct wire_table_node *)(void *)(t + 1);
-    uint16_t *holder = (uint16_t *)(void *)(nodes + p->n_nodes);
-    *t = (struct wire_table){.epoch = p->epoch,
-                             .n_layers = p->n_layers,
-                             .n_experts = p->n_experts,
-                             .n_nodes = (uint32_t)p->n_nodes,
-                             .nodes = nodes,
-                             .holder = holder};
-    int rc = read_holders(payload, n, t->n_nodes, holder, e);
+    uint16_t *holders = (uint16_t *)(void *)(nodes + p->n_nodes);
+    *t = *head;
+    t->nodes = nodes;
+    t->holders = holders;
+    memcpy(holders, payload->data, bytes);
+    int rc = wire_table_check(t, e);
     for (uint32_t i = 0; i < t->n_nodes && rc == 0; i++)
         rc = read_node(p->nodes[i], &nodes[i], e);
     if (rc < 0)
@@ -389,14 +418,17 @@ int wire_table_decode(struct str message, const struct frame *payloads, int n_pa
         wire_unpack(&memory, &polymath__v1__table_reply__descriptor, message, e);
     if (!p)
         goto out;
-    rc = check_grid(p->n_layers, p->n_experts, e);
-    if (rc == 0 && p->n_nodes > WIRE_MAX_NODES)
-        rc = wire_invalid(e, "%zu nodes, at most %d are possible", p->n_nodes, WIRE_MAX_NODES);
+    /* A message is 16 MiB at most: its items can be counted in 32 bits. */
+    struct wire_table head = {.epoch = p->epoch,
+                              .n_layers = p->n_layers,
+                              .n_experts = p->n_experts,
+                              .n_nodes = (uint32_t)p->n_nodes,
+                              .n_replicas = p->n_replicas};
+    rc = check_counts(&head, e);
     if (rc == 0)
-        rc = check_payload(payloads, n_payloads,
-                           (size_t)p->n_layers * p->n_experts * sizeof(uint16_t), e);
+        rc = check_payload(payloads, n_payloads, n_places(&head) * sizeof(uint16_t), e);
     if (rc == 0)
-        rc = read_table(p, &payloads[0], out, e);
+        rc = read_table(p, &head, &payloads[0], out, e);
 out:
     wire_memory_fini(&memory);
     return rc;

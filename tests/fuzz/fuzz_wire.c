@@ -38,8 +38,8 @@ static void decode_table(const struct input *in)
 {
     struct wire_table *out = NULL;
     if (wire_table_decode(in->message, in->payloads, in->n_payloads, &out, NULL) == 0)
-        for (size_t i = 0; i < (size_t)out->n_layers * out->n_experts; i++)
-            must(out->holder[i] == WIRE_NO_HOLDER || out->nodes[out->holder[i]].node_id != 0);
+        for (size_t i = 0; i < (size_t)out->n_layers * out->n_experts * out->n_replicas; i++)
+            must(out->holders[i] == WIRE_NO_HOLDER || out->nodes[out->holders[i]].node_id != 0);
     mem_free(out);
 }
 

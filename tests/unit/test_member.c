@@ -102,7 +102,8 @@ static void on_table(void *ud, struct server_call *call, const struct server_req
     struct wire_table_node node = {.node_id = 7, .name = "e", .endpoint = "ipc://e"};
     struct buf message = {0};
     struct blob *payload = NULL;
-    wire_table_encode(&(struct wire_table){s->newest, 1, 2, 1, &node, holder}, &message, &payload);
+    struct wire_table table = {s->newest, 1, 2, 1, 1, &node, holder};
+    wire_table_encode(&table, &message, &payload);
     send_message(call, &message, payload);
 }
 
@@ -144,7 +145,7 @@ static void take_table(void *ud, const struct wire_table *t)
     s->taken = t->epoch;
     CHECK_INT(t->n_nodes, 1);
     CHECK_INT(t->nodes[0].node_id, 7);
-    CHECK_INT(t->holder[1], WIRE_NO_HOLDER);
+    CHECK_INT(t->holders[1], WIRE_NO_HOLDER);
 }
 
 static void be_refused(void *ud, const struct err *e)

@@ -125,8 +125,9 @@ static void install(struct world *w)
                            .n_layers = LAYERS,
                            .n_experts = EXPERTS,
                            .n_nodes = (uint32_t)w->n_workers,
+                           .n_replicas = 1,
                            .nodes = nodes,
-                           .holder = w->holder};
+                           .holders = w->holder};
     struct wire_table *copy = moe_remote_copy_table(&t);
     struct err e = {0};
     if (moe_remote_install(w->moe, &copy, &e) < 0)
@@ -496,8 +497,9 @@ TEST(moe_remote_refuses_tables_and_models_that_do_not_fit)
                            .n_layers = LAYERS + 1,
                            .n_experts = EXPERTS,
                            .n_nodes = 1,
+                           .n_replicas = 1,
                            .nodes = &node,
-                           .holder = holder};
+                           .holders = holder};
     struct err e = {0};
     uint64_t epoch = moe_remote_epoch(w.moe);
     struct wire_table *copy = moe_remote_copy_table(&t);

@@ -67,12 +67,20 @@ static int check_table(void *ud, struct str message, const struct frame *payload
     return rc;
 }
 
+/* A random number of places for each expert, no node twice. */
+static void fill_places(struct rng *r, uint16_t *places, uint32_t n_nodes, uint32_t n_replicas)
+{
+    uint32_t n = (uint32_t)rng_below(r, n_replicas + 1), first = (uint32_t)rng_below(r, n_nodes);
+    for (uint32_t i = 0; i < n_replicas; i++)
+        places[i] = i < n ? (uint16_t)((first + i) % n_nodes) : WIRE_NO_HOLDER;
+}
+
 TEST(wire_table_comes_back)
 {
-    enum { LAYERS = 3, EXPERTS = 40, NODES = 5 };
+    enum { LAYERS = 3, EXPERTS = 40, NODES = 5, REPLICAS = 3 };
     struct rng r = test_rng();
     struct wire_table_node nodes[NODES] = {0};
-    uint16_t holder[LAYERS * EXPERTS];
+    uint16_t holders[LAYERS * EXPERTS * REPLICAS];
     for (int i = 0; i < NODES; i++) {
         nodes[i].node_id = 1 + wire_random_32(&r) / 2;
         wire_random_text(&r, nodes[i].name, sizeof(nodes[i].name));
@@ -81,8 +89,8 @@ TEST(wire_table_comes_back)
         nodes[i].max_rows = wire_random_32(&r);
     }
     for (int i = 0; i < LAYERS * EXPERTS; i++)
-        holder[i] = rng_below(&r, 6) == 5 ? WIRE_NO_HOLDER : (uint16_t)rng_below(&r, NODES);
-    struct wire_table in = {77, LAYERS, EXPERTS, NODES, nodes, holder}, *out = NULL;
+        fill_places(&r, holders + REPLICAS * i, NODES, REPLICAS);
+    struct wire_table in = {77, LAYERS, EXPERTS, NODES, REPLICAS, nodes, holders}, *out = NULL;
     struct buf message = {0};
     struct blob *payload = NULL;
     wire_table_encode(&in, &message, &payload);
@@ -97,15 +105,29 @@ TEST(wire_table_comes_back)
         CHECK(out->nodes[i].incarnation == nodes[i].incarnation);
         CHECK(out->nodes[i].max_rows == nodes[i].max_rows);
     }
-    CHECK_BYTES(out->holder, holder, sizeof(holder));
+    CHECK_INT(out->n_replicas, REPLICAS);
+    CHECK_BYTES(out->holders, holders, sizeof(holders));
+    CHECK_BYTES(wire_table_holders(out, 2, 39), holders + (2 * EXPERTS + 39) * REPLICAS,
+                REPLICAS * sizeof(*holders));
     mem_free(out);
     wire_damage(buf_str(&message), &frame, 1, check_table, NULL);
 
-    uint16_t *sent = payload->data;
-    sent[7] = NODES; /* a node that the table does not name */
-    CHECK_INT(check_table(NULL, buf_str(&message), &frame, 1), E_INVALID);
-    sent[7] = WIRE_NO_HOLDER;
-    CHECK_INT(check_table(NULL, buf_str(&message), &frame, 1), 0);
+    static const struct {
+        uint16_t places[REPLICAS];
+        int code;
+    } cases[] = {
+        {{NODES, WIRE_NO_HOLDER, WIRE_NO_HOLDER}, E_INVALID}, /* one that the table does not name */
+        {{0, 1, NODES}, E_INVALID},
+        {{2, 1, 2}, E_INVALID},
+        {{1, WIRE_NO_HOLDER, 2}, E_INVALID},
+        {{WIRE_NO_HOLDER, WIRE_NO_HOLDER, 0}, E_INVALID},
+        {{WIRE_NO_HOLDER, WIRE_NO_HOLDER, WIRE_NO_HOLDER}, 0},
+        {{4, 0, 2}, 0},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        memcpy((uint16_t *)payload->data + 7 * REPLICAS, cases[i].places, sizeof(cases[i].places));
+        CHECK_INT(check_table(NULL, buf_str(&message), &frame, 1), cases[i].code);
+    }
     blob_unref(&payload);
     buf_fini(&message);
 }
