@@ -133,7 +133,8 @@ enum {
     OPT_PROMPT,
     OPT_LLAMA_BENCH,
     OPT_MODEL_GGUF,
-    OPT_PEER_ARGS
+    OPT_PEER_ARGS,
+    OPT_COPY
 };
 static const struct option long_options[] = {
     {"kernels", required_argument, NULL, OPT_KERNELS},
@@ -154,11 +155,13 @@ static const struct option long_options[] = {
     {"llama-bench", required_argument, NULL, OPT_LLAMA_BENCH},
     {"model-gguf", required_argument, NULL, OPT_MODEL_GGUF},
     {"peer-args", required_argument, NULL, OPT_PEER_ARGS},
+    {"copy", no_argument, NULL, OPT_COPY},
     {0},
 };
 
 #define HELP_MODEL \
     "  --model DIR          a checkpoint or a packed directory\n" \
+    "  --copy               of a packed directory: copy weights into huge pages\n" \
     "  --geometry NAME      random weights in memory instead: m2-tiny, m2-mini, m2-layers-N\n" \
     "  --vocab N            vocabulary of --geometry (12800 gives the head of 4 layers the " \
     "share\n" \
@@ -189,21 +192,21 @@ static const struct verb verbs[] = {
      bench_attention},
     {"decode",
      "tokens one by one through the whole model",
-     {OPT_MODEL, OPT_GEOMETRY, OPT_VOCAB, OPT_FORMAT, OPT_DEPTH, OPT_BATCH, OPT_TOKENS},
+     {OPT_MODEL, OPT_COPY, OPT_GEOMETRY, OPT_VOCAB, OPT_FORMAT, OPT_DEPTH, OPT_BATCH, OPT_TOKENS},
      HELP_MODEL "  --depth LIST         positions in the cache before the first token (default 0)\n"
                 "  --batch N            sequences side by side (default 1)\n"
                 "  --tokens N           tokens of each sequence per repetition (default 32)\n",
      bench_decode},
     {"prefill",
      "a prompt through the whole model",
-     {OPT_MODEL, OPT_GEOMETRY, OPT_VOCAB, OPT_FORMAT, OPT_DEPTH, OPT_PROMPT},
+     {OPT_MODEL, OPT_COPY, OPT_GEOMETRY, OPT_VOCAB, OPT_FORMAT, OPT_DEPTH, OPT_PROMPT},
      HELP_MODEL "  --depth LIST         positions in the cache before the prompt (default 0)\n"
                 "  --prompt N           tokens of the prompt, one step (default 512)\n",
      bench_prefill},
     {"against",
      "decode and prefill in turn with another engine's llama-bench",
-     {OPT_MODEL, OPT_GEOMETRY, OPT_VOCAB, OPT_FORMAT, OPT_TOKENS, OPT_PROMPT, OPT_LLAMA_BENCH,
-      OPT_MODEL_GGUF, OPT_PEER_ARGS, OPT_DEPTH},
+     {OPT_MODEL, OPT_COPY, OPT_GEOMETRY, OPT_VOCAB, OPT_FORMAT, OPT_TOKENS, OPT_PROMPT,
+      OPT_LLAMA_BENCH, OPT_MODEL_GGUF, OPT_PEER_ARGS, OPT_DEPTH},
      "  --llama-bench PATH   the peer's program (llama.cpp's or ik_llama.cpp's)\n"
      "  --model-gguf FILE    the peer's model; polymath synth --gguf writes the same synthetic "
      "one\n"
@@ -283,6 +286,8 @@ static int take_option(struct bench_options *o, int code, const char *value, str
     case OPT_MODEL:
         o->engine.model_dir = value;
         return 0;
+    case OPT_COPY:
+        return local_engine_take(&o->engine, LOCAL_ENGINE_COPY, NULL, e);
     case OPT_GEOMETRY:
         o->geometry = value;
         return 0;

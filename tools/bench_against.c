@@ -35,14 +35,16 @@ static int run_ours(struct contest *c, bool is_warm_up, struct err *e)
 {
     struct bench *b = c->model->bench;
     struct bench_sample decode, prefill;
+    double reads = is_warm_up ? 0 : bench_probe_read_gb_s(b->probe), peak = 0;
     int rc = bench_model_decode(c->model, c->depth, is_warm_up ? 2 : c->tokens, &decode, e);
+    if (rc == 0 && !is_warm_up)
+        peak = bench_probe_gop_s(b->probe, bench_kind_of(c->model->formats.experts));
     if (rc == 0)
         rc = bench_model_prefill(c->model, c->depth, c->prompt, &prefill, e);
     if (rc < 0 || is_warm_up)
         return rc;
-    bench_series_add(&c->reads, bench_probe_read_gb_s(b->probe));
-    bench_series_add(&c->peak,
-                     bench_probe_gop_s(b->probe, bench_kind_of(c->model->formats.experts)));
+    bench_series_add(&c->reads, reads);
+    bench_series_add(&c->peak, peak);
     bench_series_add(&c->our_decode, decode.tokens_s);
     bench_series_add(&c->our_gb_s, decode.gb_s);
     bench_series_add(&c->our_prefill, prefill.tokens_s);

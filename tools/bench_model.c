@@ -108,7 +108,7 @@ static int load_experts(struct bench_model *m, struct err *e)
 static int open_forward(struct bench_model *m, const char *dir, struct err *e)
 {
     struct forward_options o = {.formats = m->formats, .max_rows = m->max_rows};
-    int rc = checkpoint_open(dir, &m->checkpoint, e);
+    int rc = checkpoint_open_with(dir, &m->bench->options->engine.checkpoint, &m->checkpoint, e);
     if (rc == 0)
         rc = checkpoint_formats(m->checkpoint, &o.formats, e);
     if (rc < 0)
@@ -144,7 +144,7 @@ static int open_geometry(struct bench_model *m, const struct bench_options *o, s
     if (o->vocab)
         s.config.vocab_size = o->vocab;
     s.has_tokenizer = false;
-    s.has_experts = false;
+    s.contents = SYNTH_NO_EXPERTS;
     s.shard_bytes = INT64_MAX;
     s.is_forced = true;
     if (!mkdtemp(dir))

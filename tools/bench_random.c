@@ -9,6 +9,10 @@
 #include "base/rng.h"
 #include "model/halves.h"
 
+/* Drawn once and then repeated: gigabytes are filled as fast as memory is written.  No number
+ * of panels, so that a repeat falls elsewhere in its panel. */
+enum { PATTERN_BYTES = (1 << 16) + 8 };
+
 /* Random bits r become (r & keep) | set, eight bytes at a time. */
 struct mask {
     uint64_t keep, set;
@@ -41,11 +45,14 @@ static struct mask mask_of(const struct matrix *m)
 static void fill_words(void *room, size_t bytes, struct mask mask, struct rng *random)
 {
     uint8_t *out = room;
+    size_t drawn = bytes < PATTERN_BYTES ? bytes : PATTERN_BYTES;
     must(bytes % sizeof(uint64_t) == 0);
-    for (size_t at = 0; at < bytes; at += sizeof(uint64_t)) {
+    for (size_t at = 0; at < drawn; at += sizeof(uint64_t)) {
         uint64_t word = (rng_next(random) & mask.keep) | mask.set;
         memcpy(out + at, &word, sizeof(word));
     }
+    for (size_t at = drawn; at < bytes; at += drawn)
+        memcpy(out + at, out, bytes - at < drawn ? bytes - at : drawn);
 }
 
 static void fill_scales(float *scales, size_t n, float mean, struct rng *random)

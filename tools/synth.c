@@ -12,6 +12,7 @@
 #include "base/conf.h"
 #include "model/config.h"
 #include "tools/synth_gguf.h"
+#include "tools/synth_packed.h"
 
 /* Seconds to build and to run, yet every mechanism is there: 256 experts, top-8, GQA. */
 static const struct model_config tiny = {
@@ -70,8 +71,7 @@ void synth_defaults(struct synth_options *o)
                                 .dtype = DTYPE_F8_E4M3,
                                 .seed = 1,
                                 .shard_bytes = 4LL << 30,
-                                .has_tokenizer = true,
-                                .has_experts = true};
+                                .has_tokenizer = true};
 }
 
 static bool parse_whole(const char *text, long long least, long long most, long long *out)
@@ -200,6 +200,8 @@ static void print_help(void)
            "  --gguf FILE          write the same model as one GGUF file instead, which llama.cpp\n"
            "                       and its kin read\n"
            "  --gguf-type TYPE     q8_0 (default), q4_0 or bf16 for its matrices\n"
+           "  --packed FORMATS     write DIR in packed form at once, with random panels in these\n"
+           "                       formats (such as q4): for models too large to write twice\n"
            "  --force              replace what a folder holds\n"
            "  --help               this text\n");
 }
@@ -244,6 +246,7 @@ enum option_id {
     OPT_OUT,
     OPT_GGUF,
     OPT_GGUF_TYPE,
+    OPT_PACKED,
     OPT_FORCE,
     OPT_HELP
 };
@@ -258,6 +261,7 @@ static const struct option long_options[] = {
     {"out", required_argument, NULL, OPT_OUT},
     {"gguf", required_argument, NULL, OPT_GGUF},
     {"gguf-type", required_argument, NULL, OPT_GGUF_TYPE},
+    {"packed", required_argument, NULL, OPT_PACKED},
     {"force", no_argument, NULL, OPT_FORCE},
     {"help", no_argument, NULL, OPT_HELP},
     {0},
@@ -275,6 +279,8 @@ struct request {
     struct synth_options options;
     const char *gguf;
     enum gguf_type gguf_type;
+    bool is_packed;
+    struct format_set formats;
 };
 
 static int apply_option(struct request *r, int option, struct err *e)
@@ -304,6 +310,9 @@ static int apply_option(struct request *r, int option, struct err *e)
         return 0;
     case OPT_GGUF_TYPE:
         return synth_gguf_type(optarg, &r->gguf_type, e);
+    case OPT_PACKED:
+        r->is_packed = true;
+        return format_set_parse(optarg, &r->formats, e);
     default:
         o->is_forced = true;
         return 0;
@@ -348,6 +357,8 @@ static int write_model(const struct request *r, struct err *e)
 {
     if (r->gguf)
         return synth_gguf_write(&r->options, r->gguf_type, r->gguf, e);
+    if (r->is_packed)
+        return synth_packed_write(&r->options, &r->formats, e);
     return synth_write(&r->options, e);
 }
 
@@ -369,6 +380,8 @@ int synth_main(int argc, char **argv)
         rc = err_set(&e, E_INVALID, "--out is missing: where shall the model go?");
     if (rc == 0 && options->dir && request.gguf)
         rc = err_set(&e, E_INVALID, "--out and --gguf: one of them");
+    if (rc == 0 && request.is_packed && request.gguf)
+        rc = err_set(&e, E_INVALID, "--packed writes a folder: name it with --out");
     if (rc < 0) {
         fprintf(stderr, "polymath synth: %s\n", e.text);
         return 2;

@@ -14,6 +14,13 @@
 
 int synth_main(int argc, char **argv);
 
+/* Which tensors are written. */
+enum synth_contents {
+    SYNTH_ALL,
+    SYNTH_NO_EXPERTS,
+    SYNTH_NO_MATRICES, /* nor projections and head: what a packed directory has beside blobs */
+};
+
 struct synth_options {
     struct model_config config; /* sizes; scale blocks and end ids are set by synth_write() */
     enum dtype dtype;           /* of experts and attention: F8_E4M3, BF16 or F32 */
@@ -21,8 +28,8 @@ struct synth_options {
     const char *dir;
     int64_t shard_bytes; /* one file up to this size, shards beyond */
     bool has_tokenizer;  /* write tokenizer.json too */
-    bool has_experts;    /* false: everything but their tensors */
-    bool is_forced;      /* replace a checkpoint that is there */
+    enum synth_contents contents;
+    bool is_forced; /* replace a checkpoint that is there */
     bool shows_progress;
 };
 

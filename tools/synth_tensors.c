@@ -107,12 +107,12 @@ void synth_list_init(struct synth_list *l, const struct model_config *c, enum dt
         "lm_head.weight");
 }
 
-void synth_list_drop_experts(struct synth_list *l)
+void synth_list_drop(struct synth_list *l, const char *part)
 {
     int kept = 0;
     l->total_bytes = 0;
     for (int i = 0; i < l->n_tensors; i++) {
-        if (strstr(l->tensors[i].name, ".experts."))
+        if (strstr(l->tensors[i].name, part))
             continue;
         struct synth_tensor *t = &l->tensors[kept++];
         *t = l->tensors[i];

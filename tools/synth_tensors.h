@@ -24,8 +24,8 @@ struct synth_list {
 /* All tensors of the model in file order; `dtype` is that of experts and attention.  The
  * sizes must have passed config_read(). */
 void synth_list_init(struct synth_list *l, const struct model_config *c, enum dtype dtype);
-/* Takes the experts' tensors out. */
-void synth_list_drop_experts(struct synth_list *l);
+/* Takes out the tensors whose names have `part` in them. */
+void synth_list_drop(struct synth_list *l, const char *part);
 void synth_list_fini(struct synth_list *l);
 
 /* Bell-shaped values drawn from random bits by table.  Owner: one thread. */

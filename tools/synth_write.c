@@ -315,8 +315,12 @@ int synth_write(const struct synth_options *o, struct err *e)
     rc = write_checked_config(o, e);
     if (rc == 0) {
         synth_list_init(&job.list, &o->config, o->dtype);
-        if (!o->has_experts)
-            synth_list_drop_experts(&job.list);
+        if (o->contents != SYNTH_ALL)
+            synth_list_drop(&job.list, ".experts.");
+        if (o->contents == SYNTH_NO_MATRICES) {
+            synth_list_drop(&job.list, "_proj.weight");
+            synth_list_drop(&job.list, "lm_head.");
+        }
         rc = check_room(o->dir, job.list.total_bytes, e);
     }
     if (rc < 0) {

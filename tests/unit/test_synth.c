@@ -11,7 +11,9 @@
 #include "model/fp8.h"
 #include "model/weights.h"
 #include "tests/lib/test.h"
+#include "tools/local_engine.h"
 #include "tools/progress.h"
+#include "tools/synth_packed.h"
 
 static struct synth_options small_options(const char *dir)
 {
@@ -198,4 +200,38 @@ TEST(progress_says_how_far_and_how_long)
               "copy: 25 %, 2.0 GB of 8.0 GB, 500 MB/s, 12 s left");
     p = (struct progress){.label = "pack", .unit = PROGRESS_ITEMS, .total = 10, .done = 0};
     CHECK_STR(progress_text(&p, 0, text), "pack: 0 %, 0 of 10, 0/s, 0 s left");
+}
+
+/* Straight into packed form: opens, every hash is right, and the model answers. */
+TEST(synth_packs_at_once)
+{
+    struct synth_options o = small_options("p");
+    struct format_set formats;
+    struct local_engine_options engine;
+    struct local_engine g;
+    struct err e = {0};
+    const int32_t ids[] = {1, 2, 3};
+    const float *logits = NULL;
+    CHECK_INT(format_set_parse("experts=q4,attention=fp8,head=q8", &formats, NULL), 0);
+    int rc = synth_packed_write(&o, &formats, &e);
+    test_note("%s", e.text);
+    CHECK_INT(rc, 0);
+    local_engine_defaults(&engine);
+    engine.model_dir = "p";
+    engine.n_threads = 1;
+    engine.checkpoint.verifies = true;
+    rc = local_engine_open(&g, &engine, &e);
+    if (rc == 0)
+        rc = local_engine_load(&g, &engine, 8, &e);
+    if (rc == 0)
+        rc = local_engine_step(&g, ids, 3, LOCAL_ENGINE_LAST_LOGITS, &logits, &e);
+    test_note("%s", e.text);
+    CHECK_INT(rc, 0);
+    CHECK_INT(g.formats.experts, FORMAT_Q4);
+    CHECK_INT(g.formats.attention, FORMAT_FP8);
+    CHECK(isfinite(logits[0]) && logits[0] != logits[1]);
+    local_engine_close(&g);
+    formats.head = FORMAT_NATIVE;
+    CHECK_INT(synth_packed_write(&o, &formats, &e), E_INVALID);
+    CHECK_HAS(e.text, "every part needs a format");
 }
