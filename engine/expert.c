@@ -28,6 +28,10 @@ enum {
     GATE_PANELS = SCALE_BLOCK / PANEL_ROWS,
     Q4_GATE_PANELS = Q4_GROUP / PANEL_ROWS,
     TASKS_PER_THREAD = 8,
+    /* With few rows an expert's weights are read once and that is all the work: long ranges
+     * are read faster than short ones. */
+    FEW_ROWS = 4,
+    FEW_ROWS_TASKS_PER_THREAD = 2,
     ROWS_PER_TASK = 64,
     /* Outputs of gate (and of up) that a task of round 1 makes at a time, on its stack. */
     INNER_FLOATS = ROWS_PER_TASK * SCALE_BLOCK,
@@ -240,13 +244,16 @@ static int split_panels(struct forward_job *j, int n_panels, int unit)
 {
     const struct expert_scratch *s = j->s;
     int64_t total = 0, most = 0;
+    int most_rows = 0;
     for (int i = 0; i < s->n_used; i++) {
         int rows = s->first_io[i + 1] - s->first_io[i];
+        most_rows = rows > most_rows ? rows : most_rows;
         int64_t block = min_int(rows, ROWS_PER_TASK) + ROWS_PER_READ;
         total += rows + (int64_t)ceil_div(rows, ROWS_PER_TASK) * ROWS_PER_READ;
         most = block > most ? block : most;
     }
-    int64_t tasks = (int64_t)pool_threads(j->c->pool) * TASKS_PER_THREAD;
+    int64_t tasks = (int64_t)pool_threads(j->c->pool) *
+                    (most_rows <= FEW_ROWS ? FEW_ROWS_TASKS_PER_THREAD : TASKS_PER_THREAD);
     int64_t panels = total * n_panels / (tasks * most);
     panels -= panels % unit;
     if (panels < unit)

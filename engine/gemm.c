@@ -16,6 +16,10 @@ enum {
     /* Panels are handed out in fours: the kernels read four of them at once. */
     PANELS_AT_ONCE = 4,
     TASKS_PER_THREAD = 8,
+    /* Few rows: reading the weights is all the work, and long ranges are read faster. */
+    FEW_ROWS = 4,
+    FEW_ROWS_PANELS = 64,
+    FEW_ROWS_TASKS_PER_THREAD = 2,
     /* Rows whose inputs stay in the second-level cache while panels go by: 64 x 3072
      * floats are 768 KiB. */
     ROWS_PER_TASK = 64,
@@ -67,6 +71,9 @@ static void product_task(void *ctx, int task)
 static int split_product(struct product *p, int n_threads)
 {
     int wanted = n_threads * TASKS_PER_THREAD, n_panels = p->m->n_panels;
+    if (p->x->n_rows <= FEW_ROWS)
+        wanted = max_int(min_int(wanted, n_panels / FEW_ROWS_PANELS),
+                         n_threads * FEW_ROWS_TASKS_PER_THREAD);
     p->rows_per_task = ROWS_PER_TASK;
     while (p->rows_per_task > MIN_ROWS_PER_TASK &&
            (int64_t)ceil_div(n_panels, PANELS_AT_ONCE) * ceil_div(p->x->n_rows, p->rows_per_task) <
