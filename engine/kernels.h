@@ -145,7 +145,7 @@ struct kernels {
      *   int8: sum as above; t_j = p_j * v_scale_j;  T = max_j t_j, a NaN if any t_j is one;
      *         u_j = round-to-nearest-even(t_j * (32767 / T)) (0 when T is below 2^-100);
      *         o = fmaf(T * (1/32767), (float)isum, o), isum = sum_j u_j * v_j exact in int32
-     * (15 bits of p: with 7 their rounding is the largest error of an int8 cache.) */
+     * (15 bits of p: with 7 an int8 cache has up to twice the error.) */
     void (*attend[KV_FORMAT_COUNT])(const struct attend_block *b);
 };
 
