@@ -61,6 +61,8 @@ static int load_layer(struct forward *f, struct checkpoint *c, int index, enum w
     if (rc < 0)
         return err_prefix(e, "layer %d", index);
     layer->post_norm = attention_vector(&view.post_norm);
+    if (!layer->attention.wq.is_borrowed)
+        weights_advise_layer(c, index, MAPPING_DONE);
     return 0;
 }
 
@@ -74,6 +76,8 @@ static int load_weights(struct forward *f, struct checkpoint *c, const struct fo
     f->embedding = view.embedding;
     f->final_norm = attention_vector(&view.final_norm);
     rc = matrix_pack(&f->lm_head, &view.lm_head, formats->head, NULL, &f->compute, e);
+    if (rc == 0 && !f->lm_head.is_borrowed)
+        weights_advise_model(c, MAPPING_DONE);
     for (int i = 0; rc == 0 && i < f->config.n_layers; i++)
         rc = load_layer(f, c, i, formats->attention, e);
     return rc;

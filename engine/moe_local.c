@@ -3,10 +3,12 @@
  * scatter() only notes the rows, because it must not block; gather() runs them. */
 #include "engine/moe_local.h"
 
+#include <pthread.h>
 #include <string.h>
 
 #include "base/mem.h"
 #include "base/must.h"
+#include "engine/load.h"
 #include "engine/moe_fold.h"
 
 struct moe_local {
@@ -25,24 +27,46 @@ struct moe_local {
 
 /* ---- loading ---- */
 
-static int load_experts(struct moe_local *m, struct checkpoint *c, enum weight_format format,
-                        void (*progress)(void *ud, int done, int total), void *progress_ud,
-                        struct err *e)
+/* The pool's threads tell in turn. */
+struct telling {
+    pthread_mutex_t lock;
+    void (*progress)(void *ud, int done, int total);
+    void *ud;
+    int n_done;
+};
+
+static void tell(void *ud, int n_done, int n_all)
 {
-    int total = m->n_layers * m->n_experts;
-    for (int i = 0; i < total; i++) {
-        int layer = i / m->n_experts, index = i % m->n_experts;
-        struct expert_view view;
-        int rc = weights_expert(c, layer, index, &view, e);
-        if (rc == 0)
-            rc = expert_load(&m->experts[i], &view, format, &m->compute, e);
-        if (rc < 0)
-            return err_prefix(e, "layer %d: expert %d", layer, index);
+    struct telling *t = ud;
+    (void)n_done;
+    must_zero(pthread_mutex_lock(&t->lock));
+    t->progress(t->ud, ++t->n_done, n_all);
+    must_zero(pthread_mutex_unlock(&t->lock));
+}
+
+static int load_all(struct moe_local *m, struct checkpoint *c, enum weight_format format,
+                    void (*progress)(void *ud, int done, int total), void *progress_ud,
+                    struct err *e)
+{
+    size_t total = (size_t)m->n_layers * (size_t)m->n_experts;
+    size_t *which = mem_array(total, sizeof(*which));
+    struct expert **out = mem_array(total, sizeof(*out));
+    for (size_t i = 0; i < total; i++) {
+        which[i] = i;
+        out[i] = &m->experts[i];
         m->held[i] = &m->experts[i];
-        if (progress)
-            progress(progress_ud, i + 1, total);
     }
-    return 0;
+    struct telling t = {.lock = PTHREAD_MUTEX_INITIALIZER, .progress = progress, .ud = progress_ud};
+    struct load_options o = {.checkpoint = c,
+                             .format = format,
+                             .compute = &m->compute,
+                             .loaded = progress ? tell : NULL,
+                             .ud = &t};
+    int rc = load_experts(&o, which, (int)total, out, e);
+    must_zero(pthread_mutex_destroy(&t.lock));
+    mem_free(which);
+    mem_free(out);
+    return rc;
 }
 
 /* Room for `rows` rows of `width` values; NULL when memory is out. */
@@ -94,7 +118,7 @@ int moe_local_open(struct checkpoint *c, enum weight_format format, enum combine
     size_t total = (size_t)m->n_layers * (size_t)m->n_experts;
     m->experts = mem_array(total, sizeof(*m->experts));
     m->held = mem_array(total, sizeof(const struct expert *));
-    int rc = load_experts(m, c, format, progress, progress_ud, e);
+    int rc = load_all(m, c, format, progress, progress_ud, e);
     if (rc == 0)
         rc = take_room(m, e);
     if (rc == 0)
