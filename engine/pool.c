@@ -1,14 +1,16 @@
 /* engine/pool.c - see pool.h.
  *
  * One atomic word, the ticket, holds the generation of the current call and the number of
- * the next task; a task is claimed by a compare-and-swap on it.  So a worker that wakes up
- * late cannot claim a task of a later call by what it read of an earlier one, and the
- * caller need not wait for workers that claimed nothing.  Between calls the ticket is
- * closed, and only then the fields of a job change.
+ * the next task; a task is claimed by adding one to it.  Whoever got a task that exists may
+ * trust the job's fields: they change only when all tasks are done.  Whoever got none cannot
+ * mistake the fields of a later call for those of his, because the generation has changed
+ * by then; so the caller need not wait for workers that claimed nothing.  Between calls the
+ * ticket is closed.
  *
- * Waiting is a spin, then sleep on a futex: no lock that woken threads would queue at.  The
- * sequentially consistent pairs "publish, then look for sleepers" and "count as sleeper, then
- * let the kernel compare once more" make sure that no wake-up is lost. */
+ * Waiting is a spin on a word that only publishing writes, then sleep on a futex: no lock
+ * that woken threads would queue at.  The sequentially consistent pairs "publish, then look
+ * for sleepers" and "count as sleeper, then let the kernel compare once more" make sure that
+ * no wake-up is lost. */
 #include "engine/pool.h"
 
 #include <limits.h>
@@ -32,7 +34,7 @@
  * waking a dozen sleepers for every layer costs more than the trip's network. */
 enum { SPINS_FREE = 1000, SPINS_OWN = 50000 };
 
-#define CLOSED UINT32_MAX /* no task has this number */
+#define CLOSED (UINT32_MAX / 2) /* tasks from here on are none */
 
 struct worker {
     struct pool *pool;
@@ -45,14 +47,15 @@ struct pool {
     int spins;
     struct worker *workers; /* [n_threads - 1] */
 
+    /* Four cache lines: all claim; all read; all count and the caller waits; all wait. */
     _Alignas(MEM_ALIGN) _Atomic uint64_t ticket; /* generation, then next task */
     _Alignas(MEM_ALIGN) _Atomic(pool_body *) body;
     _Atomic(void *) ctx;
     _Atomic uint32_t n_tasks;
     _Alignas(MEM_ALIGN) _Atomic uint32_t n_done;
+    atomic_bool is_caller_asleep, is_running;
     _Alignas(MEM_ALIGN) _Atomic uint32_t news; /* changes with every call and at the end */
     atomic_int n_sleepers;
-    atomic_bool is_caller_asleep, is_running;
     bool is_pinned;
 };
 
@@ -102,50 +105,34 @@ static void finish_task(struct pool *p, uint32_t n_tasks)
         wake(&p->n_done, 1);
 }
 
-/* Runs tasks until none is left to claim; the generation that was looked at. */
-static uint32_t work(struct pool *p)
+/* Runs tasks until none is left to claim. */
+static void work(struct pool *p)
 {
     for (;;) {
-        uint64_t ticket = atomic_load(&p->ticket);
-        uint32_t task = (uint32_t)ticket;
-        if (task == CLOSED)
-            return generation_of(ticket);
-        pool_body *body = atomic_load_explicit(&p->body, memory_order_acquire);
-        void *ctx = atomic_load_explicit(&p->ctx, memory_order_acquire);
-        uint32_t n_tasks = atomic_load_explicit(&p->n_tasks, memory_order_acquire);
-        /* What was read belongs to this generation if the exchange succeeds: a change of
-         * the fields comes after the closing of the ticket. */
-        if (task >= n_tasks) {
-            if (atomic_load(&p->ticket) == ticket)
-                return generation_of(ticket);
-            continue;
-        }
-        if (!atomic_compare_exchange_weak(&p->ticket, &ticket, ticket + 1))
-            continue;
-        run_task(body, ctx, (int)task);
+        uint64_t claimed = atomic_fetch_add(&p->ticket, 1);
+        uint32_t task = (uint32_t)claimed;
+        if (task >= CLOSED)
+            return;
+        uint32_t n_tasks = atomic_load(&p->n_tasks);
+        if (task >= n_tasks || generation_of(atomic_load(&p->ticket)) != generation_of(claimed))
+            return;
+        run_task(atomic_load_explicit(&p->body, memory_order_relaxed),
+                 atomic_load_explicit(&p->ctx, memory_order_relaxed), (int)task);
         finish_task(p, n_tasks);
     }
 }
 
-static bool has_news(struct pool *p, const struct thread *t, uint32_t seen)
-{
-    return generation_of(atomic_load(&p->ticket)) != seen || thread_should_stop(t);
-}
-
-static void wait_for_news(struct pool *p, const struct thread *t, uint32_t seen)
+/* Until `news` is not `seen` any more. */
+static void wait_for_news(struct pool *p, uint32_t seen)
 {
     for (int i = 0; i < p->spins; i++) {
-        if (has_news(p, t, seen))
+        if (atomic_load(&p->news) != seen)
             return;
         spin_once();
     }
     atomic_fetch_add(&p->n_sleepers, 1);
-    for (;;) {
-        uint32_t news = atomic_load(&p->news);
-        if (has_news(p, t, seen))
-            break;
-        sleep_on(&p->news, news);
-    }
+    while (atomic_load(&p->news) == seen)
+        sleep_on(&p->news, seen);
     atomic_fetch_sub(&p->n_sleepers, 1);
 }
 
@@ -167,9 +154,9 @@ static uint32_t close_ticket(struct pool *p)
 static void publish(struct pool *p, pool_body *body, void *ctx, uint32_t n_tasks)
 {
     uint32_t generation = close_ticket(p);
-    atomic_store_explicit(&p->body, body, memory_order_release);
-    atomic_store_explicit(&p->ctx, ctx, memory_order_release);
-    atomic_store_explicit(&p->n_tasks, n_tasks, memory_order_release);
+    atomic_store_explicit(&p->body, body, memory_order_relaxed);
+    atomic_store_explicit(&p->ctx, ctx, memory_order_relaxed);
+    atomic_store(&p->n_tasks, n_tasks);
     atomic_store(&p->n_done, 0);
     atomic_store(&p->ticket, ticket_of(generation + 1, 0));
     atomic_fetch_add(&p->news, 1);
@@ -199,6 +186,7 @@ void pool_run(struct pool *p, pool_body *body, void *ctx, int n_tasks)
         return;
     }
     must(!atomic_exchange(&p->is_running, true)); /* one caller at a time */
+    must((uint32_t)n_tasks < CLOSED / 2);
     publish(p, body, ctx, (uint32_t)n_tasks);
     work(p);
     wait_until_done(p, (uint32_t)n_tasks);
@@ -216,11 +204,12 @@ static void worker_main(struct thread *t, void *arg)
     if (w->pool->is_pinned)
         cpus_pin_thread(w->index);
     thread_ready(t, 0, NULL);
-    for (;;) {
-        uint32_t seen = work(w->pool);
-        if (thread_should_stop(t))
-            return;
-        wait_for_news(w->pool, t, seen);
+    while (!thread_should_stop(t)) {
+        uint32_t seen = atomic_load(&w->pool->news);
+        work(w->pool);
+        /* Asked to stop since then: the news has changed too. */
+        if (!thread_should_stop(t))
+            wait_for_news(w->pool, seen);
     }
 }
 
