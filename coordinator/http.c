@@ -187,6 +187,11 @@ void *http_user(const struct http_exchange *x)
     return x->user;
 }
 
+const char *http_request_header(const struct http_exchange *x, const char *name)
+{
+    return MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, name);
+}
+
 void http_add_header(struct http_exchange *x, const char *name, const char *value)
 {
     must(x->n_headers < MAX_HEADERS);
