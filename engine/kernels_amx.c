@@ -1,13 +1,12 @@
 /* engine/kernels_amx.c - products of many int8 rows with q8 and q4 weights by AMX tiles; same
  * bits as kernels_quant.c.  Few rows are left to AVX-512.
  *
- * A tile instruction multiplies 16 rows x 64 columns by 64 columns x 16 weights.  Its results
- * come late and must be spilled and folded into floats after every group, which costs more
- * than multiplying.  So four tiles of sums are on their way together - two blocks of rows x two
- * panels, or one block x four panels - and while they are, the four before them are folded.
- * q8 panels are tiles as they lie, q4 is unpacked into the first-level cache.  All blocks have
- * the same number of rows, at most 16; the last one may overlap the one before, which computes
- * some rows twice and needs no second shape.
+ * One tile instruction multiplies 16 rows x 64 columns by 64 columns x 16 weights, so fetching
+ * and folding cost more than multiplying: the weights of one group stay in tile registers
+ * while all rows pass by, two panels together, and the sums of one block of rows are folded
+ * while the tiles of the next are at work.  q8 panels are tiles as they lie, q4 is unpacked
+ * into the first-level cache.  All blocks have the same number of rows, at most 16; the last
+ * one may overlap the one before, which computes some rows twice and needs no second shape.
  * A tile's shape belongs to the thread: set on entry, given back on return. */
 #include <immintrin.h>
 #include <math.h>
@@ -23,12 +22,11 @@
 enum {
     TILE_ROWS = 16,
     TILE_BYTES = 64, /* of one row */
-    TILE_LANES = TILE_ROWS * PANEL_ROWS,
-    SUM_TILES = 4,
-    PAIR = 2,
+    PAIR = 2,        /* panels at once in tile registers */
     PANELS_AT_ONCE = 4,
-    MAX_BLOCKS = 4,
-    ROWS_IN_CACHE = MAX_BLOCKS * TILE_ROWS,
+    ACC_ROW = PAIR * PANEL_ROWS,
+    ROWS_IN_CACHE = 64,
+    MAX_BLOCKS = ROWS_IN_CACHE / TILE_ROWS,
     FEWEST_ROWS_Q8 = 12, /* below, AVX-512 is as fast or faster */
     FEWEST_ROWS_Q4 = 4,
     Q4_OFFSET = 8
@@ -48,26 +46,24 @@ struct tile_config {
 };
 _Static_assert(sizeof(struct tile_config) == 64, "as the instruction reads it");
 
-/* Tile registers: 0 to 3 hold sums, 4 and 5 rows, 6 and 7 weights. */
+/* Tile registers: 0 and 1 hold sums, 2 and 3 rows, 4 to 7 weights. */
 static void configure(int block_rows)
 {
     struct tile_config c = {.palette = 1};
     for (int i = 0; i < 8; i++) {
         c.row_bytes[i] = TILE_BYTES;
-        c.rows[i] = (uint8_t)(i < 6 ? block_rows : TILE_ROWS);
+        c.rows[i] = (uint8_t)(i < 4 ? block_rows : TILE_ROWS);
     }
     /* The compiler does not know how much memory tile instructions read. */
     __asm__ volatile("" ::"r"(&c) : "memory");
     _tile_loadconfig(&c);
 }
 
-/* ---- folding ---- */
+/* ---- one group ---- */
 
-/* Four tiles of sums; 0 and 1 are of the same rows, and so are 2 and 3. */
-struct unit {
-    float *acc[SUM_TILES];          /* [rows][16] */
-    const float *scales[SUM_TILES]; /* [16] */
-    const float *x_scales[PAIR];    /* one per row, scale_stride apart */
+/* Up to four panels, one from each quarter of a range: long streams are read faster. */
+struct four {
+    int first, stride, n;
 };
 
 /* What a range of rows needs beside the weights. */
@@ -75,18 +71,20 @@ struct work {
     const struct rows *x;
     int n_blocks, block_rows;
     int first_row[MAX_BLOCKS];
-    float *acc;        /* [PANELS_AT_ONCE][MAX_BLOCKS][TILE_ROWS][16] */
-    int32_t *spill[2]; /* [SUM_TILES][TILE_ROWS][16], by turns */
+    float *acc;     /* [panel / PAIR][block][TILE_ROWS][PAIR][16] */
+    int32_t *spill; /* [2][TILE_ROWS][PAIR][16]: sums on their way into acc */
     int turn;
-    struct unit waits; /* for being folded; its sums are in the other spill */
-    bool has_waiting;
-    /* Fetched meanwhile: lines of the next group of some panels. */
-    const char *fetch[PANELS_AT_ONCE];
-    int n_fetch, fetch_left, fetch_each;
+    /* The spilled sums that wait to be folded; NULL: none. */
+    float *fold_acc;
+    const float *fold_scales[PAIR], *fold_x;
+    /* The two panels' next groups are fetched meanwhile: so many lines of each are left, and
+     * go so many at a time with every row that is folded. */
+    const char *fetch[PAIR];
+    int fetch_left, fetch_each;
 };
 
 /* acc = fmaf(wscale * xscale, (float)isum, acc) */
-INLINE void fold_row(__m512 scale, __m512 x_scale, const int32_t *sums, float *acc)
+INLINE void fold_one(__m512 scale, __m512 x_scale, const int32_t *sums, float *acc)
 {
     __m512 s = _mm512_mul_ps(scale, x_scale), sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums));
     _mm512_store_ps(acc, _mm512_fmadd_ps(s, sum, _mm512_load_ps(acc)));
@@ -95,213 +93,127 @@ INLINE void fold_row(__m512 scale, __m512 x_scale, const int32_t *sums, float *a
 INLINE void fetch_some(struct work *k)
 {
     for (int i = 0; i < k->fetch_each && k->fetch_left > 0; i++, k->fetch_left--)
-        for (int j = 0; j < k->n_fetch; j++) {
+        for (int j = 0; j < PAIR; j++) {
             _mm_prefetch(k->fetch[j], _MM_HINT_T0);
             k->fetch[j] += TILE_BYTES;
         }
 }
 
-static void fold_waiting(struct work *k)
+/* Folds what waits. */
+INLINE void fold(struct work *k)
 {
-    const int32_t *sums = k->spill[k->turn ^ 1];
-    const struct unit *u = &k->waits;
-    if (!k->has_waiting)
+    if (!k->fold_acc)
         return;
-    for (int i = 0; i < SUM_TILES; i += PAIR, sums += PAIR * TILE_LANES) {
-        const __m512 s0 = _mm512_load_ps(u->scales[i]), s1 = _mm512_load_ps(u->scales[i + 1]);
-        const float *x_scale = u->x_scales[i / PAIR];
-        float *acc0 = u->acc[i], *acc1 = u->acc[i + 1];
-        for (int m = 0; m < k->block_rows * PANEL_ROWS; m += PANEL_ROWS) {
-            __m512 xs = _mm512_set1_ps(*x_scale);
-            x_scale += k->x->scale_stride;
-            fetch_some(k);
-            fold_row(s0, xs, sums + m, acc0 + m);
-            fold_row(s1, xs, sums + TILE_LANES + m, acc1 + m);
+    const __m512 s0 = _mm512_load_ps(k->fold_scales[0]), s1 = _mm512_load_ps(k->fold_scales[1]);
+    const int32_t *sums = k->spill + (k->turn ^ 1) * TILE_ROWS * ACC_ROW;
+    const float *x_scale = k->fold_x;
+    float *acc = k->fold_acc;
+    for (int m = 0; m < k->block_rows; m++, sums += ACC_ROW, acc += ACC_ROW) {
+        __m512 xs = _mm512_set1_ps(*x_scale);
+        fetch_some(k);
+        fold_one(s0, xs, sums, acc);
+        fold_one(s1, xs, sums + PANEL_ROWS, acc + PANEL_ROWS);
+        x_scale += k->x->scale_stride;
+    }
+}
+
+/* Group g of two panels, whose weights are in tiles 4 and 6 (and 5 and 7: columns 64 to 127),
+ * times all blocks of rows. */
+INLINE void all_blocks(struct work *k, int g, const float *scales0, const float *scales1,
+                       float *acc, bool is_q8)
+{
+    const struct rows *x = k->x;
+    for (int b = 0; b < k->n_blocks; b++, acc += TILE_ROWS * ACC_ROW) {
+        size_t row = (size_t)k->first_row[b];
+        const int8_t *from = x->q8 + row * x->q8_stride + (size_t)(g * x->group);
+        int32_t *spill = k->spill + k->turn * TILE_ROWS * ACC_ROW;
+        _tile_loadd(2, from, x->q8_stride);
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_dpbssd(0, 2, 4);
+        _tile_dpbssd(1, 2, 6);
+        if (is_q8) {
+            _tile_loadd(3, from + TILE_BYTES, x->q8_stride);
+            _tile_dpbssd(0, 3, 5);
+            _tile_dpbssd(1, 3, 7);
         }
+        _tile_stored(0, spill, ACC_ROW * sizeof(*spill));
+        _tile_stored(1, spill + PANEL_ROWS, ACC_ROW * sizeof(*spill));
+        fold(k);
+        k->turn ^= 1;
+        k->fold_acc = acc;
+        k->fold_scales[0] = scales0;
+        k->fold_scales[1] = scales1;
+        k->fold_x = x->scales + row * x->scale_stride + g;
     }
 }
 
-/* Spills the tiles of u; what waited before is folded while they are computed. */
-INLINE void finish(struct work *k, const struct unit *u)
+static void fold_rest(struct work *k)
 {
-    fold_waiting(k);
-    int32_t *spill = k->spill[k->turn];
-    _tile_stored(0, spill, TILE_BYTES);
-    _tile_stored(1, spill + TILE_LANES, TILE_BYTES);
-    _tile_stored(2, spill + 2 * TILE_LANES, TILE_BYTES);
-    _tile_stored(3, spill + 3 * TILE_LANES, TILE_BYTES);
-    k->waits = *u;
-    k->has_waiting = true;
-    k->turn ^= 1;
+    fold(k);
+    k->fold_acc = NULL;
 }
 
-/* ---- one group ---- */
-
-/* One group of four panels: tiles of weights, one after the other, and scales. */
-struct group {
-    int index, n_tiles; /* tiles: columns / 64 */
-    const int8_t *w[PANELS_AT_ONCE];
-    const float *scales[PANELS_AT_ONCE];
-};
-
-INLINE const int8_t *rows_at(const struct work *k, const struct group *g, int block)
+/* Two panels at the same group; acc is that of the two. */
+static void q8_group(struct work *k, int g, const char *const w[PAIR], float *acc)
 {
-    return k->x->q8 + (size_t)k->first_row[block] * k->x->q8_stride +
-           (size_t)(g->index * k->x->group);
+    const struct q8_panel_group *p0 = (const void *)w[0], *p1 = (const void *)w[1];
+    _tile_loadd(4, p0->q, TILE_BYTES);
+    _tile_loadd(5, p0->q[TILE_ROWS], TILE_BYTES);
+    _tile_loadd(6, p1->q, TILE_BYTES);
+    _tile_loadd(7, p1->q[TILE_ROWS], TILE_BYTES);
+    all_blocks(k, g, p0->scales, p1->scales, acc, true);
 }
 
-INLINE const float *x_scales_at(const struct work *k, const struct group *g, int block)
+/* 64 columns of a panel as a tile of signed weights. */
+INLINE void q4_unpack(const struct q4_panel_group *p, int8_t *out)
 {
-    return k->x->scales + (size_t)k->first_row[block] * k->x->scale_stride + g->index;
-}
-
-INLINE float *acc_at(const struct work *k, int panel, int block)
-{
-    return k->acc + (panel * MAX_BLOCKS + block) * TILE_LANES;
-}
-
-INLINE void zero_sums(void)
-{
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-
-/* Blocks b and b + 1 times panels p and p + 1. */
-static void two_by_two(struct work *k, const struct group *g, int b, int p)
-{
-    const int8_t *x0 = rows_at(k, g, b), *x1 = rows_at(k, g, b + 1);
-    const int8_t *w0 = g->w[p], *w1 = g->w[p + 1];
-    size_t stride = k->x->q8_stride;
-    struct unit u = {
-        .acc = {acc_at(k, p, b), acc_at(k, p + 1, b), acc_at(k, p, b + 1), acc_at(k, p + 1, b + 1)},
-        .scales = {g->scales[p], g->scales[p + 1], g->scales[p], g->scales[p + 1]},
-        .x_scales = {x_scales_at(k, g, b), x_scales_at(k, g, b + 1)}};
-    zero_sums();
-    for (int i = 0; i < g->n_tiles; i++) {
-        _tile_loadd(4, x0 + TILE_BYTES * i, stride);
-        _tile_loadd(6, w0 + TILE_ROWS * TILE_BYTES * i, TILE_BYTES);
-        _tile_dpbssd(0, 4, 6);
-        _tile_loadd(7, w1 + TILE_ROWS * TILE_BYTES * i, TILE_BYTES);
-        _tile_dpbssd(1, 4, 7);
-        _tile_loadd(5, x1 + TILE_BYTES * i, stride);
-        _tile_dpbssd(2, 5, 6);
-        _tile_dpbssd(3, 5, 7);
+    const __m512i nibble = _mm512_set1_epi8(15), offset = _mm512_set1_epi8(Q4_OFFSET);
+    for (int j = 0; j < Q4_GROUP / 8; j++, out += 2 * TILE_BYTES) {
+        __m512i v = _mm512_load_si512(p->q[j]);
+        __m512i high = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
+        _mm512_store_si512(out, _mm512_sub_epi8(_mm512_and_si512(v, nibble), offset));
+        _mm512_store_si512(out + TILE_BYTES, _mm512_sub_epi8(high, offset));
     }
-    finish(k, &u);
 }
 
-/* Block b times all four panels. */
-static void one_by_four(struct work *k, const struct group *g, int b)
+static void q4_group(struct work *k, int g, const char *const w[PAIR], float *acc)
 {
-    const int8_t *x = rows_at(k, g, b);
-    const float *x_scales = x_scales_at(k, g, b);
-    struct unit u = {.acc = {acc_at(k, 0, b), acc_at(k, 1, b), acc_at(k, 2, b), acc_at(k, 3, b)},
-                     .scales = {g->scales[0], g->scales[1], g->scales[2], g->scales[3]},
-                     .x_scales = {x_scales, x_scales}};
-    zero_sums();
-    for (int i = 0; i < g->n_tiles; i++) {
-        _tile_loadd(4, x + TILE_BYTES * i, k->x->q8_stride);
-        _tile_loadd(6, g->w[0] + TILE_ROWS * TILE_BYTES * i, TILE_BYTES);
-        _tile_dpbssd(0, 4, 6);
-        _tile_loadd(7, g->w[1] + TILE_ROWS * TILE_BYTES * i, TILE_BYTES);
-        _tile_dpbssd(1, 4, 7);
-        _tile_loadd(6, g->w[2] + TILE_ROWS * TILE_BYTES * i, TILE_BYTES);
-        _tile_dpbssd(2, 4, 6);
-        _tile_loadd(7, g->w[3] + TILE_ROWS * TILE_BYTES * i, TILE_BYTES);
-        _tile_dpbssd(3, 4, 7);
-    }
-    finish(k, &u);
-}
-
-/* Says what unit u of n_units fetches: its share of the four panels' next groups at `from`. */
-INLINE void plan_fetch(struct work *k, const char *const from[PANELS_AT_ONCE], size_t bytes,
-                       int unit, int n_units)
-{
-    int first = PANELS_AT_ONCE * unit / n_units;
-    k->n_fetch = PANELS_AT_ONCE * (unit + 1) / n_units - first;
-    for (int j = 0; j < k->n_fetch; j++)
-        k->fetch[j] = from[first + j];
-    k->fetch_left = (int)(bytes / TILE_BYTES);
-    k->fetch_each = (k->fetch_left + PAIR * k->block_rows - 1) / (PAIR * k->block_rows);
-}
-
-/* next, next_bytes: the groups that follow, which may lie past the matrix. */
-static void one_group(struct work *k, const struct group *g, const char *const next[PANELS_AT_ONCE],
-                      size_t next_bytes)
-{
-    int b = 0, unit = 0, n_units = k->n_blocks; /* at most four: 2 blocks make 2 units, 1 makes 1 */
-    for (; b + 1 < k->n_blocks; b += 2)
-        for (int p = 0; p < PANELS_AT_ONCE; p += PAIR) {
-            plan_fetch(k, next, next_bytes, unit++, n_units);
-            two_by_two(k, g, b, p);
-        }
-    if (b < k->n_blocks) {
-        plan_fetch(k, next, next_bytes, unit, n_units);
-        one_by_four(k, g, b);
-    }
+    _Alignas(64) int8_t unpacked[PAIR][TILE_ROWS * TILE_BYTES];
+    const struct q4_panel_group *p0 = (const void *)w[0], *p1 = (const void *)w[1];
+    q4_unpack(p0, unpacked[0]);
+    q4_unpack(p1, unpacked[1]);
+    __asm__ volatile("" ::"r"(unpacked) : "memory");
+    _tile_loadd(4, unpacked[0], TILE_BYTES);
+    _tile_loadd(6, unpacked[1], TILE_BYTES);
+    all_blocks(k, g, p0->scales, p1->scales, acc, false);
 }
 
 /* ---- products ---- */
 
-/* Up to four panels, one from each quarter of a range: long streams are read faster.  A panel
- * that is not there stands for the first one. */
-struct four {
-    int first, stride, n;
-};
-
-static void q8_groups(const char *const at[PANELS_AT_ONCE], struct group *g)
-{
-    g->n_tiles = Q8_GROUP / TILE_BYTES;
-    for (int i = 0; i < PANELS_AT_ONCE; i++) {
-        const struct q8_panel_group *p = (const void *)at[i];
-        g->w[i] = p->q[0][0];
-        g->scales[i] = p->scales;
-    }
-}
-
-/* 64 columns of each panel as a tile of signed weights in `room`. */
-static void q4_groups(const char *const at[PANELS_AT_ONCE], struct group *g, int8_t *room)
-{
-    const __m512i nibble = _mm512_set1_epi8(15), offset = _mm512_set1_epi8(Q4_OFFSET);
-    g->n_tiles = Q4_GROUP / TILE_BYTES;
-    for (int i = 0; i < PANELS_AT_ONCE; i++) {
-        const struct q4_panel_group *p = (const void *)at[i];
-        g->w[i] = room;
-        g->scales[i] = p->scales;
-        for (int j = 0; j < Q4_GROUP / 8; j++, room += 2 * TILE_BYTES) {
-            __m512i v = _mm512_load_si512(p->q[j]);
-            __m512i high = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
-            _mm512_store_si512(room, _mm512_sub_epi8(_mm512_and_si512(v, nibble), offset));
-            _mm512_store_si512(room + TILE_BYTES, _mm512_sub_epi8(high, offset));
-        }
-    }
-    __asm__ volatile("" ::"r"(room) : "memory"); /* see configure() */
-}
-
 static void four_panels(const struct matrix *w, const struct four *f, struct work *k)
 {
-    _Alignas(64) int8_t room[PANELS_AT_ONCE * TILE_ROWS * TILE_BYTES];
     bool is_q8 = w->format == FORMAT_Q8;
     size_t group_bytes = is_q8 ? sizeof(struct q8_panel_group) : sizeof(struct q4_panel_group);
     const char *at[PANELS_AT_ONCE];
+    int lines = (int)(group_bytes / TILE_BYTES), n_rows = k->n_blocks * k->block_rows;
+    k->fetch_each = (lines + n_rows - 1) / n_rows;
     for (int i = 0; i < PANELS_AT_ONCE; i++) {
         int panel = f->first + (i < f->n ? i * f->stride : 0);
         at[i] = (const char *)w->panels + (size_t)panel * w->panel_bytes;
     }
-    struct group g;
-    for (g.index = 0; g.index < w->padded_cols / w->group; g.index++) {
-        if (is_q8)
-            q8_groups(at, &g);
-        else
-            q4_groups(at, &g, room);
-        for (int i = 0; i < PANELS_AT_ONCE; i++)
+    for (int g = 0; g < w->padded_cols / w->group; g++)
+        for (int i = 0; i < f->n; i += PAIR) {
+            float *acc = k->acc + i / PAIR * ROWS_IN_CACHE * ACC_ROW;
+            const char *pair[PAIR] = {at[i], at[i + 1]};
+            k->fetch[0] = at[i] + group_bytes; /* may point past the matrix */
+            k->fetch[1] = at[i + 1] + group_bytes;
+            k->fetch_left = lines;
+            (is_q8 ? q8_group : q4_group)(k, g, pair, acc);
             at[i] += group_bytes;
-        one_group(k, &g, at, group_bytes);
-    }
-    fold_waiting(k);
-    k->has_waiting = false;
+            at[i + 1] += group_bytes;
+        }
+    fold_rest(k);
 }
 
 /* Rows of W past the end are not written. */
@@ -311,10 +223,13 @@ static void store_panels(const struct matrix *w, const struct four *f, const str
     for (int i = 0; i < f->n; i++) {
         int first = (f->first + i * f->stride) * PANEL_ROWS;
         size_t bytes = (size_t)min_int(w->rows - first, PANEL_ROWS) * sizeof(float);
-        for (int b = 0; b < k->n_blocks; b++)
+        for (int b = 0; b < k->n_blocks; b++) {
+            const float *from = k->acc + (i / PAIR * ROWS_IN_CACHE + b * TILE_ROWS) * ACC_ROW +
+                                i % PAIR * PANEL_ROWS;
             for (int m = 0; m < k->block_rows; m++)
-                memcpy(y + (size_t)(k->first_row[b] + m) * y_stride + first,
-                       acc_at(k, i, b) + m * PANEL_ROWS, bytes);
+                memcpy(y + (size_t)(k->first_row[b] + m) * y_stride + first, from + m * ACC_ROW,
+                       bytes);
+        }
     }
 }
 
@@ -331,16 +246,17 @@ static void cut_rows(struct work *k, const struct rows *x)
 static void few_blocks(const struct matrix *w, int first_panel, int n_panels, const struct rows *x,
                        float *y, size_t y_stride)
 {
-    _Alignas(64) float acc[PANELS_AT_ONCE * MAX_BLOCKS * TILE_LANES];
-    _Alignas(64) int32_t spill[2][SUM_TILES * TILE_LANES];
-    struct work k = {.acc = acc, .spill = {spill[0], spill[1]}};
+    _Alignas(64) float acc[PANELS_AT_ONCE / PAIR * ROWS_IN_CACHE * ACC_ROW];
+    _Alignas(64) int32_t spill[2 * TILE_ROWS * ACC_ROW];
+    struct work k = {.acc = acc, .spill = spill};
     int quarter = (n_panels + PANELS_AT_ONCE - 1) / PANELS_AT_ONCE;
     cut_rows(&k, x);
     configure(k.block_rows);
     for (int p = 0; p < quarter; p++) {
         struct four f = {first_panel + p, quarter, (n_panels - p + quarter - 1) / quarter};
-        for (int i = 0; i < PANELS_AT_ONCE; i++)
-            memset(acc_at(&k, i, 0), 0, (size_t)k.n_blocks * TILE_LANES * sizeof(float));
+        for (int i = 0; i < f.n; i += PAIR)
+            memset(acc + i / PAIR * ROWS_IN_CACHE * ACC_ROW, 0,
+                   (size_t)k.n_blocks * TILE_ROWS * ACC_ROW * sizeof(float));
         four_panels(w, &f, &k);
         store_panels(w, &f, &k, y, y_stride);
     }

@@ -1,10 +1,11 @@
 /* engine/mathf_inline512.h - mathf_inline.h's functions for sixteen floats; the same sequence
- * of operations as there, line by line.  Private to the files compiled for AVX-512. */
+ * of operations as there, line by line.  Shows only in files that are compiled for AVX-512. */
 #pragma once
 
-#include <immintrin.h>
-
 #include "engine/mathf_inline.h"
+
+#ifdef __AVX512F__
+#include <immintrin.h>
 
 static inline __m512 mathf_exp16(__m512 x)
 {
@@ -40,3 +41,4 @@ static inline __m512 mathf_silu16(__m512 x)
 {
     return _mm512_mul_ps(x, mathf_sigmoid16(x));
 }
+#endif
