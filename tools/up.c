@@ -5,8 +5,6 @@
  * dies, and ends everything on SIGINT or SIGTERM.  Children die with the supervisor. */
 #include "tools/up.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <jansson.h>
 #include <poll.h>
@@ -14,45 +12,34 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/signalfd.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/buf.h"
 #include "base/clock.h"
-#include "base/cpus.h"
 #include "base/mem.h"
 #include "base/must.h"
 #include "base/thread.h"
 #include "model/format.h"
-#include "tools/cpu_plan.h"
 #include "tools/http_client.h"
+#include "tools/runner.h"
 
-enum { MAX_NODES = 64, MAX_ARGUMENTS = 96, QUICK_FAILURES = 5 };
+enum { QUICK_FAILURES = 5 };
 /* A child that lived shorter than this failed to start; it is not simply restarted. */
 static const int64_t quick_ns = 3 * CLOCK_S;
 
-struct child {
-    char *name, *log_path;
-    char *argv[MAX_ARGUMENTS];
-    int argc;
-    pid_t pid; /* 0: not running */
-    int64_t started_ns, restart_ns;
+/* When a dead process is started again, and how often in a row it failed at once. */
+struct fate {
+    int64_t restart_ns;
     int quick_failures;
 };
 
 struct up {
-    const char *model, *host, *ask, *format;
-    char *settings[32];
-    int n_settings;
-    int n_experts, n_attention, n_sides, port, threads;
-    struct cpu_plan plan;
-    char *bin_dir, *run_dir, *url;
-    bool run_dir_is_ours, was_ready;
-    struct child children[2 * MAX_NODES + 1];
-    int n_children;
+    struct runner runner;
+    const char *ask;
+    bool was_ready;
+    struct fate fates[2 * RUNNER_MAX_NODES + 1]; /* beside the runner's processes */
     pid_t asking;
     struct http_client *http;
     char last_why[256];
@@ -74,184 +61,40 @@ static void usage(FILE *out)
           "                   kv one of " KV_FORMAT_CHOICES "\n"
           "  --threads N      compute threads of each expert node (default: the CPUs are\n"
           "                   divided; three tenths are for attention)\n"
-          "  --set WHO.KEY=V  an option of one program: WHO is coordinator, expert_node or\n"
-          "                   attn_node, KEY as in configs/ (repeatable)\n"
+          "  --set WHO.KEY=V  an option of one program: WHO is coordinator, expert_node,\n"
+          "                   attn_node or a process such as expert-0, KEY as in configs/\n"
+          "                   (repeatable)\n"
           "  --dir DIR        keep sockets and logs there (default: a temporary directory)\n"
           "  --ask TEXT       ask this once the cluster is ready, print the answer, go on\n"
           "\nEnds on Ctrl-C.\n",
           out);
 }
 
-static void argument(struct child *c, char *text)
+/* false: this process will not come up; the whole cluster should end. */
+static bool process_ended(struct up *u, struct runner_process *p, int wait_status)
 {
-    must(c->argc < MAX_ARGUMENTS - 1);
-    c->argv[c->argc++] = text;
-}
-
-static void setting(struct child *c, char *assignment)
-{
-    argument(c, mem_string("--set"));
-    argument(c, assignment);
-}
-
-/* Adds what the user set for this program with --set. */
-static void user_settings(const struct up *u, struct child *c, const char *program)
-{
-    size_t prefix = strlen(program);
-    for (int i = 0; i < u->n_settings; i++)
-        if (strncmp(u->settings[i], program, prefix) == 0 && u->settings[i][prefix] == '.')
-            setting(c, mem_string(u->settings[i] + prefix + 1));
-}
-
-static struct child *add_child(struct up *u, const char *program, const char *name)
-{
-    struct child *c = &u->children[u->n_children++];
-    c->name = mem_string(name);
-    c->log_path = mem_format("%s/%s.log", u->run_dir, name);
-    argument(c, mem_format("%s/%s", u->bin_dir, program));
-    setting(c, mem_format("node.name=%s", name));
-    setting(c, mem_format("model.path=%s", u->model));
-    if (u->format)
-        setting(c, mem_format("weights.format=%s", u->format));
-    return c;
-}
-
-static void own_cpus(struct child *c, const struct cpus *cpus)
-{
-    char *text = mem_alloc(CPUS_TEXT_BYTES);
-    setting(c, mem_format("compute.cpus=%s", cpus_text(cpus, text, CPUS_TEXT_BYTES)));
-    mem_free(text);
-}
-
-/* The attention side's place: `prefix` is where its program keeps the number of threads. */
-static void place_side(struct up *u, struct child *c, const char *prefix, int index)
-{
-    if (u->plan.is_shared) {
-        setting(c, mem_string("attention.spin_us=0"));
-        return;
-    }
-    struct cpus cpus = cpu_plan_side(&u->plan, cpus_of_process(), index);
-    setting(c, mem_format("%s.threads=%d", prefix, u->plan.side_cpus));
-    own_cpus(c, &cpus);
-}
-
-static void place_expert(struct up *u, struct child *c, int index)
-{
-    setting(c, mem_format("compute.threads=%d", u->plan.expert_cpus));
-    if (u->plan.is_shared) {
-        setting(c, mem_string("compute.spin_us=0"));
-        return;
-    }
-    struct cpus cpus = cpu_plan_expert(&u->plan, cpus_of_process(), u->n_sides, index);
-    own_cpus(c, &cpus);
-}
-
-static void plan_children(struct up *u)
-{
-    u->n_sides = u->n_attention ? u->n_attention : 1;
-    u->plan = cpu_plan_new(thread_cpu_count(), u->n_sides, u->n_experts, u->threads);
-    struct child *c = add_child(u, "coordinator", "coordinator");
-    setting(c, mem_format("http.host=%s", u->host));
-    setting(c, mem_format("http.port=%d", u->port));
-    setting(c, mem_format("cluster.listen=ipc://%s/cluster.sock", u->run_dir));
-    setting(c, mem_format("attention.embedded=%s", u->n_attention ? "false" : "true"));
-    if (!u->n_attention)
-        place_side(u, c, "attention", 0);
-    user_settings(u, c, "coordinator");
-    for (int i = 0; i < u->n_experts; i++) {
-        char name[32];
-        snprintf(name, sizeof name, "expert-%d", i);
-        c = add_child(u, "expert_node", name);
-        setting(c, mem_format("coordinator.endpoint=ipc://%s/cluster.sock", u->run_dir));
-        setting(c, mem_format("node.listen=ipc://%s/%s.sock", u->run_dir, name));
-        place_expert(u, c, i);
-        user_settings(u, c, "expert_node");
-    }
-    for (int i = 0; i < u->n_attention; i++) {
-        char name[32];
-        snprintf(name, sizeof name, "attn-%d", i);
-        c = add_child(u, "attn_node", name);
-        setting(c, mem_format("coordinator.endpoint=ipc://%s/cluster.sock", u->run_dir));
-        setting(c, mem_format("node.listen=ipc://%s/%s.sock", u->run_dir, name));
-        place_side(u, c, "compute", i);
-        user_settings(u, c, "attn_node");
-    }
-}
-
-/* In the child between fork and exec. */
-static _Noreturn void become(const struct child *c, pid_t parent)
-{
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != parent)
-        _exit(1); /* the supervisor died before the line above took effect */
-    int log = open(c->log_path, O_WRONLY | O_CREAT | O_APPEND, 0644);
-    int null = open("/dev/null", O_RDONLY);
-    if (log < 0 || null < 0)
-        _exit(1);
-    dup2(null, STDIN_FILENO);
-    dup2(log, STDOUT_FILENO);
-    dup2(log, STDERR_FILENO);
-    /* An own group, so that Ctrl-C reaches the supervisor alone and the end is orderly. */
-    setpgid(0, 0);
-    execv(c->argv[0], c->argv);
-    dprintf(STDERR_FILENO, "cannot start %s: %s\n", c->argv[0], strerror(errno));
-    _exit(127);
-}
-
-static int start_child(struct child *c, struct err *e)
-{
-    pid_t parent = getpid();
-    pid_t pid = fork();
-    if (pid < 0)
-        return err_set_errno(e, errno, "start %s", c->name);
-    if (pid == 0)
-        become(c, parent);
-    c->pid = pid;
-    c->started_ns = clock_now_ns();
-    return 0;
-}
-
-/* The last lines of a child's log, where the reason of its end stands. */
-static void print_log_tail(const struct child *c)
-{
-    struct buf log = {0};
-    if (buf_read_file(&log, c->log_path, 64 << 20, NULL) == 0) {
-        size_t start = log.len;
-        for (int lines = 0; start > 0 && lines < 6; start--)
-            lines += log.data[start - 1] == '\n' && start < log.len;
-        fprintf(stderr, "%s\n", log.data + start + (start > 0));
-    }
-    buf_fini(&log);
-}
-
-/* false: this child will not come up; the whole cluster should end. */
-static bool child_ended(struct up *u, struct child *c, int wait_status)
-{
+    struct fate *f = &u->fates[p - u->runner.processes];
     int64_t now = clock_now_ns();
-    bool quick = now - c->started_ns < quick_ns;
+    bool quick = now - p->started_ns < quick_ns;
     char how[64];
     if (WIFSIGNALED(wait_status))
         snprintf(how, sizeof how, "was killed by signal %d", WTERMSIG(wait_status));
     else
         snprintf(how, sizeof how, "ended with exit code %d", WEXITSTATUS(wait_status));
-    c->pid = 0;
-    c->quick_failures = quick ? c->quick_failures + 1 : 0;
+    f->quick_failures = quick ? f->quick_failures + 1 : 0;
     bool hopeless = WIFEXITED(wait_status) && (WEXITSTATUS(wait_status) == 2 || !u->was_ready) &&
                     WEXITSTATUS(wait_status) != 0;
-    if (hopeless || c->quick_failures >= QUICK_FAILURES) {
-        fprintf(stderr, "polymath up: %s %s; its last words:\n", c->name, how);
-        print_log_tail(c);
+    if (hopeless || f->quick_failures >= QUICK_FAILURES) {
+        fprintf(stderr, "polymath up: %s %s; its last words:\n", p->name, how);
+        runner_print_log_tail(p);
         return false;
     }
-    c->restart_ns = now + (500 * CLOCK_MS << c->quick_failures);
-    fprintf(stderr, "%s %s; starting it again\n", c->name, how);
+    f->restart_ns = now + (500 * CLOCK_MS << f->quick_failures);
+    fprintf(stderr, "%s %s; starting it again\n", p->name, how);
     return true;
 }
 
-/* false if a child cannot be kept running. */
+/* false if a process cannot be kept running. */
 static bool reap(struct up *u)
 {
     for (;;) {
@@ -261,51 +104,32 @@ static bool reap(struct up *u)
             return true;
         if (pid == u->asking)
             u->asking = 0;
-        for (int i = 0; i < u->n_children; i++)
-            if (u->children[i].pid == pid && !child_ended(u, &u->children[i], wait_status))
-                return false;
+        struct runner_process *p = runner_ended(&u->runner, pid);
+        if (p && !process_ended(u, p, wait_status))
+            return false;
     }
 }
 
 static int restart_dead(struct up *u, struct err *e)
 {
     int64_t now = clock_now_ns();
-    for (int i = 0; i < u->n_children; i++) {
-        struct child *c = &u->children[i];
-        if (c->pid || now < c->restart_ns)
+    for (int i = 0; i < u->runner.n_processes; i++) {
+        struct runner_process *p = &u->runner.processes[i];
+        if (p->pid || now < u->fates[i].restart_ns)
             continue;
-        int rc = start_child(c, e);
+        int rc = runner_start(&u->runner, p, e);
         if (rc < 0)
             return rc;
         if (u->was_ready)
-            fprintf(stderr, "%s is back as process %d\n", c->name, (int)c->pid);
+            fprintf(stderr, "%s is back as process %d\n", p->name, (int)p->pid);
     }
     return 0;
-}
-
-/* With port 0 the coordinator's log line ev=http.ready tells the address. */
-static void find_url(struct up *u)
-{
-    struct buf log = {0};
-    if (u->port != 0) {
-        u->url = mem_format("http://%s:%d", u->host, u->port);
-        return;
-    }
-    if (buf_read_file(&log, u->children[0].log_path, 64 << 20, NULL) == 0) {
-        struct str text = buf_str(&log);
-        size_t at = str_find(text, STR("ev=http.ready url="));
-        if (at != SIZE_MAX) {
-            const char *start = log.data + at + strlen("ev=http.ready url=");
-            u->url = str_copy((struct str){start, strcspn(start, " \n")});
-        }
-    }
-    buf_fini(&log);
 }
 
 static void say_why_not(struct up *u, const struct buf *answer)
 {
     json_t *root = json_loadb(answer->data ? answer->data : "", answer->len, 0, NULL);
-    const char *why = json_string_value(json_object_get(root, "why"));
+    const char *why = json_string_value(json_object_get(root, "reason"));
     if (why && strcmp(why, u->last_why) != 0) {
         snprintf(u->last_why, sizeof u->last_why, "%s", why);
         fprintf(stderr, "waiting: %s\n", why);
@@ -315,12 +139,10 @@ static void say_why_not(struct up *u, const struct buf *answer)
 
 static bool is_ready(struct up *u)
 {
-    if (!u->url)
-        find_url(u);
-    if (!u->url)
+    if (!runner_url(&u->runner))
         return false;
     struct buf answer = {0};
-    char *url = mem_format("%s/ready", u->url);
+    char *url = mem_format("%s/ready", u->runner.url);
     int status = 0;
     struct http_exchange x = {.url = url, .timeout_ns = CLOCK_S};
     bool ready = http_exchange(u->http, &x, &status, &answer, NULL) == 0 && status == 200;
@@ -340,10 +162,16 @@ static void ask(struct up *u)
         sigset_t none;
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, NULL);
-        char *self = mem_format("%s/polymath", u->bin_dir);
-        char *const argv[] = {
-            self, "chat", "--url", u->url, "--max-tokens", "48", "--once", mem_string(u->ask),
-            NULL};
+        char *self = mem_format("%s/polymath", u->runner.bin_dir);
+        char *const argv[] = {self,
+                              "chat",
+                              "--url",
+                              u->runner.url,
+                              "--max-tokens",
+                              "48",
+                              "--once",
+                              mem_string(u->ask),
+                              NULL};
         printf("\n> %s\n", u->ask);
         fflush(stdout);
         execv(self, argv);
@@ -354,56 +182,27 @@ static void ask(struct up *u)
 
 static void announce(struct up *u)
 {
-    printf("ready: %s  (%d expert node%s", u->url, u->n_experts, u->n_experts == 1 ? "" : "s");
-    if (u->n_attention)
-        printf(", %d attention node%s", u->n_attention, u->n_attention == 1 ? "" : "s");
+    const struct runner *r = &u->runner;
+    printf("ready: %s  (%d expert node%s", r->url, r->n_experts, r->n_experts == 1 ? "" : "s");
+    if (r->n_attention)
+        printf(", %d attention node%s", r->n_attention, r->n_attention == 1 ? "" : "s");
     printf(")\n");
-    if (u->plan.is_shared)
+    if (r->plan.is_shared)
         printf("  %d nodes share %d CPUs: nothing is pinned, nothing waits busily\n",
-               u->n_experts + u->n_sides, thread_cpu_count());
+               r->n_experts + r->n_sides, thread_cpu_count());
     else
         printf("  CPUs of their own: %d for each attention side, %d for each expert node\n",
-               u->plan.side_cpus, u->plan.expert_cpus);
-    for (int i = 0; i < u->n_children; i++)
-        printf("  %-12s process %d, log %s\n", u->children[i].name, (int)u->children[i].pid,
-               u->children[i].log_path);
+               r->plan.side_cpus, r->plan.expert_cpus);
+    for (int i = 0; i < r->n_processes; i++)
+        printf("  %-12s process %d, log %s\n", r->processes[i].name, (int)r->processes[i].pid,
+               r->processes[i].log_path);
     printf("try: curl -s %s/v1/chat/completions -d "
            "'{\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}],\"max_tokens\":16}'\n",
-           u->url);
-    printf("     %s/polymath chat --url %s\nCtrl-C ends the cluster.\n", u->bin_dir, u->url);
+           r->url);
+    printf("     %s/polymath chat --url %s\nCtrl-C ends the cluster.\n", r->bin_dir, r->url);
     fflush(stdout);
     if (u->ask)
         ask(u);
-}
-
-/* SIGTERM to all, nodes first so that they say goodbye; SIGKILL after ten seconds. */
-static void stop_children(struct up *u)
-{
-    int64_t deadline = clock_now_ns() + 10 * CLOCK_S;
-    bool killed = false;
-    if (u->asking)
-        kill(u->asking, SIGTERM);
-    for (int i = u->n_children - 1; i >= 0; i--)
-        if (u->children[i].pid)
-            kill(u->children[i].pid, SIGTERM);
-    for (;;) {
-        int running = 0;
-        for (int i = 0; i < u->n_children; i++) {
-            struct child *c = &u->children[i];
-            if (c->pid && waitpid(c->pid, NULL, WNOHANG) != 0)
-                c->pid = 0;
-            running += c->pid != 0;
-        }
-        if (running == 0)
-            return;
-        if (!killed && clock_now_ns() > deadline) {
-            for (int i = 0; i < u->n_children; i++)
-                if (u->children[i].pid)
-                    kill(u->children[i].pid, SIGKILL);
-            killed = true;
-        }
-        clock_sleep_until(clock_now_ns() + 20 * CLOCK_MS);
-    }
 }
 
 static int supervise(struct up *u, int signal_fd)
@@ -427,53 +226,6 @@ static int supervise(struct up *u, int signal_fd)
             announce(u);
         }
     }
-}
-
-static int make_run_dir(struct up *u, const char *dir, struct err *e)
-{
-    if (dir) {
-        u->run_dir = mem_string(dir);
-        if (mkdir(dir, 0755) < 0 && errno != EEXIST)
-            return err_set_errno(e, errno, "create %s", dir);
-        /* ipc paths must fit into sockaddr_un */
-        if (strlen(dir) > 80)
-            return err_set(e, E_INVALID, "--dir %s: over 80 characters, too long for sockets", dir);
-        return 0;
-    }
-    char path[] = "/tmp/polymath-XXXXXX";
-    if (!mkdtemp(path))
-        return err_set_errno(e, errno, "create %s", path);
-    u->run_dir = mem_string(path);
-    u->run_dir_is_ours = true;
-    return 0;
-}
-
-static void remove_run_dir(struct up *u, bool keep_logs)
-{
-    for (int i = 0; i < u->n_children; i++) {
-        char *socket = mem_format("%s/%s.sock", u->run_dir, u->children[i].name);
-        unlink(socket);
-        mem_free(socket);
-        if (u->run_dir_is_ours && !keep_logs)
-            unlink(u->children[i].log_path);
-    }
-    char *socket = mem_format("%s/cluster.sock", u->run_dir);
-    unlink(socket);
-    mem_free(socket);
-    if (u->run_dir_is_ours && !keep_logs)
-        rmdir(u->run_dir);
-}
-
-static int find_bin_dir(struct up *u, struct err *e)
-{
-    char path[4096];
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-    if (n < 0)
-        return err_set_errno(e, errno, "read /proc/self/exe");
-    path[n] = 0;
-    *strrchr(path, '/') = 0;
-    u->bin_dir = mem_string(path);
-    return 0;
 }
 
 static bool parse_count(const char *text, int least, int most, int *out)
@@ -501,30 +253,28 @@ static int parse_options(struct up *u, int argc, char **argv, const char **dir)
         bool fine = true;
         switch (o) {
         case 'm':
-            u->model = optarg;
+            u->runner.model = optarg;
             break;
         case 'e':
-            fine = parse_count(optarg, 1, MAX_NODES, &u->n_experts);
+            fine = parse_count(optarg, 1, RUNNER_MAX_NODES, &u->runner.n_experts);
             break;
         case 'a':
-            fine = parse_count(optarg, 0, MAX_NODES, &u->n_attention);
+            fine = parse_count(optarg, 0, RUNNER_MAX_NODES, &u->runner.n_attention);
             break;
         case 'p':
-            fine = parse_count(optarg, 0, 65535, &u->port);
+            fine = parse_count(optarg, 0, 65535, &u->runner.port);
             break;
         case 'H':
-            u->host = optarg;
+            u->runner.host = optarg;
             break;
         case 't':
-            fine = parse_count(optarg, 1, 1024, &u->threads);
+            fine = parse_count(optarg, 1, 1024, &u->runner.threads);
             break;
         case 'f':
-            u->format = optarg;
+            u->runner.format = optarg;
             break;
         case 's':
-            fine = u->n_settings < (int)(sizeof u->settings / sizeof u->settings[0]);
-            if (fine)
-                u->settings[u->n_settings++] = optarg;
+            fine = runner_set(&u->runner, optarg);
             break;
         case 'd':
             *dir = optarg;
@@ -543,17 +293,17 @@ static int parse_options(struct up *u, int argc, char **argv, const char **dir)
             return 2;
         }
     }
-    if (optind < argc || !u->model) {
+    if (optind < argc || !u->runner.model) {
         fprintf(stderr,
-                u->model ? "polymath up: unexpected argument '%s'\n"
-                         : "polymath up: --model DIR is missing; `polymath synth --preset "
-                           "m2-tiny --out DIR` makes a small one\n",
-                u->model ? argv[optind] : "");
+                u->runner.model ? "polymath up: unexpected argument '%s'\n"
+                                : "polymath up: --model DIR is missing; `polymath synth --preset "
+                                  "m2-tiny --out DIR` makes a small one\n",
+                u->runner.model ? argv[optind] : "");
         return 2;
     }
     struct format_set formats;
     struct err e = {0};
-    if (u->format && format_set_parse(u->format, &formats, &e) < 0) {
+    if (u->runner.format && format_set_parse(u->runner.format, &formats, &e) < 0) {
         fprintf(stderr, "polymath up: --format: %s\n", e.text);
         return 2;
     }
@@ -562,13 +312,14 @@ static int parse_options(struct up *u, int argc, char **argv, const char **dir)
 
 int up_main(int argc, char **argv)
 {
-    static struct up u = {.host = "127.0.0.1", .n_experts = 4, .port = 8080};
+    static struct up u = {
+        .runner = {.host = "127.0.0.1", .n_experts = 4, .port = 8080, .death_signal = SIGTERM}};
     const char *dir = NULL;
     struct err e = {0};
     int code = parse_options(&u, argc, argv, &dir);
     if (code >= 0)
         return code;
-    if (find_bin_dir(&u, &e) < 0 || make_run_dir(&u, dir, &e) < 0) {
+    if (runner_open(&u.runner, dir, &e) < 0) {
         fprintf(stderr, "polymath up: %s\n", e.text);
         return 1;
     }
@@ -582,10 +333,12 @@ int up_main(int argc, char **argv)
     int signal_fd = signalfd(-1, &signals, SFD_CLOEXEC);
     must(signal_fd >= 0);
     u.http = http_client_new();
-    plan_children(&u);
+    runner_plan(&u.runner);
     code = supervise(&u, signal_fd);
-    stop_children(&u);
-    remove_run_dir(&u, code != 0);
+    if (u.asking)
+        kill(u.asking, SIGTERM);
+    runner_stop(&u.runner);
+    runner_close(&u.runner, code == 0 ? RUNNER_DROP_LOGS : RUNNER_KEEP_LOGS);
     http_client_free(&u.http);
     close(signal_fd);
     return code;
