@@ -9,7 +9,6 @@
  * one may overlap the one before, which computes some rows twice and needs no second shape.
  * A tile's shape belongs to the thread: set on entry, given back on return. */
 #include <immintrin.h>
-#include <math.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -11,13 +11,9 @@
  * Accumulators are named variables, written out by macros: a to d are the panels, the number
  * is the row.  (The instruction for products of bf16 pairs is no chain of FMAs.) */
 #include <immintrin.h>
-#include <math.h>
 #include <string.h>
 
-#include "base/must.h"
-#include "engine/combine.h"
 #include "engine/kernels.h"
-#include "engine/mathf.h"
 #include "engine/mathf_inline512.h"
 #include "model/fp8.h"
 #include "model/halves.h"
@@ -51,7 +47,7 @@ INLINE __m512i load_bits(const void *p)
 
 /* A block of columns of four panels, and n rows; acc [n rows][4 panels][16]. */
 struct tile {
-    const char *w[PANELS_AT_ONCE];       /* a panel that is not there stands for the last one */
+    const char *w[PANELS_AT_ONCE];       /* a panel that is not there stands for the first one */
     const float *scales[PANELS_AT_ONCE]; /* fp8 */
     int n_cols;
     const float *x; /* [n rows], from this column on */
@@ -380,29 +376,7 @@ static void matmul(const struct matrix *w, int first_panel, int n_panels, const 
     }
 }
 
-/* ---- element by element ---- */
-
-static void rms_norm(const float *x, const float *w, int n, float eps, float *out)
-{
-    _Alignas(64) float lanes[LANES];
-    __m512 sums = _mm512_setzero_ps();
-    for (int i = 0; i < n; i += LANES) {
-        __mmask16 mask = lanes_mask(n - i);
-        __m512 v = _mm512_maskz_loadu_ps(mask, x + i);
-        sums = _mm512_mask3_fmadd_ps(v, v, sums, mask);
-    }
-    _mm512_store_ps(lanes, sums);
-    float sum = 0.0f;
-    for (int lane = 0; lane < LANES; lane++)
-        sum += lanes[lane];
-    const __m512 factor = _mm512_set1_ps(math_rsqrt(sum / (float)n + eps));
-    for (int i = 0; i < n; i += LANES) {
-        __mmask16 mask = lanes_mask(n - i);
-        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), factor);
-        v = _mm512_mul_ps(v, _mm512_maskz_loadu_ps(mask, w + i));
-        _mm512_mask_storeu_ps(out + i, mask, v);
-    }
-}
+/* ---- element by element: what AVX2 does as fast is not here ---- */
 
 static void swiglu(float *gate, const float *up, int n)
 {
@@ -411,15 +385,6 @@ static void swiglu(float *gate, const float *up, int n)
         __m512 v = mathf_silu16(_mm512_maskz_loadu_ps(mask, gate + i));
         v = _mm512_mul_ps(v, _mm512_maskz_loadu_ps(mask, up + i));
         _mm512_mask_storeu_ps(gate + i, mask, v);
-    }
-}
-
-static void add(float *x, const float *y, int n)
-{
-    for (int i = 0; i < n; i += LANES) {
-        __mmask16 mask = lanes_mask(n - i);
-        __m512 a = _mm512_maskz_loadu_ps(mask, x + i), b = _mm512_maskz_loadu_ps(mask, y + i);
-        _mm512_mask_storeu_ps(x + i, mask, _mm512_add_ps(a, b));
     }
 }
 
@@ -439,50 +404,6 @@ static void sigmoid_each(const float *x, int n, float *out)
     }
 }
 
-/* ---- combine ---- */
-
-static int fixed_add(const float *y, float weight, int exponent, int n, int32_t *acc)
-{
-    must(combine_exponent_valid(exponent));
-    const __m512 weights = _mm512_set1_ps(weight), scale = _mm512_set1_ps(ldexpf(1.0f, -exponent));
-    const __m512 limit = _mm512_set1_ps((float)(1 << COMBINE_LIMIT_LOG2));
-    int n_over = 0;
-    for (int i = 0; i < n; i += LANES) {
-        __mmask16 mask = lanes_mask(n - i);
-        __m512 v = _mm512_mul_ps(weights, _mm512_maskz_loadu_ps(mask, y + i));
-        v = _mm512_mul_ps(v, scale);
-        __mmask16 good = _mm512_mask_cmp_ps_mask(mask, _mm512_abs_ps(v), limit, _CMP_LT_OQ);
-        __m512i sum = _mm512_maskz_loadu_epi32(good, acc + i);
-        sum = _mm512_add_epi32(sum, _mm512_maskz_cvtps_epi32(good, v));
-        _mm512_mask_storeu_epi32(acc + i, good, sum);
-        n_over += __builtin_popcount(mask & ~(unsigned)good);
-    }
-    return n_over;
-}
-
-static void fixed_fold(const int32_t *acc, int exponent, int n, float *x)
-{
-    must(combine_exponent_valid(exponent));
-    const __m512 step = _mm512_set1_ps(ldexpf(1.0f, exponent));
-    for (int i = 0; i < n; i += LANES) {
-        __mmask16 mask = lanes_mask(n - i);
-        __m512 v = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(mask, acc + i));
-        v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, x + i), _mm512_mul_ps(v, step));
-        _mm512_mask_storeu_ps(x + i, mask, v);
-    }
-}
-
-static void add_int32(int32_t *acc, const void *y, int n)
-{
-    const char *from = y;
-    for (int i = 0; i < n; i += LANES, from += LANES * sizeof(*acc)) {
-        __mmask16 mask = lanes_mask(n - i);
-        __m512i sum = _mm512_maskz_loadu_epi32(mask, acc + i);
-        sum = _mm512_add_epi32(sum, _mm512_maskz_loadu_epi32(mask, from));
-        _mm512_mask_storeu_epi32(acc + i, mask, sum);
-    }
-}
-
 void kernels_avx512_fill(struct kernels *k)
 {
     k->matmul[FORMAT_F32] = matmul;
@@ -491,12 +412,7 @@ void kernels_avx512_fill(struct kernels *k)
         fill_fp8_tables();
         k->matmul[FORMAT_FP8] = matmul;
     }
-    k->rms_norm = rms_norm;
     k->swiglu = swiglu;
-    k->add = add;
     k->exp = exp_each;
     k->sigmoid = sigmoid_each;
-    k->fixed_add = fixed_add;
-    k->fixed_fold = fixed_fold;
-    k->add_int32 = add_int32;
 }

@@ -1,5 +1,5 @@
-/* engine/kernels_avx512_quant.c - products of int8 rows with q8 and q4 weights by AVX-512 VNNI,
- * and quantising; same bits as kernels_quant.c.
+/* engine/kernels_avx512_quant.c - products of int8 rows with q8 and q4 weights by AVX-512 VNNI;
+ * same bits as kernels_quant.c.
  *
  * The instruction adds four products of an unsigned and a signed byte to each int32 and does
  * not saturate, so weights are made unsigned - q8 by flipping the sign bit (+128), q4 lies as
@@ -9,7 +9,6 @@
  * Accumulators are named variables, written out by macros: a to d are the panels, the number
  * is the row. */
 #include <immintrin.h>
-#include <math.h>
 #include <string.h>
 
 #include "base/must.h"
@@ -18,7 +17,6 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
-    LANES = 16,
     STEP_BYTES = 64, /* of a panel: 4 columns (q8) or 8 (q4) of 16 weights */
     PANELS_AT_ONCE = 4,
     ACC_ROW = PANELS_AT_ONCE * PANEL_ROWS,
@@ -55,7 +53,7 @@ INLINE void add_products(__m512i *sum, __m512i w, __m512i x)
 
 /* One group of four panels, and n rows; acc [n rows][4 panels][16]. */
 struct tile {
-    const char *w[PANELS_AT_ONCE]; /* a panel that is not there stands for the last one */
+    const char *w[PANELS_AT_ONCE]; /* a panel that is not there stands for the first one */
     const int8_t *x;               /* [n rows], from this group on */
     size_t x_stride;
     const float *scales; /* [n rows] */
@@ -246,56 +244,8 @@ static void matmul(const struct matrix *w, int first_panel, int n_panels, const 
     }
 }
 
-/* ---- activations ---- */
-
-INLINE __mmask16 lanes_mask(int n)
-{
-    return n >= LANES ? (__mmask16)0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1);
-}
-
-/* The largest magnitude, or what is not finite. */
-static float largest_magnitude(const float *x, int n)
-{
-    const __m512 infinity = _mm512_set1_ps(INFINITY);
-    __m512 largest = _mm512_setzero_ps();
-    __mmask16 finite = 0xffff;
-    for (int i = 0; i < n; i += LANES) {
-        __m512 v = _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes_mask(n - i), x + i));
-        finite &= _mm512_cmp_ps_mask(v, infinity, _CMP_LT_OQ);
-        largest = _mm512_max_ps(largest, v);
-    }
-    return finite == 0xffff ? _mm512_reduce_max_ps(largest) : INFINITY;
-}
-
-/* Writes n columns and zeros up to `group`; an inverse of 0 makes zeros of all. */
-static int32_t quantise_columns(const float *x, int n, int group, float inverse, int8_t *q)
-{
-    const __m512 factor = _mm512_set1_ps(inverse);
-    __m512i sum = _mm512_setzero_si512();
-    for (int i = 0; i < group; i += LANES) {
-        __mmask16 mask = inverse == 0.0f ? 0 : lanes_mask(n - i);
-        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), factor);
-        __m512i rounded = _mm512_maskz_cvtps_epi32(mask, v);
-        sum = _mm512_add_epi32(sum, rounded);
-        _mm512_mask_cvtepi32_storeu_epi8(q + i, lanes_mask(group - i), rounded);
-    }
-    return _mm512_reduce_add_epi32(sum);
-}
-
-static void quantise(const float *x, int n, int group, int8_t *q, float *scales, int32_t *sums)
-{
-    for (int first = 0, g = 0; first < n; first += group, g++) {
-        int count = min_int(n - first, group);
-        float largest = largest_magnitude(x + first, count), inverse = 127.0f / largest;
-        bool is_finite = isfinite(largest), is_zero = !is_finite || isinf(inverse);
-        scales[g] = !is_finite ? NAN : is_zero ? 0.0f : largest * (1.0f / 127.0f);
-        sums[g] = quantise_columns(x + first, count, group, is_zero ? 0.0f : inverse, q + first);
-    }
-}
-
 void kernels_avx512_quant(struct kernels *k)
 {
     k->matmul[FORMAT_Q8] = matmul;
     k->matmul[FORMAT_Q4] = matmul;
-    k->quantise = quantise;
 }
