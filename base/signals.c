@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/eventfd.h>
@@ -12,6 +13,7 @@
 
 static int signal_fd = -1;
 static volatile sig_atomic_t n_signals;
+static atomic_int n_hangups; /* lock-free, so a handler may; read by other threads */
 
 static void on_signal(int number)
 {
@@ -26,6 +28,17 @@ static void on_signal(int number)
     errno = saved;
 }
 
+static void on_hangup(int number)
+{
+    (void)number;
+    atomic_fetch_add(&n_hangups, 1);
+}
+
+int signals_hangups(void)
+{
+    return atomic_load(&n_hangups);
+}
+
 int signals_open(void)
 {
     must(signal_fd < 0);
@@ -34,6 +47,8 @@ int signals_open(void)
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     must_zero(sigaction(SIGTERM, &action, NULL));
     must_zero(sigaction(SIGINT, &action, NULL));
+    action.sa_handler = on_hangup;
+    must_zero(sigaction(SIGHUP, &action, NULL));
     action.sa_handler = SIG_IGN;
     must_zero(sigaction(SIGPIPE, &action, NULL));
     return signal_fd;

@@ -8,3 +8,5 @@
 /* Readable (POLLIN) once a signal has come, for good.  A second signal ends the process at
  * once with exit code 1.  SIGPIPE is ignored from here on.  Call once; never fails. */
 int signals_open(void);
+/* How often SIGHUP came since signals_open(): "read your lists again".  Any thread. */
+int signals_hangups(void);

@@ -66,8 +66,11 @@ int channel_open(const struct channel_options *o, struct channel **out, struct e
     int max_calls = o->max_calls ? o->max_calls : CHANNEL_DEFAULT_CALLS;
     must(max_calls > 0 && max_calls <= CHANNEL_MAX_CALLS);
     struct link *link = NULL;
-    struct link_options options = {
-        .role = LINK_CLIENT, .endpoint = o->endpoint, .high_water = max_calls};
+    struct link_options options = {.role = LINK_CLIENT,
+                                   .endpoint = o->endpoint,
+                                   .high_water = max_calls,
+                                   .auth = o->auth,
+                                   .server_key = o->server_key};
     int rc = link_open(&options, &link, e);
     if (rc < 0)
         return rc;
@@ -298,6 +301,13 @@ static int take_events(struct channel *c)
 {
     int n = 0;
     for (enum link_event event; (event = link_next_event(c->link)) != LINK_NOTHING; n++) {
+        if (event == LINK_REFUSED) {
+            log_warn("channel.refused", "peer=%s endpoint=%s why=%s", log_quote(c->peer_name).text,
+                     link_endpoint(c->link),
+                     "\"the handshake failed: its key is not the one that is expected, or this "
+                     "program's key is not on its allow-list\"");
+            continue;
+        }
         if (event == LINK_DISCONNECTED)
             c->connection++;
         log_debug("channel.event", "peer=%s up=%d", log_quote(c->peer_name).text,

@@ -50,8 +50,10 @@ struct call {
 struct channel;
 struct channel_options {
     const char *endpoint;
-    const char *peer_name; /* for log lines and error texts; copied */
-    int max_calls;         /* open at a time; 0 = 64 */
+    const char *peer_name;  /* for log lines and error texts; copied */
+    int max_calls;          /* open at a time; 0 = 64 */
+    struct auth *auth;      /* rpc/auth.h, borrowed until channel_close(); NULL: no keys */
+    const char *server_key; /* with keys, over tcp: whom to expect there */
 };
 /* Dials in the background; reconnects for ever. */
 int channel_open(const struct channel_options *o, struct channel **out, struct err *e);

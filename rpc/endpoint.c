@@ -91,11 +91,9 @@ static int parse_tcp(const char *text, const char *rest, enum link_role role, st
         return malformed(text, "cannot be dialled: a host and a port are needed", e);
     if (role == LINK_SERVER && strcmp(host, "localhost") == 0)
         snprintf(host, sizeof(host), "127.0.0.1");
-    if (role == LINK_SERVER && !is_loopback(host, out->is_ipv6))
-        return malformed(text,
-                         "binds only loopback (127.0.0.0/8, ::1), ipc:// and inproc:// because the "
-                         "connection is not encrypted",
-                         e);
+    out->is_local = is_loopback(host, out->is_ipv6) || strcmp(host, "localhost") == 0;
+    out->is_wildcard =
+        strcmp(host, "*") == 0 || strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0;
     char digits[16];
     snprintf(digits, sizeof(digits), "%d", port);
     snprintf(out->text, sizeof(out->text), out->is_ipv6 ? "tcp://[%s]:%s" : "tcp://%s:%s", host,
@@ -116,6 +114,7 @@ int endpoint_parse(const char *text, enum link_role role, struct endpoint *out, 
         return parse_tcp(text, text + strlen("tcp://"), role, out, e);
     }
     snprintf(out->text, sizeof(out->text), "%s", text);
+    out->is_local = true;
     if (str_has_prefix(s, STR("ipc://"))) {
         out->kind = ENDPOINT_IPC;
         snprintf(out->path, sizeof(out->path), "%s", text + strlen("ipc://"));

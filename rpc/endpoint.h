@@ -14,8 +14,9 @@ struct endpoint {
     char text[LINK_ENDPOINT_BYTES]; /* as libzmq wants it */
     char path[LINK_ENDPOINT_BYTES]; /* of an ipc endpoint */
     bool is_ipv6;                   /* a literal [address] */
+    bool is_local;                  /* loopback, ipc or inproc: nobody else's network */
+    bool is_wildcard;               /* tcp on every address: 0.0.0.0, [::], * */
 };
 
-/* E_INVALID with the reason: malformed, port 0 of an endpoint to dial, or a bind that is
- * not loopback. */
+/* E_INVALID with the reason: malformed, or port 0 of an endpoint to dial. */
 int endpoint_parse(const char *text, enum link_role role, struct endpoint *out, struct err *e);

@@ -2,8 +2,10 @@
  *
  * Who is connected: a DEALER over tcp or ipc has a socket monitor with two events.  A
  * monitor that nobody drains freezes its socket, and closing its reader before it is
- * stopped hangs libzmq's I/O thread; so only clients have one (few events, and the channel
+ * stopped hangs libzmq's I/O thread; so clients have one (few events, and the channel
  * drains it first in every turn), and link_close() stops, drains and closes in this order.
+ * A server with keys has one for handshakes that fail, which nobody may freeze by failing
+ * them: its queue has no bound, and every link_receive() that finds nothing drains it.
  * inproc sockets emit no events: such a client counts as connected from the start.
  *
  * With ZMQ_IMMEDIATE a broken connection takes its unsent messages with it, and a ROUTER
@@ -29,9 +31,11 @@
 #include "base/clock.h"
 #include "base/cpus.h"
 #include "base/list.h"
+#include "base/log.h"
 #include "base/mem.h"
 #include "base/must.h"
 #include "base/thread.h"
+#include "rpc/auth.h"
 #include "rpc/endpoint.h"
 
 /* libzmq is not instrumented, so ThreadSanitizer does not see that handing a message over
@@ -50,7 +54,8 @@
 const char *__tsan_default_suppressions(void);
 const char *__tsan_default_suppressions(void)
 {
-    return "called_from_lib:libzmq.so\ncalled_from_lib:libstdc++.so\n";
+    return "called_from_lib:libzmq.so\ncalled_from_lib:libstdc++.so\n"
+           "called_from_lib:libsodium.so\n";
 }
 static void hand_over(void *data)
 {
@@ -75,9 +80,15 @@ enum {
     LINK_MAX_SPARE = 16,  /* receive blocks kept */
     LINK_BIND_TRIES = 50, /* a millisecond apart */
     LINK_LINGER_MS = 200,
+    LINK_HANDSHAKE_MS = 2000,
     LINK_REFUSE_AT_ONCE = 64 /* malformed messages that one link_receive() skips */
 };
 #define LINK_DEFAULT_FRAME_BYTES ((size_t)256 << 20)
+#define LINK_FAILED_HANDSHAKE \
+    (ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | \
+     ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+/* What CURVE puts around a frame, and some room. */
+#define LINK_CURVE_BYTES 64
 
 struct received {
     struct list link;
@@ -90,7 +101,9 @@ struct link {
     struct owner owner;
     enum link_role role;
     void *socket;
-    void *monitor; /* PAIR; NULL for servers and inproc */
+    void *monitor; /* PAIR; NULL for inproc and for servers without keys */
+    struct auth *auth;
+    bool has_curve;
     bool is_connected, has_news;
     bool is_inside; /* a message of which some parts are sent */
     char endpoint[LINK_ENDPOINT_BYTES];
@@ -103,7 +116,7 @@ static _Atomic(void *) the_context;
 
 /* One context per process: inproc names meet only inside one.  Made by whoever comes
  * first; a loser of the race throws his away. */
-static void *context(void)
+void *link_context(void)
 {
     void *c = atomic_load(&the_context);
     if (c)
@@ -151,7 +164,10 @@ static void set_options(void *socket, const struct link_options *o, const struct
     must_zero(zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &most, sizeof(most)));
     int high_water = o->high_water > 0 ? o->high_water : 64;
     set_option(socket, ZMQ_SNDHWM, high_water);
-    set_option(socket, ZMQ_RCVHWM, high_water);
+    int receive_high_water = o->receive_high_water;
+    if (receive_high_water <= 0 || receive_high_water > high_water)
+        receive_high_water = high_water;
+    set_option(socket, ZMQ_RCVHWM, receive_high_water);
     /* Last answers and cancellations get a moment to leave.  Never 0: libzmq 4.3.4 then gives
      * a connection up in the middle of a message, and if the peer dies in that moment it
      * aborts the process (session_base.cpp, clean_pipes; 5 of 100 times in a stress test of
@@ -218,11 +234,17 @@ static int open_monitor(struct link *l, struct err *e)
     static _Atomic unsigned long long counter;
     char name[64];
     snprintf(name, sizeof(name), "inproc://link-monitor-%llu", atomic_fetch_add(&counter, 1));
-    if (zmq_socket_monitor(l->socket, name, ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED))
+    int events =
+        l->role == LINK_CLIENT ? ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED : 0;
+    if (l->has_curve)
+        events |= LINK_FAILED_HANDSHAKE;
+    if (zmq_socket_monitor(l->socket, name, events))
         return set_failed(e, "monitor", name);
-    l->monitor = zmq_socket(context(), ZMQ_PAIR);
+    l->monitor = zmq_socket(link_context(), ZMQ_PAIR);
     if (l->monitor) {
         set_option(l->monitor, ZMQ_LINGER, 0);
+        if (l->role == LINK_SERVER)
+            set_option(l->monitor, ZMQ_RCVHWM, 0);
         if (zmq_connect(l->monitor, name) == 0)
             return 0;
     }
@@ -244,6 +266,59 @@ static int dial(struct link *l, const struct endpoint *where, struct err *e)
     return zmq_connect(l->socket, where->text) < 0 ? set_failed(e, "dial", where->text) : 0;
 }
 
+static void set_key(struct link *l, int option, const char *key)
+{
+    must_zero(zmq_setsockopt(l->socket, option, key, KEY_TEXT_BYTES));
+}
+
+/* Every tcp link has keys if the process has; what has none stays at home unless it is told
+ * otherwise. */
+static int set_keys(struct link *l, const struct link_options *o, const struct endpoint *where,
+                    struct err *e)
+{
+    bool is_server = o->role == LINK_SERVER;
+    const char *server_key = o->server_key ? o->server_key : "";
+    l->auth = o->auth;
+    if (where->kind != ENDPOINT_TCP)
+        return 0;
+    if (!auth_has_keys(o->auth)) {
+        if (is_server && !where->is_local && !auth_is_insecure(o->auth))
+            return err_set(
+                e, E_INVALID,
+                "endpoint \"%.200s\": without keys (security.key_file) the connection is "
+                "not encrypted, so it binds only loopback (127.0.0.0/8, ::1), ipc:// and "
+                "inproc:// unless security.insecure = true is written out",
+                o->endpoint);
+        if (!is_server && server_key[0])
+            return err_set(e, E_INVALID, "endpoint \"%.200s\" has keys, and this program has none",
+                           o->endpoint);
+        return 0;
+    }
+    if (!is_server && !key_is_valid(server_key))
+        return err_set(e, E_INVALID,
+                       "endpoint \"%.200s\": this program has keys, but that server's "
+                       "public key is not known",
+                       o->endpoint);
+    l->has_curve = true;
+    size_t frame_bytes = o->max_frame_bytes ? o->max_frame_bytes : LINK_DEFAULT_FRAME_BYTES;
+    int64_t most = (int64_t)(frame_bytes < INT64_MAX / 2 ? frame_bytes : INT64_MAX / 2);
+    most += LINK_CURVE_BYTES;
+    must_zero(zmq_setsockopt(l->socket, ZMQ_MAXMSGSIZE, &most, sizeof(most)));
+    /* Whom the list does not name (yet) hears nothing, and tries again when this is over. */
+    set_option(l->socket, ZMQ_HANDSHAKE_IVL, LINK_HANDSHAKE_MS);
+    set_key(l, ZMQ_CURVE_SECRETKEY, auth_secret_key(o->auth));
+    if (is_server) {
+        set_option(l->socket, ZMQ_CURVE_SERVER, 1);
+        /* If the handler were not there libzmq would let everybody in, without a User-Id: the
+         * server asks for it again (rpc/server.c). */
+        must_zero(zmq_setsockopt(l->socket, ZMQ_ZAP_DOMAIN, "polymath", 8));
+    } else {
+        set_key(l, ZMQ_CURVE_PUBLICKEY, auth_public_key(o->auth));
+        set_key(l, ZMQ_CURVE_SERVERKEY, server_key);
+    }
+    return 0;
+}
+
 int link_open(const struct link_options *o, struct link **out, struct err *e)
 {
     *out = NULL;
@@ -256,13 +331,17 @@ int link_open(const struct link_options *o, struct link **out, struct err *e)
     l->role = o->role;
     list_init(&l->taken);
     list_init(&l->spare);
-    l->socket = zmq_socket(context(), o->role == LINK_SERVER ? ZMQ_ROUTER : ZMQ_DEALER);
+    l->socket = zmq_socket(link_context(), o->role == LINK_SERVER ? ZMQ_ROUTER : ZMQ_DEALER);
     if (!l->socket) {
         rc = set_failed(e, "open a socket for", where.text);
         goto out;
     }
     set_options(l->socket, o, &where);
-    rc = o->role == LINK_SERVER ? bind_server(l, &where, e) : dial(l, &where, e);
+    rc = set_keys(l, o, &where, e);
+    if (rc == 0 && l->has_curve && o->role == LINK_SERVER)
+        rc = open_monitor(l, e);
+    if (rc == 0)
+        rc = o->role == LINK_SERVER ? bind_server(l, &where, e) : dial(l, &where, e);
 out:
     if (rc < 0)
         link_close(&l);
@@ -271,15 +350,17 @@ out:
 }
 
 /* One monitor event (two frames); 0 if there is none. */
-static int read_monitor(struct link *l)
+static int read_monitor(struct link *l, uint32_t *value)
 {
     zmq_msg_t msg;
     must_zero(zmq_msg_init(&msg));
     int event = 0;
     if (zmq_msg_recv(&msg, l->monitor, ZMQ_DONTWAIT) >= 0) {
         uint16_t number;
-        must(zmq_msg_size(&msg) >= sizeof(number));
-        memcpy(&number, zmq_msg_data(&msg), sizeof(number));
+        const char *data = zmq_msg_data(&msg);
+        must(zmq_msg_size(&msg) >= sizeof(number) + sizeof(*value));
+        memcpy(&number, data, sizeof(number));
+        memcpy(value, data + sizeof(number), sizeof(*value));
         event = number;
         while (zmq_msg_more(&msg))
             must(zmq_msg_recv(&msg, l->monitor, ZMQ_DONTWAIT) >= 0);
@@ -290,8 +371,25 @@ static int read_monitor(struct link *l)
 
 static void drain_monitor(struct link *l)
 {
-    while (l->monitor && read_monitor(l) != 0)
+    uint32_t value;
+    while (l->monitor && read_monitor(l, &value) != 0)
         continue;
+}
+
+/* Of a server: handshakes that failed.  The ZAP handler has counted those that it refused. */
+static void count_failed_handshakes(struct link *l)
+{
+    uint32_t value;
+    for (int event; (event = read_monitor(l, &value)) != 0;) {
+        enum auth_refusal why = AUTH_HANDSHAKE;
+        if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+            continue;
+        if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
+            why = value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH ? AUTH_NO_KEY : AUTH_CRYPTO;
+        l->counters.failed_handshakes++;
+        auth_note_refusal(l->auth, why);
+        log_warn("auth.refused", "why=%s endpoint=%s", auth_refusal_name(why), l->endpoint);
+    }
 }
 
 static void close_monitor(struct link *l)
@@ -474,6 +572,21 @@ void message_fini(struct message *m)
     memset(m, 0, sizeof(*m));
 }
 
+bool link_has_keys(const struct link *l)
+{
+    return l->has_curve;
+}
+
+const char *message_key(const struct message *m)
+{
+    const struct received *r = m->received;
+    if (!r || r->n_parts < 2)
+        return "";
+    /* What the ZAP handler said about this connection; libzmq keeps it with the message. */
+    const char *key = zmq_msg_gets(&r->parts[1], "User-Id");
+    return key ? key : "";
+}
+
 /* Reads the parts of one message.  E_AGAIN; E_INVALID: more parts than fit, all read and
  * dropped. */
 static int read_parts(struct link *l, struct received *r)
@@ -536,6 +649,8 @@ int link_receive(struct link *l, struct message *out)
             return 0;
         }
         give_received(r);
+        if (rc == E_AGAIN && l->role == LINK_SERVER && l->monitor)
+            count_failed_handshakes(l);
         if (rc == E_AGAIN)
             return rc;
         l->counters.refused_messages++;
@@ -551,9 +666,14 @@ enum link_event link_next_event(struct link *l)
         return LINK_CONNECTED;
     }
     for (;;) {
-        int event = l->monitor ? read_monitor(l) : 0;
+        uint32_t value;
+        int event = l->monitor ? read_monitor(l, &value) : 0;
         if (event == 0)
             return LINK_NOTHING;
+        if (event & LINK_FAILED_HANDSHAKE) {
+            l->counters.failed_handshakes++;
+            return LINK_REFUSED;
+        }
         bool is_up = event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED;
         if (is_up == l->is_connected)
             continue; /* a handshake that failed also ends in "disconnected" */

@@ -6,7 +6,8 @@
  * call reliable.
  *
  * Endpoints: tcp://host:port (port 0 or * binds a free one), ipc://path, inproc://name.
- * Until a cluster has keys a server link binds loopback, ipc and inproc only. */
+ * With keys (rpc/auth.h) every tcp link is encrypted and both ends are known; without them a
+ * server link binds loopback, ipc and inproc only, unless it is told to be insecure. */
 #pragma once
 
 #include <stdbool.h>
@@ -15,6 +16,7 @@
 
 #include "base/blob.h"
 #include "base/err.h"
+#include "rpc/key.h"
 
 enum { LINK_MAX_FRAMES = 12, LINK_ENDPOINT_BYTES = 256, LINK_PEER_BYTES = 64 };
 enum { LINK_MAX_WAIT = 4096 }; /* links that one thread waits for at a time */
@@ -35,6 +37,9 @@ struct message {
 };
 /* On the thread of the link that it came from. */
 void message_fini(struct message *m);
+/* The public key that the sender proved; "" if the connection has no keys.  Valid until
+ * message_fini(). */
+const char *message_key(const struct message *m);
 
 enum link_role { LINK_CLIENT, LINK_SERVER };
 struct link_options {
@@ -42,10 +47,16 @@ struct link_options {
     const char *endpoint;
     size_t max_frame_bytes; /* a peer that sends more is disconnected; 0 = 256 MiB */
     int high_water;         /* messages per direction and peer; 0 = 64 */
+    /* Received and not yet read, per peer, if that shall be less; a peer that sends more waits
+     * in its own memory. */
+    int receive_high_water;
+    struct auth *auth;      /* borrowed until link_close(); NULL: no keys */
+    const char *server_key; /* of a client with keys: whom it expects there */
 };
 
 struct link; /* Owner: the thread that opened it. */
-/* E_INVALID: malformed endpoint, or a non-loopback bind; E_EXISTS: address in use (tried
+/* E_INVALID: malformed endpoint, a non-loopback bind without keys, or keys and a tcp server
+ * whose key is not known; E_EXISTS: address in use (tried
  * for 50 ms, as a link closed just now may still hold it). */
 int link_open(const struct link_options *o, struct link **out, struct err *e);
 /* Last messages get 200 ms to leave, in the background. */
@@ -68,10 +79,13 @@ int link_send(struct link *l, const struct link_send *s);
 /* One message, or E_AGAIN.  Messages with too many frames are dropped and counted. */
 int link_receive(struct link *l, struct message *out);
 
-/* What happened to the connection since the last call; drained first in every turn. */
-enum link_event { LINK_NOTHING, LINK_CONNECTED, LINK_DISCONNECTED };
+/* What happened to the connection since the last call; drained first in every turn.
+ * LINK_REFUSED: with keys, the handshake failed; it is tried again. */
+enum link_event { LINK_NOTHING, LINK_CONNECTED, LINK_DISCONNECTED, LINK_REFUSED };
 enum link_event link_next_event(struct link *l);
 bool link_is_connected(const struct link *l);
+/* Encrypted, and both ends have proved their keys. */
+bool link_has_keys(const struct link *l);
 
 /* Spins for spin_ns, then sleeps, until one of the links may have a message or an event,
  * `extra_fd` (-1: none) is readable, or the deadline has passed.  Spurious returns happen. */
@@ -80,9 +94,12 @@ void link_wait(struct link *const *links, int n_links, int extra_fd, int64_t dea
 
 struct link_counters {
     int64_t sent_messages, sent_bytes, received_messages, received_bytes, refused_messages;
+    int64_t failed_handshakes;
 };
 void link_count(const struct link *l, struct link_counters *out);
 
+/* libzmq's context of this process, for rpc/auth.c. */
+void *link_context(void);
 /* For rpc/loop.c, which polls them: libzmq's sockets; the monitor may be NULL. */
 void *link_socket(const struct link *l);
 void *link_monitor(const struct link *l);

@@ -27,6 +27,7 @@
 #include "base/rng.h"
 #include "base/thread.h"
 #include "base/version.h"
+#include "rpc/auth.h"
 #include "rpc/channel.h"
 
 #define JOIN_DEADLINE_NS (2 * CLOCK_S)
@@ -55,8 +56,9 @@ struct member {
     struct wire_join_reply joined;
     int64_t backoff_ns, heard_ns, next_heartbeat_ns;
     int n_heartbeats; /* under way */
-    bool is_pulling, has_left;
+    bool is_pulling, is_pulling_callers, has_left;
     uint64_t pulled;    /* newest that was handed over in this membership */
+    uint64_t callers;   /* likewise */
     uint64_t join_call; /* call ids only grow: what is below belongs to an earlier membership */
     struct buf message;
 };
@@ -146,6 +148,34 @@ static void on_table(void *ud, const struct reply *r)
     mem_free(table);
 }
 
+static void on_callers(void *ud, const struct reply *r)
+{
+    struct member *m = ud;
+    if (!is_of_this_membership(m, r))
+        return;
+    m->is_pulling_callers = false;
+    if (r->code < 0)
+        return;
+    struct wire_callers *callers = NULL;
+    struct err e = {0};
+    if (wire_callers_decode(r->message, &callers, &e) < 0) {
+        log_warn("member.bad_reply", "method=Callers why=%s", log_quote(e.text).text);
+        return;
+    }
+    m->callers = callers->version;
+    auth_set_callers(m->options.auth, callers->keys, callers->n_keys);
+    mem_free(callers);
+}
+
+static void pull_callers_if_newer(struct member *m, uint64_t newest)
+{
+    if (newest <= m->callers || m->is_pulling_callers || !auth_has_keys(m->options.auth) ||
+        m->options.join.role != NODE_EXPERT)
+        return;
+    buf_reset(&m->message);
+    m->is_pulling_callers = call(m, CLUSTER_CALLERS, PULL_DEADLINE_NS, on_callers, NULL) == 0;
+}
+
 /* A pull that fails is repeated after the next heartbeat. */
 static void pull_if_newer(struct member *m, uint64_t newest)
 {
@@ -180,6 +210,7 @@ static void on_heartbeat(void *ud, const struct reply *r)
         return; /* the lease decides */
     m->heard_ns = clock_now_ns();
     pull_if_newer(m, m->options.join.role == NODE_EXPERT ? reply.holdings_version : reply.epoch);
+    pull_callers_if_newer(m, reply.callers_version);
 }
 
 static void send_heartbeat(struct member *m)
@@ -260,8 +291,8 @@ static void on_join(void *ud, const struct reply *r)
     m->joined = reply;
     m->backoff_ns = BACKOFF_FIRST_NS;
     m->heard_ns = clock_now_ns();
-    m->pulled = 0;
-    m->is_pulling = false;
+    m->pulled = m->callers = 0;
+    m->is_pulling = m->is_pulling_callers = false;
     log_info("member.joined", "coordinator=%s node_id=%u epoch=%llu heartbeat_ms=%u lease_ms=%u",
              log_quote(m->endpoint).text, reply.node_id, (unsigned long long)reply.epoch,
              reply.heartbeat_ms, reply.lease_ms);
@@ -296,7 +327,9 @@ int member_open(struct loop *l, const struct member_options *o, struct member **
     *out = NULL;
     struct channel *channel = NULL;
     struct channel_options options = {.endpoint = o->coordinator_endpoint,
-                                      .peer_name = "coordinator"};
+                                      .peer_name = "coordinator",
+                                      .auth = o->auth,
+                                      .server_key = auth_server_key(o->auth)};
     int rc = channel_open(&options, &channel, e);
     if (rc < 0)
         return rc;
@@ -311,6 +344,7 @@ int member_open(struct loop *l, const struct member_options *o, struct member **
     while (m->options.join.incarnation == 0)
         m->options.join.incarnation = rng_next(&m->rng);
     m->options.join.protocol_version = POLYMATH_PROTOCOL_VERSION;
+    snprintf(m->options.join.public_key, KEY_TEXT_BYTES, "%s", auth_public_key(o->auth));
     m->backoff_ns = BACKOFF_FIRST_NS;
     m->timer = (struct loop_timer){.cb = on_timer, .ud = m};
     channel_attach(channel, l);

@@ -19,7 +19,10 @@ struct member;
 
 struct member_options {
     const char *coordinator_endpoint;
-    /* protocol_version is filled in by the member, and incarnation if 0 */
+    /* Keys of this process (rpc/auth.h), which know the coordinator's; borrowed; NULL: none.
+     * An expert node's member tells them whom the coordinator names as callers. */
+    struct auth *auth;
+    /* protocol_version and public_key are filled in by the member, and incarnation if 0 */
     struct wire_join join;
     /* New state to take over; borrowed for the call.  Only the one of the role is set.
      * After every (new) join it is handed over again, also if it has not changed. */

@@ -21,21 +21,26 @@
 #include "base/must.h"
 #include "base/thread.h"
 #include "base/version.h"
+#include "rpc/auth.h"
 #include "rpc/loop.h"
+#include "rpc/peers.h"
 
 enum {
     SERVER_DEFAULT_CALLS = 256,
     SERVER_HIGH_WATER = 1100, /* above a channel's most calls, 1,024 */
     SERVER_RECEIVE_AT_ONCE = 256,
     SERVER_MAX_WATCHERS = 64,
+    SERVER_PEER_WATCHERS = 8,
+    SERVER_RECEIVE_MOST = 64, /* messages of one peer that wait to be read, */
+    SERVER_RECEIVE_LEAST = 4, /* and fewer if frames may be large: */
+    SERVER_RECEIVE_BYTES = 256 << 20,
     SERVER_MAX_METHODS = 8, /* of one service */
 };
 
 struct server_call {
     struct server *server;
     bool is_open, is_cancelled, is_stream;
-    uint8_t peer[LINK_PEER_BYTES];
-    size_t peer_bytes;
+    struct peer *peer;
     uint64_t id;
     int64_t deadline_ns;
 };
@@ -48,10 +53,12 @@ struct service {
 struct server {
     struct owner owner;
     struct link *link;
+    struct auth *auth;
+    struct peers *peers;
     char *name;
     struct server_call *calls;
     int *free_calls;
-    int max_calls, n_free;
+    int max_calls, max_peer_calls, n_free;
     struct service services[WIRE_SERVICES];
     bool is_serving;
     struct server_call *watchers[SERVER_MAX_WATCHERS];
@@ -71,6 +78,15 @@ struct address {
     uint64_t call_id;
 };
 
+/* What one peer's unread messages may take bounds it: it waits in its own memory then. */
+static int receive_high_water(size_t max_frame_bytes)
+{
+    size_t n = max_frame_bytes ? SERVER_RECEIVE_BYTES / max_frame_bytes : 0;
+    return n < SERVER_RECEIVE_LEAST  ? SERVER_RECEIVE_LEAST
+           : n > SERVER_RECEIVE_MOST ? SERVER_RECEIVE_MOST
+                                     : (int)n;
+}
+
 static server_handler check_health, watch_health, list_methods;
 
 int server_open(const struct server_options *o, struct server **out, struct err *e)
@@ -80,15 +96,20 @@ int server_open(const struct server_options *o, struct server **out, struct err 
     struct link_options options = {.role = LINK_SERVER,
                                    .endpoint = o->endpoint,
                                    .max_frame_bytes = o->max_frame_bytes,
-                                   .high_water = SERVER_HIGH_WATER};
+                                   .high_water = SERVER_HIGH_WATER,
+                                   .receive_high_water = receive_high_water(o->max_frame_bytes),
+                                   .auth = o->auth};
     int rc = link_open(&options, &link, e);
     if (rc < 0)
         return rc;
     struct server *s = mem_alloc(sizeof(*s));
     owner_take(&s->owner);
     s->link = link;
+    s->auth = o->auth;
+    s->peers = peers_new();
     s->name = mem_string(o->name ? o->name : "server");
     s->max_calls = s->n_free = o->max_calls > 0 ? o->max_calls : SERVER_DEFAULT_CALLS;
+    s->max_peer_calls = o->max_peer_calls > 0 ? o->max_peer_calls : (s->max_calls + 1) / 2;
     s->calls = mem_array((size_t)s->max_calls, sizeof(*s->calls));
     s->free_calls = mem_array((size_t)s->max_calls, sizeof(*s->free_calls));
     for (int i = 0; i < s->max_calls; i++)
@@ -172,7 +193,7 @@ static void send_failure(struct server *s, const struct address *to, int code, c
 
 static struct address address_of(const struct server_call *c)
 {
-    return (struct address){c->peer, c->peer_bytes, c->id};
+    return (struct address){c->peer->id, c->peer->id_bytes, c->id};
 }
 
 static void free_call(struct server_call **call)
@@ -180,6 +201,7 @@ static void free_call(struct server_call **call)
     struct server_call *c = *call;
     struct server *s = c->server;
     *call = NULL;
+    c->peer->n_open--;
     *c = (struct server_call){0};
     s->free_calls[s->n_free++] = (int)(c - s->calls);
 }
@@ -244,6 +266,7 @@ void server_close(struct server **server)
     if (s->loop)
         server_detach(s, s->loop);
     link_close(&s->link);
+    peers_free(&s->peers);
     buf_fini(&s->header);
     buf_fini(&s->message);
     mem_free(s->free_calls);
@@ -258,8 +281,8 @@ static void cancel(struct server *s, const struct message *m, uint64_t call_id)
 {
     for (int i = 0; i < s->max_calls && s->n_free < s->max_calls; i++) {
         struct server_call *c = &s->calls[i];
-        if (!c->is_open || c->id != call_id || c->peer_bytes != m->peer_bytes ||
-            memcmp(c->peer, m->peer, m->peer_bytes) != 0)
+        if (!c->is_open || c->id != call_id || c->peer->id_bytes != m->peer_bytes ||
+            memcmp(c->peer->id, m->peer, m->peer_bytes) != 0)
             continue;
         c->is_cancelled = true;
     }
@@ -272,17 +295,34 @@ static int64_t deadline_of(uint64_t left_us, int64_t now_ns)
     return now_ns + (int64_t)left_us * CLOCK_US;
 }
 
-static struct server_call *take_call(struct server *s, const struct message *m,
+static struct server_call *take_call(struct server *s, struct peer *peer,
                                      const struct wire_call_header *h)
 {
     struct server_call *c = &s->calls[s->free_calls[--s->n_free]];
     must(!c->is_open);
     c->server = s;
     c->is_open = true;
-    memcpy(c->peer, m->peer, m->peer_bytes);
-    c->peer_bytes = m->peer_bytes;
+    c->peer = peer;
+    peer->n_open++;
     c->id = h->call_id;
     return c;
+}
+
+/* Is this peer let in, and is there room for another call of it? */
+static int admit(struct server *s, struct peer *peer, struct err *e)
+{
+    if (link_has_keys(s->link) && !peer_is_allowed(peer, s->auth)) {
+        s->counters.refused_peers++;
+        auth_note_refusal(s->auth, AUTH_CALL);
+        log_warn("auth.refused", "why=%s server=%s key=%s", auth_refusal_name(AUTH_CALL), s->name,
+                 log_quote(peer->key).text);
+        return err_set(e, E_DENIED, "%s does not let the key \"%s\" in", s->name, peer->key);
+    }
+    if (peer->n_open < s->max_peer_calls)
+        return 0;
+    s->counters.over_share++;
+    return err_set(e, E_BUSY, "this peer has %d calls open at %s, which is its share", peer->n_open,
+                   s->name);
 }
 
 /* The handler of a method; NULL with the reason why there is none. */
@@ -310,10 +350,12 @@ static server_handler *find_handler(struct server *s, const struct wire_call_hea
 static void dispatch(struct server *s, const struct message *m, const struct wire_call_header *h,
                      int64_t now_ns)
 {
+    struct peer *peer = peers_of(s->peers, m);
     enum wire_service service = WIRE_SERVICES;
     int method = 0;
     struct err e = {0};
-    server_handler *handler = find_handler(s, h, &service, &method, &e);
+    server_handler *handler =
+        admit(s, peer, &e) == 0 ? find_handler(s, h, &service, &method, &e) : NULL;
     if (!handler) {
         send_failure(s, &(struct address){m->peer, m->peer_bytes, h->call_id}, e.code, e.text);
         return;
@@ -324,10 +366,11 @@ static void dispatch(struct server *s, const struct message *m, const struct wir
                                .trace_id = h->trace_id,
                                .received_ns = now_ns,
                                .n_metadata = (int)h->n_metadata,
-                               .metadata = h->metadata};
+                               .metadata = h->metadata,
+                               .key = peer->key};
     for (int i = 0; i < r.n_payloads; i++)
         r.payloads[i] = m->frames[i + 2];
-    struct server_call *call = take_call(s, m, h);
+    struct server_call *call = take_call(s, peer, h);
     call->deadline_ns = r.deadline_ns;
     call->is_stream = wire_method_is_stream(service, method);
     s->counters.calls++;
@@ -399,6 +442,14 @@ static void tell_watchers(struct server *s)
     end_dead_watches(s);
 }
 
+static int watches_of(const struct server *s, const struct peer *peer)
+{
+    int n = 0;
+    for (int i = 0; i < s->n_watchers; i++)
+        n += s->watchers[i]->peer == peer;
+    return n;
+}
+
 static void watch_health(void *ud, struct server_call *call, const struct server_request *r)
 {
     (void)r;
@@ -406,8 +457,8 @@ static void watch_health(void *ud, struct server_call *call, const struct server
     /* Only a send shows that a watcher has gone; a repeated state does no harm. */
     if (s->n_watchers == SERVER_MAX_WATCHERS)
         tell_watchers(s);
-    if (s->n_watchers == SERVER_MAX_WATCHERS) {
-        server_fail(&call, E_BUSY, "%d watches are open", SERVER_MAX_WATCHERS);
+    if (s->n_watchers == SERVER_MAX_WATCHERS || watches_of(s, call->peer) >= SERVER_PEER_WATCHERS) {
+        server_fail(&call, E_BUSY, "%d watches are open", s->n_watchers);
         return;
     }
     wire_health_encode(&(struct wire_health){s->is_serving}, &s->message);

@@ -2,7 +2,8 @@
  * descriptors, health and reflection built in (protocol.md 1 and 2).
  *
  * Bad frames cost their sender INVALID_ARGUMENT and a counter; unknown methods
- * UNIMPLEMENTED.  Owner: the thread that opened it. */
+ * UNIMPLEMENTED; calls beyond a peer's share RESOURCE_EXHAUSTED, so that others do not notice
+ * it.  With keys a peer whose key is not let in (any more) gets PERMISSION_DENIED.  Owner: the thread that opened it. */
 #pragma once
 
 #include <stdbool.h>
@@ -31,6 +32,7 @@ struct server_request {
     int64_t received_ns;
     int n_metadata;
     const struct wire_metadata *metadata;
+    const char *key; /* that the caller proved (rpc/auth.h); "": the connection has no keys */
 };
 typedef void server_handler(void *ud, struct server_call *call, const struct server_request *r);
 
@@ -39,6 +41,8 @@ struct server_options {
     const char *name;       /* for log lines; copied */
     size_t max_frame_bytes; /* 0 = 256 MiB */
     int max_calls;          /* open at a time; more are answered RESOURCE_EXHAUSTED; 0 = 256 */
+    int max_peer_calls;     /* of one peer; 0: half of max_calls */
+    struct auth *auth;      /* borrowed until server_close(); NULL: no keys */
 };
 struct server;
 int server_open(const struct server_options *o, struct server **out, struct err *e);
@@ -77,6 +81,8 @@ bool server_call_is_cancelled(const struct server_call *call);
 
 struct server_counters {
     int64_t calls, failures, bad_frames, unknown_methods, dropped_answers;
+    int64_t refused_peers; /* calls of peers whose key is not let in */
+    int64_t over_share;    /* calls beyond a peer's share */
 };
 void server_count(const struct server *s, struct server_counters *out);
 

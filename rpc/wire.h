@@ -36,6 +36,7 @@ enum {
     CLUSTER_HOLDINGS,
     CLUSTER_TABLE, /* request: empty */
     CLUSTER_LEAVE,
+    CLUSTER_CALLERS, /* request: empty */
     CLUSTER_METHODS
 };
 enum { EXPERT_FORWARD, EXPERT_DESCRIBE, EXPERT_METHODS };
@@ -58,8 +59,12 @@ enum {
 
 enum node_role { NODE_EXPERT, NODE_ATTENTION };
 enum node_state { NODE_JOINING, NODE_LOADING, NODE_READY, NODE_DRAINING, NODE_GONE };
+/* What the coordinator thinks of a node's answers: SUSPECT missed deadlines, QUARANTINED gave a
+ * wrong or non-finite answer. */
+enum node_trust { NODE_TRUSTED, NODE_SUSPECT, NODE_QUARANTINED };
 const char *node_role_name(enum node_role r);
 const char *node_state_name(enum node_state s);
+const char *node_trust_name(enum node_trust t);
 
 struct wire_join {
     enum node_role role;
@@ -73,9 +78,10 @@ struct wire_join {
     struct format_set formats;
     enum combine_mode combine;
     char kernels[WIRE_NAME_BYTES], build[WIRE_TEXT_BYTES];
-    uint64_t memory_bytes; /* room for experts */
-    uint64_t expert_bytes; /* of one packed expert */
-    uint32_t max_rows;     /* of one Forward or Step */
+    uint64_t memory_bytes;           /* room for experts */
+    uint64_t expert_bytes;           /* of one packed expert */
+    uint32_t max_rows;               /* of one Forward or Step */
+    char public_key[KEY_TEXT_BYTES]; /* "": no keys */
 };
 struct wire_join_reply {
     uint32_t node_id; /* never 0 */
@@ -95,6 +101,7 @@ struct wire_heartbeat {
 struct wire_heartbeat_reply {
     uint64_t epoch;            /* newest table */
     uint64_t holdings_version; /* newest for this node */
+    uint64_t callers_version;  /* newest list of callers; 0: the cluster has no keys */
 };
 
 /* What one expert node shall hold. */
@@ -112,6 +119,7 @@ struct wire_table_node {
     char name[WIRE_NAME_BYTES], endpoint[LINK_ENDPOINT_BYTES];
     uint64_t incarnation;
     uint32_t max_rows;
+    char public_key[KEY_TEXT_BYTES]; /* "": none */
 };
 enum { WIRE_NO_HOLDER = 0xffff, WIRE_MAX_REPLICAS = 4 };
 struct wire_table {
@@ -131,6 +139,12 @@ static inline const uint16_t *wire_table_holders(const struct wire_table *t, uin
 }
 /* 0, or E_INVALID: shape, counts and every expert's places are as said above. */
 int wire_table_check(const struct wire_table *t, struct err *e);
+/* Whom an expert node lets in beside the coordinator: the attention sides' keys. */
+struct wire_callers {
+    uint64_t version;
+    uint32_t n_keys; /* at most WIRE_MAX_NODES */
+    const char (*keys)[KEY_TEXT_BYTES];
+};
 struct wire_leave {
     uint32_t node_id;
     uint64_t incarnation;
@@ -159,6 +173,9 @@ void wire_table_encode(const struct wire_table *m, struct buf *message, struct b
 /* Everything in one allocation, freed with mem_free(); checked as by wire_table_check(). */
 int wire_table_decode(struct str message, const struct frame *payloads, int n_payloads,
                       struct wire_table **out, struct err *e);
+void wire_callers_encode(const struct wire_callers *m, struct buf *message);
+/* Everything in one allocation, freed with mem_free(). */
+int wire_callers_decode(struct str message, struct wire_callers **out, struct err *e);
 void wire_leave_encode(const struct wire_leave *m, struct buf *message);
 int wire_leave_decode(struct str message, struct wire_leave *out, struct err *e);
 
@@ -253,9 +270,11 @@ struct wire_step_seq {
     uint32_t n_prompt;               /* with `sampling`: length of the whole prompt */
     const struct sampling *sampling; /* with the first chunk (position 0) only, else NULL */
 };
-/* Payload [0]: int32 tokens, seq after seq.  A sequence appears once in a step. */
+/* Payload [0]: int32 tokens, seq after seq.  A sequence appears once in a step.
+ * `session` is the coordinator's hold on the side, higher each time that it takes (or again takes)
+ * the side over: at a higher one the side forgets all sequences, a lower one is refused. */
 struct wire_step {
-    uint64_t step;
+    uint64_t step, session;
     uint32_t n_seqs, n_tokens;
     const struct wire_step_seq *seqs;
     const int32_t *tokens;
@@ -284,8 +303,10 @@ void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message
 /* One allocation, freed with mem_free(). */
 int wire_step_reply_decode(struct str message, struct wire_step_reply **out, struct err *e);
 
-/* Release: forget these sequences; unknown ones are fine.  Empty reply. */
+/* Release: forget these sequences; unknown ones are fine, as are those of an older session.
+ * Empty reply. */
 struct wire_release {
+    uint64_t session;
     uint32_t n_seqs;
     const uint64_t *seqs;
 };
@@ -296,6 +317,7 @@ int wire_release_decode(struct str message, struct wire_release **out, struct er
 struct wire_attention_description {
     char name[WIRE_NAME_BYTES];
     uint64_t fingerprint, epoch;
+    uint64_t session; /* the highest that it has heard of */
     uint32_t kv_pages_total, kv_pages_free, page_tokens, max_rows, max_seqs, max_positions;
     uint32_t protocol_version;
     struct format_set formats;

@@ -37,6 +37,19 @@ const char *node_state_name(enum node_state s)
     return "unknown";
 }
 
+const char *node_trust_name(enum node_trust t)
+{
+    switch (t) {
+    case NODE_TRUSTED:
+        return "trusted";
+    case NODE_SUSPECT:
+        return "suspect";
+    case NODE_QUARANTINED:
+        return "quarantined";
+    }
+    return "unknown";
+}
+
 void wire_join_encode(const struct wire_join *m, struct buf *message)
 {
     Polymath__V1__JoinRequest p;
@@ -58,7 +71,17 @@ void wire_join_encode(const struct wire_join *m, struct buf *message)
     p.memory_bytes = m->memory_bytes;
     p.expert_bytes = m->expert_bytes;
     p.max_rows = m->max_rows;
+    p.public_key = wire_borrow(m->public_key);
     wire_pack(&p.base, message);
+}
+
+/* A key, or nothing. */
+static int read_key(char out[KEY_TEXT_BYTES], const char *in, struct err *e)
+{
+    int rc = wire_text(out, KEY_TEXT_BYTES, in, "public_key", e);
+    if (rc == 0 && out[0] && !key_is_valid(out))
+        rc = wire_invalid(e, "public_key is not a key");
+    return rc;
 }
 
 static int read_role(int on_wire, enum node_role *out, struct err *e)
@@ -80,6 +103,8 @@ static int read_join_texts(const Polymath__V1__JoinRequest *p, struct wire_join 
         rc = wire_text(out->kernels, sizeof(out->kernels), p->kernels, "kernels", e);
     if (rc == 0)
         rc = wire_text(out->build, sizeof(out->build), p->build, "build", e);
+    if (rc == 0)
+        rc = read_key(out->public_key, p->public_key, e);
     if (rc == 0 && (!out->name[0] || !out->endpoint[0]))
         rc = wire_invalid(e, "name and endpoint must not be empty");
     return rc;
@@ -193,6 +218,7 @@ void wire_heartbeat_reply_encode(const struct wire_heartbeat_reply *m, struct bu
     polymath__v1__heartbeat_reply__init(&p);
     p.epoch = m->epoch;
     p.holdings_version = m->holdings_version;
+    p.callers_version = m->callers_version;
     wire_pack(&p.base, message);
 }
 
@@ -205,7 +231,8 @@ int wire_heartbeat_reply_decode(struct str message, struct wire_heartbeat_reply 
         wire_unpack(&memory, &polymath__v1__heartbeat_reply__descriptor, message, e);
     if (p)
         *out = (struct wire_heartbeat_reply){.epoch = p->epoch,
-                                             .holdings_version = p->holdings_version};
+                                             .holdings_version = p->holdings_version,
+                                             .callers_version = p->callers_version};
     wire_memory_fini(&memory);
     return p ? 0 : E_INVALID;
 }
@@ -353,6 +380,7 @@ void wire_table_encode(const struct wire_table *m, struct buf *message, struct b
         items[i].endpoint = wire_borrow(m->nodes[i].endpoint);
         items[i].incarnation = m->nodes[i].incarnation;
         items[i].max_rows = m->nodes[i].max_rows;
+        items[i].public_key = wire_borrow(m->nodes[i].public_key);
         pointers[i] = &items[i];
     }
     Polymath__V1__TableReply p;
@@ -374,6 +402,8 @@ static int read_node(const Polymath__V1__TableNode *p, struct wire_table_node *o
     int rc = wire_text(out->name, sizeof(out->name), p->name, "name", e);
     if (rc == 0)
         rc = wire_text(out->endpoint, sizeof(out->endpoint), p->endpoint, "endpoint", e);
+    if (rc == 0)
+        rc = read_key(out->public_key, p->public_key, e);
     if (rc == 0 && (p->node_id == 0 || !out->endpoint[0]))
         rc = wire_invalid(e, "a node without id or endpoint");
     out->node_id = p->node_id;
@@ -430,6 +460,56 @@ int wire_table_decode(struct str message, const struct frame *payloads, int n_pa
     if (rc == 0)
         rc = read_table(p, &head, &payloads[0], out, e);
 out:
+    wire_memory_fini(&memory);
+    return rc;
+}
+
+void wire_callers_encode(const struct wire_callers *m, struct buf *message)
+{
+    must(m->n_keys <= WIRE_MAX_NODES);
+    char **keys = mem_array(m->n_keys + 1, sizeof(char *));
+    for (uint32_t i = 0; i < m->n_keys; i++)
+        keys[i] = wire_borrow(m->keys[i]);
+    Polymath__V1__CallersReply p;
+    polymath__v1__callers_reply__init(&p);
+    p.version = m->version;
+    p.n_public_keys = m->n_keys;
+    p.public_keys = keys;
+    wire_pack(&p.base, message);
+    mem_free(keys);
+}
+
+static int read_callers(const Polymath__V1__CallersReply *p, struct wire_callers **out,
+                        struct err *e)
+{
+    if (p->n_public_keys > WIRE_MAX_NODES)
+        return wire_invalid(e, "%zu callers, at most %d are possible", p->n_public_keys,
+                            WIRE_MAX_NODES);
+    struct wire_callers *c = mem_alloc(sizeof(*c) + p->n_public_keys * KEY_TEXT_BYTES);
+    char(*keys)[KEY_TEXT_BYTES] = (char(*)[KEY_TEXT_BYTES])(c + 1);
+    *c = (struct wire_callers){
+        .version = p->version, .n_keys = (uint32_t)p->n_public_keys, .keys = keys};
+    int rc = 0;
+    for (uint32_t i = 0; i < c->n_keys && rc == 0; i++) {
+        rc = read_key(keys[i], p->public_keys[i], e);
+        if (rc == 0 && !keys[i][0])
+            rc = wire_invalid(e, "a caller without a key");
+    }
+    if (rc < 0)
+        mem_free(c);
+    else
+        *out = c;
+    return rc;
+}
+
+int wire_callers_decode(struct str message, struct wire_callers **out, struct err *e)
+{
+    *out = NULL;
+    struct wire_memory memory;
+    wire_memory_init(&memory);
+    const Polymath__V1__CallersReply *p =
+        wire_unpack(&memory, &polymath__v1__callers_reply__descriptor, message, e);
+    int rc = p ? read_callers(p, out, e) : E_INVALID;
     wire_memory_fini(&memory);
     return rc;
 }

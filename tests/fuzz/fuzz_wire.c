@@ -120,6 +120,15 @@ static void decode_release(const struct input *in)
     mem_free(out);
 }
 
+static void decode_callers(const struct input *in)
+{
+    struct wire_callers *out = NULL;
+    if (wire_callers_decode(in->message, &out, NULL) == 0)
+        for (uint32_t i = 0; i < out->n_keys; i++)
+            must(key_is_valid(out->keys[i]));
+    mem_free(out);
+}
+
 #define DECODER(name) \
     static void decode_##name(const struct input *in) \
     { \
@@ -162,6 +171,7 @@ static void (*const decoders[])(const struct input *in) = {
     decode_attention_description,
     decode_health,
     decode_listing,
+    decode_callers,
 };
 
 /* The next `bytes` bytes, or what there is. */

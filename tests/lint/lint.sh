@@ -30,7 +30,7 @@ say 'the coordinator touches tensors' \
 # Things that live in one room only.
 only() { say "$1 outside $3" "$(src "$2" | grep -vE "^($3)")"; }
 only protobuf    'pb-c\.h"'                        'rpc/wire_'
-only zeromq      '<zmq\.h>'                        'rpc/(link|loop)\.c'
+only zeromq      '<zmq\.h>'                        'rpc/(link|loop|auth|key)\.c'
 only mutexes     'pthread_(mutex|cond)_'           'base/(queue|log|thread|blob)\.|engine/pool\.'
 only 'the clock' 'clock_gettime|gettimeofday|[^a-z_]time\(NULL' 'base/clock\.c'
 only cblas       'cblas_[a-z]+\(|<cblas'                          'engine/gemm\.c'

@@ -121,18 +121,32 @@ static void echo_main(struct thread *t, void *arg)
     loop_close(&e->loop);
 }
 
-struct rpc_echo *rpc_echo_start(const char *endpoint, size_t max_frame_bytes)
+static struct rpc_echo *start(const struct server_options *o)
 {
     struct rpc_echo *e = mem_alloc(sizeof(*e));
     e->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    e->options = (struct server_options){.endpoint = endpoint,
-                                         .name = "echo",
-                                         .max_frame_bytes = max_frame_bytes,
-                                         .max_calls = 1000};
+    e->options = *o;
     struct err why = {0};
     if (thread_start("echo", echo_main, e, &e->thread, &why) < 0)
         test_fail(__FILE__, __LINE__, "%s", why.text);
     return e;
+}
+
+struct rpc_echo *rpc_echo_start(const char *endpoint, size_t max_frame_bytes)
+{
+    struct server_options o = {.endpoint = endpoint,
+                               .name = "echo",
+                               .max_frame_bytes = max_frame_bytes,
+                               .max_calls = 1000,
+                               .max_peer_calls = 1000};
+    return start(&o);
+}
+
+struct rpc_echo *rpc_echo_start_with(const char *endpoint, struct auth *auth, int max_peer_calls)
+{
+    struct server_options o = {
+        .endpoint = endpoint, .name = "echo", .auth = auth, .max_peer_calls = max_peer_calls};
+    return start(&o);
 }
 
 static void wake(void *ud)

@@ -14,6 +14,8 @@
 
 struct rpc_echo;
 struct rpc_echo *rpc_echo_start(const char *endpoint, size_t max_frame_bytes);
+/* The same with keys (NULL: none) and a share for each peer (0: the default). */
+struct rpc_echo *rpc_echo_start_with(const char *endpoint, struct auth *auth, int max_peer_calls);
 /* Closes the server on its thread and ends the thread. */
 void rpc_echo_stop(struct rpc_echo **e);
 /* As bound. */

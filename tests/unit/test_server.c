@@ -184,7 +184,8 @@ TEST(server_drops_only_the_sender_of_an_oversized_frame)
 
 TEST(server_is_busy_beyond_its_calls)
 {
-    struct server_options o = {.endpoint = "inproc://few", .name = "few", .max_calls = 2};
+    struct server_options o = {
+        .endpoint = "inproc://few", .name = "few", .max_calls = 2, .max_peer_calls = 2};
     struct server *s = NULL;
     CHECK_INT(server_open(&o, &s, NULL), 0);
     struct link *l = dial("inproc://few");

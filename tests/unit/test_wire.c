@@ -63,6 +63,7 @@ static void fill_join(struct rng *r, struct wire_join *m)
     m->memory_bytes = wire_random_64(r);
     m->expert_bytes = wire_random_64(r);
     m->max_rows = wire_random_32(r);
+    wire_random_key(r, m->public_key);
 }
 static void same_join(const struct wire_join *a, const struct wire_join *b)
 {
@@ -82,6 +83,7 @@ static void same_join(const struct wire_join *a, const struct wire_join *b)
     SAME(memory_bytes);
     SAME(expert_bytes);
     SAME(max_rows);
+    SAME_TEXT(public_key);
 }
 ROUND_TRIP(wire_join, join, fill_join)
 
@@ -129,12 +131,14 @@ static void fill_heartbeat_reply(struct rng *r, struct wire_heartbeat_reply *m)
 {
     m->epoch = wire_random_64(r);
     m->holdings_version = wire_random_64(r);
+    m->callers_version = wire_random_64(r);
 }
 static void same_heartbeat_reply(const struct wire_heartbeat_reply *a,
                                  const struct wire_heartbeat_reply *b)
 {
     SAME(epoch);
     SAME(holdings_version);
+    SAME(callers_version);
 }
 ROUND_TRIP(wire_heartbeat_reply, heartbeat_reply, fill_heartbeat_reply)
 
@@ -390,7 +394,8 @@ TEST(wire_refuses_enumerations_and_names_it_does_not_know)
 TEST(wire_names_come_from_the_services)
 {
     static const int counts[] = {CLUSTER_METHODS, EXPERT_METHODS, ATTENTION_METHODS, 2, 1};
-    static const char *const names[] = {"polymath.v1.Cluster/Leave", "polymath.v1.Expert/Describe",
+    static const char *const names[] = {"polymath.v1.Cluster/Callers",
+                                        "polymath.v1.Expert/Describe",
                                         "polymath.v1.Attention/Describe",
                                         "polymath.v1.Health/Watch", "polymath.v1.Reflection/List"};
     for (int s = 0; s < WIRE_SERVICES; s++) {

@@ -87,6 +87,7 @@ TEST(wire_table_comes_back)
         wire_random_text(&r, nodes[i].endpoint, sizeof(nodes[i].endpoint));
         nodes[i].incarnation = wire_random_64(&r);
         nodes[i].max_rows = wire_random_32(&r);
+        wire_random_key(&r, nodes[i].public_key);
     }
     for (int i = 0; i < LAYERS * EXPERTS; i++)
         fill_places(&r, holders + REPLICAS * i, NODES, REPLICAS);
@@ -104,6 +105,7 @@ TEST(wire_table_comes_back)
         CHECK_STR(out->nodes[i].endpoint, nodes[i].endpoint);
         CHECK(out->nodes[i].incarnation == nodes[i].incarnation);
         CHECK(out->nodes[i].max_rows == nodes[i].max_rows);
+        CHECK_STR(out->nodes[i].public_key, nodes[i].public_key);
     }
     CHECK_INT(out->n_replicas, REPLICAS);
     CHECK_BYTES(out->holders, holders, sizeof(holders));
@@ -129,6 +131,71 @@ TEST(wire_table_comes_back)
         CHECK_INT(check_table(NULL, buf_str(&message), &frame, 1), cases[i].code);
     }
     blob_unref(&payload);
+    buf_fini(&message);
+}
+
+/* A key that is no key must not get through, wherever one travels. */
+TEST(wire_refuses_what_is_no_key)
+{
+    struct wire_table_node node = {.node_id = 1, .endpoint = "ipc://x", .public_key = "short"};
+    uint16_t holder = 0;
+    struct wire_table in = {1, 1, 1, 1, 1, &node, &holder}, *out = NULL;
+    struct buf message = {0};
+    struct blob *payload = NULL;
+    wire_table_encode(&in, &message, &payload);
+    struct frame frame = frame_of(payload);
+    struct err e = {0};
+    CHECK_INT(wire_table_decode(buf_str(&message), &frame, 1, &out, &e), E_INVALID);
+    CHECK_HAS(e.text, "public_key");
+    blob_unref(&payload);
+    memset(node.public_key, '"', KEY_TEXT_BYTES - 1); /* 40 characters, but not of Z85 */
+    wire_table_encode(&in, &message, &payload);
+    frame = frame_of(payload);
+    CHECK_INT(wire_table_decode(buf_str(&message), &frame, 1, &out, &e), E_INVALID);
+    CHECK_HAS(e.text, "public_key");
+    blob_unref(&payload);
+    buf_fini(&message);
+}
+
+static int check_callers(void *ud, struct str message, const struct frame *payloads, int n)
+{
+    (void)ud, (void)payloads, (void)n;
+    struct wire_callers *out = NULL;
+    int rc = wire_callers_decode(message, &out, NULL);
+    CHECK((rc == 0) == (out != NULL));
+    for (uint32_t i = 0; out && i < out->n_keys; i++)
+        CHECK(key_is_valid(out->keys[i]));
+    mem_free(out);
+    return rc;
+}
+
+TEST(wire_callers_come_back)
+{
+    struct rng r = test_rng();
+    char keys[5][KEY_TEXT_BYTES];
+    for (int i = 0; i < 5; i++)
+        do
+            wire_random_key(&r, keys[i]);
+        while (!keys[i][0]);
+    struct wire_callers in = {wire_random_64(&r), 5, keys}, *out = NULL;
+    struct buf message = {0};
+    wire_callers_encode(&in, &message);
+    CHECK_INT(wire_callers_decode(buf_str(&message), &out, NULL), 0);
+    CHECK(out->version == in.version);
+    CHECK_INT(out->n_keys, 5);
+    for (int i = 0; i < 5; i++)
+        CHECK_STR(out->keys[i], keys[i]);
+    mem_free(out);
+    wire_damage(buf_str(&message), NULL, 0, check_callers, NULL);
+
+    keys[2][0] = '\0'; /* a caller without a key would be everybody */
+    wire_callers_encode(&in, &message);
+    CHECK_INT(wire_callers_decode(buf_str(&message), &out, NULL), E_INVALID);
+    in.n_keys = 0;
+    wire_callers_encode(&in, &message);
+    CHECK_INT(wire_callers_decode(buf_str(&message), &out, NULL), 0);
+    CHECK_INT(out->n_keys, 0);
+    mem_free(out);
     buf_fini(&message);
 }
 

@@ -35,6 +35,17 @@ void wire_random_text(struct rng *r, char *out, size_t size)
     out[len] = '\0';
 }
 
+void wire_random_key(struct rng *r, char out[KEY_TEXT_BYTES])
+{
+    unsigned char raw[KEY_RAW_BYTES];
+    for (size_t i = 0; i < sizeof(raw); i++)
+        raw[i] = (unsigned char)rng_next(r);
+    if (rng_below(r, 4) == 0)
+        out[0] = '\0';
+    else
+        key_from_raw(raw, out);
+}
+
 void wire_damage(struct str message, const struct frame *payloads, int n_payloads,
                  wire_check *check, void *ud)
 {

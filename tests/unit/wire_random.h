@@ -10,6 +10,8 @@ uint64_t wire_random_64(struct rng *r);
 float wire_random_float(struct rng *r, float low, float high);
 /* A text of at least one character that may be longer in bytes than in characters. */
 void wire_random_text(struct rng *r, char *out, size_t size);
+/* A key, or nothing. */
+void wire_random_key(struct rng *r, char out[KEY_TEXT_BYTES]);
 
 /* Decodes and gives back what it took; 0 or E_INVALID and nothing else. */
 typedef int wire_check(void *ud, struct str message, const struct frame *payloads, int n_payloads);
