@@ -262,8 +262,11 @@ static int count_and_scatter(void *ud, int lane, const struct moe_rows *rows)
 static int pass_gather(void *ud, int lane, float *x)
 {
     struct bench_model *m = ud;
-    return m->moe ? moe_local_ops.gather(m->moe, lane, x)
-                  : bench_moe_ops.gather(m->random_moe, lane, x);
+    bench_profile_experts(true);
+    int rc = m->moe ? moe_local_ops.gather(m->moe, lane, x)
+                    : bench_moe_ops.gather(m->random_moe, lane, x);
+    bench_profile_experts(false);
+    return rc;
 }
 
 static const struct moe_ops counting_ops = {.scatter = count_and_scatter, .gather = pass_gather};

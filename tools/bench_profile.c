@@ -9,7 +9,7 @@ static struct profile {
     const struct kernels *inner;
     struct kernels wrapped;
     struct model_config config;
-    atomic_bool is_on;
+    atomic_bool is_on, has_experts_running;
     _Atomic int64_t ns[BENCH_PARTS];
 } profile;
 
@@ -40,12 +40,12 @@ static enum bench_part part_of(const struct matrix *w)
 {
     const struct model_config *c = &profile.config;
     bool is_wide = w->cols == c->hidden_size;
+    if (atomic_load_explicit(&profile.has_experts_running, memory_order_relaxed))
+        return BENCH_PART_EXPERTS;
     if (w->rows == c->vocab_size && is_wide)
         return BENCH_PART_HEAD;
     if (w->rows == c->n_experts && is_wide)
         return BENCH_PART_ROUTER;
-    if ((w->rows == c->expert_size && is_wide) || w->cols == c->expert_size)
-        return BENCH_PART_EXPERTS;
     return BENCH_PART_PROJECTIONS;
 }
 
@@ -168,6 +168,11 @@ void bench_profile_set(bool on)
         for (int part = 0; part < BENCH_PARTS; part++)
             atomic_store(&profile.ns[part], 0);
     atomic_store(&profile.is_on, on);
+}
+
+void bench_profile_experts(bool are_running)
+{
+    atomic_store(&profile.has_experts_running, are_running);
 }
 
 int64_t bench_profile_ns(enum bench_part part)

@@ -21,7 +21,8 @@ struct quality_ids {
 /* Lines of ids with commas or blanks between; empty lines are left out.  E_INVALID names the
  * line. */
 int quality_ids_parse(struct str text, struct quality_ids *out, struct err *e);
-/* The text by the model's tokenizer, in sequences of `length` ids. */
+/* The text by the model's tokenizer, markers such as "<think>" as such, in sequences of `length`
+ * ids. */
 int quality_ids_from_text(struct str text, const char *model_dir, int length,
                           struct quality_ids *out, struct err *e);
 void quality_ids_fini(struct quality_ids *q);

@@ -77,7 +77,7 @@ int quality_ids_from_text(struct str text, const char *model_dir, int length,
     int rc = tokenizer_open(model_dir, &tokenizer, e);
     if (rc < 0)
         return rc;
-    rc = tokenizer_encode(tokenizer, text, TOKENIZER_PLAIN, &all);
+    rc = tokenizer_encode(tokenizer, text, TOKENIZER_WITH_MARKERS, &all);
     if (rc < 0)
         rc = err_set(e, rc, "the text is too long");
     else if (all.len == 0)

@@ -241,7 +241,7 @@ TEST(bench_profile_knows_the_parts)
         int rows, cols;
         enum bench_part part;
     } shapes[] = {{96, 32, BENCH_PART_HEAD},        {8, 32, BENCH_PART_ROUTER},
-                  {16, 32, BENCH_PART_EXPERTS},     {32, 16, BENCH_PART_EXPERTS},
+                  {16, 32, BENCH_PART_EXPERTS},     {64, 32, BENCH_PART_EXPERTS},
                   {64, 32, BENCH_PART_PROJECTIONS}, {32, 64, BENCH_PART_PROJECTIONS}};
     float *x = mem_aligned(64 * sizeof(float)), *y = mem_aligned(96 * sizeof(float));
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
@@ -250,9 +250,11 @@ TEST(bench_profile_knows_the_parts)
         CHECK_INT(bench_matrix_open(&m, FORMAT_F32, shapes[i].rows, shapes[i].cols, 1, NULL), 0);
         k->matmul[FORMAT_F32](&m.m, 0, 1, &rows, y, 96); /* off: nothing is added */
         bench_profile_set(true);
+        bench_profile_experts(shapes[i].part == BENCH_PART_EXPERTS);
         for (int j = 0; j < 1000; j++) /* so many that a coarse clock sees them */
             k->matmul[FORMAT_F32](&m.m, 0, 1, &rows, y, 96);
         bench_profile_set(false);
+        bench_profile_experts(false);
         for (enum bench_part part = 0; part < BENCH_PARTS; part++)
             CHECK((bench_profile_ns(part) > 0) == (part == shapes[i].part));
         bench_matrix_close(&m);
