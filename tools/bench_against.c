@@ -97,10 +97,9 @@ static void report(struct contest *c)
     bench_report_row(&b->report, "prefill, peer", metrics, 2);
     report_ratio(&b->report, "prefill tok/s, ours / peer", &c->our_prefill, &c->peer_prefill);
     report_ratio(&b->report, "prefill GOP/s, ours / peer", &c->our_gop_s, &c->peer_gop_s);
-    bench_report_note(
-        &b->report,
-        "GOP/s count what was computed: in the last layer the peer sends only the rows\n"
-        "with logits through the experts, we send all; compare GOP/s.");
+    bench_report_note(&b->report,
+                      "GOP/s count what was computed.  In the last layer both engines send only\n"
+                      "the rows with logits through the experts, so tok/s compare too.");
 }
 
 static int look_at_peer(struct contest *c, const struct bench_options *o, struct err *e)

@@ -244,6 +244,7 @@ void bench_model_rewind(struct bench_model *m, int depth)
 static void count_experts(struct bench_model *m, const struct routing *r)
 {
     uint64_t seen[MODEL_MAX_EXPERTS / 64] = {0};
+    m->routes += (int64_t)r->n_rows * r->top_k;
     for (int i = 0; i < r->n_rows * r->top_k; i++) {
         uint64_t bit = 1ULL << (r->experts[i] % 64);
         m->experts_touched += !(seen[r->experts[i] / 64] & bit);
@@ -303,7 +304,7 @@ static struct bench_sample sample_of(const struct bench_model *m, int64_t rows, 
     double bytes = (double)m->experts_touched * c->expert_bytes +
                    n_steps * layers * c->layer_bytes + cache_bytes +
                    (n_logits > 0 ? n_steps * c->head_bytes : 0);
-    double ops = (double)rows * layers * (c->layer_ops + m->config->top_k * c->expert_ops) +
+    double ops = (double)rows * layers * c->layer_ops + (double)m->routes * c->expert_ops +
                  (double)n_logits * c->head_ops;
     return (struct bench_sample){.tokens_s = (double)rows / (double)spent_ns * CLOCK_S,
                                  .gb_s = bytes / (double)spent_ns,
@@ -316,7 +317,7 @@ int bench_model_decode(struct bench_model *m, int depth, int n_steps, struct ben
 {
     int rc = 0;
     bench_model_rewind(m, depth);
-    m->experts_touched = 0;
+    m->experts_touched = m->routes = 0;
     int64_t begun_ns = clock_now_ns();
     for (int i = 0; i < n_steps && rc == 0; i++)
         rc = bench_model_step(m, 1, true, e);
@@ -331,7 +332,7 @@ int bench_model_prefill(struct bench_model *m, int depth, int n_tokens, struct b
 {
     int rc = 0, n_steps = 0;
     bench_model_rewind(m, depth);
-    m->experts_touched = 0;
+    m->experts_touched = m->routes = 0;
     int64_t begun_ns = clock_now_ns();
     for (int done = 0; done < n_tokens && rc == 0; n_steps++) {
         int n = n_tokens - done < m->max_rows ? n_tokens - done : m->max_rows;

@@ -40,6 +40,7 @@ struct bench_model {
     struct kv_seq *seqs; /* [n_seqs] */
     struct rng random;
     int64_t experts_touched; /* distinct experts per layer and step, summed */
+    int64_t routes;          /* rows sent to experts: in the last layer only those with logits */
 };
 
 /* Steps of up to max_rows rows. */
