@@ -79,6 +79,19 @@ static size_t on_data(char *data, size_t size, size_t count, void *ud)
     return bytes;
 }
 
+/* Called by libcurl about once a second, and whenever something moves. */
+static int on_progress(void *ud, curl_off_t to_get, curl_off_t got, curl_off_t to_put,
+                       curl_off_t put)
+{
+    (void)to_get;
+    (void)got;
+    (void)to_put;
+    (void)put;
+    struct receiving *r = ud;
+    r->refused |= *r->exchange->is_cancelled;
+    return r->refused;
+}
+
 static int code_of(CURLcode rc, const struct receiving *r)
 {
     if (r->refused)
@@ -114,11 +127,19 @@ int http_exchange(struct http_client *c, const struct http_exchange *x, int *sta
     curl_easy_setopt(c->curl, CURLOPT_TIMEOUT_MS, (long)(timeout_ns / CLOCK_MS));
     curl_easy_setopt(c->curl, CURLOPT_WRITEFUNCTION, on_data);
     curl_easy_setopt(c->curl, CURLOPT_WRITEDATA, &r);
+    for (int i = 0; x->headers && x->headers[i]; i++)
+        headers = curl_slist_append(headers, x->headers[i]);
     if (x->body) {
         headers = curl_slist_append(headers, "Content-Type: application/json");
         headers = curl_slist_append(headers, "Expect:");
-        curl_easy_setopt(c->curl, CURLOPT_HTTPHEADER, headers);
         curl_easy_setopt(c->curl, CURLOPT_POSTFIELDS, x->body);
+    }
+    if (headers)
+        curl_easy_setopt(c->curl, CURLOPT_HTTPHEADER, headers);
+    if (x->is_cancelled) {
+        curl_easy_setopt(c->curl, CURLOPT_NOPROGRESS, 0L);
+        curl_easy_setopt(c->curl, CURLOPT_XFERINFOFUNCTION, on_progress);
+        curl_easy_setopt(c->curl, CURLOPT_XFERINFODATA, &r);
     }
     CURLcode curl_rc = curl_easy_perform(c->curl);
     curl_slist_free_all(headers);

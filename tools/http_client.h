@@ -16,6 +16,10 @@ struct http_exchange {
     const char *url;
     const char *body;   /* NULL: GET; else POST as application/json */
     int64_t timeout_ns; /* for the whole exchange; 0: 10 s */
+    /* further lines of the header ("Name: value"), NULL-terminated; NULL: none */
+    const char *const *headers;
+    /* Once true, the exchange ends with E_CANCELLED within a second; NULL: never. */
+    const _Atomic bool *is_cancelled;
     /* Called for every line of the answer as it arrives (without its line feed), for
      * streams; the body is then not kept.  Returning false aborts the exchange, which
      * ends with E_CANCELLED. */

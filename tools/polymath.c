@@ -4,6 +4,7 @@
 
 #include "base/version.h"
 #include "tools/bench.h"
+#include "tools/chaos.h"
 #include "tools/chat.h"
 #include "tools/eval.h"
 #include "tools/generate.h"
@@ -24,6 +25,7 @@ static const struct verb verbs[] = {
     {"up", "start a coordinator and its nodes on this machine, and keep them running", up_main},
     {"chat", "talk to a running cluster in the terminal", chat_main},
     {"status", "show a running cluster: nodes, placement, requests", status_main},
+    {"chaos", "disturb a cluster of its own under load and print what that cost", chaos_main},
     {"generate", "continue a prompt in this process, without a network", generate_main},
     {"logits", "write the logits of a list of token ids to a file", logits_main},
     {"eval", "ask a running cluster tasks with known answers", eval_main},

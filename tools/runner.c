@@ -334,6 +334,11 @@ static int remove_entry(const char *path, const struct stat *st, int type, struc
     return 0;
 }
 
+void runner_remove_tree(const char *dir)
+{
+    nftw(dir, remove_entry, 8, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+}
+
 static void process_fini(struct runner_process *p)
 {
     for (int i = 0; i < p->argc; i++)
@@ -349,7 +354,7 @@ void runner_close(struct runner *r, enum runner_logs logs)
     if (r->run_dir) {
         remove_socket(r, "cluster");
         if (r->run_dir_is_ours && logs == RUNNER_DROP_LOGS)
-            nftw(r->run_dir, remove_entry, 8, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+            runner_remove_tree(r->run_dir);
     }
     for (int i = 0; i < r->n_processes; i++)
         process_fini(&r->processes[i]);

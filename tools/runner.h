@@ -72,5 +72,7 @@ void runner_stop(struct runner *r);
  * be kept. */
 enum runner_logs { RUNNER_DROP_LOGS, RUNNER_KEEP_LOGS };
 void runner_close(struct runner *r, enum runner_logs logs);
+/* A directory of ours with all that is in it. */
+void runner_remove_tree(const char *dir);
 /* The last lines of a process's log, where the reason of its end stands, on stderr. */
 void runner_print_log_tail(const struct runner_process *p);

@@ -1,0 +1,416 @@
+/* tools/chaos.c - `polymath chaos`: faults against a live cluster under load, and what they
+ * cost.  Starts real processes on this machine, alone or each on a host of its own inside it,
+ * and leaves nothing behind. */
+#include "tools/chaos.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "base/must.h"
+#include "base/rng.h"
+#include "base/signals.h"
+#include "model/format.h"
+#include "tools/http_client.h"
+
+enum { MAX_CHOSEN = 32 };
+
+struct verb {
+    struct chaos chaos;
+    const char *names; /* "all" or comma-separated */
+    const struct chaos_scenario *chosen[MAX_CHOSEN];
+    int n_chosen;
+    bool as_json, lists;
+    char *bin_dir;
+    char *own_model; /* removed at the end; NULL: the user's */
+};
+
+static void usage(FILE *out)
+{
+    struct buf list = {0};
+    chaos_scenario_list(&list);
+    fprintf(out,
+            "usage: polymath chaos [OPTION]...\n\n"
+            "Starts a cluster, lets clients stream from it, disturbs it, and prints what that\n"
+            "cost: requests lost, streams with other tokens than undisturbed, the longest pause\n"
+            "between two tokens (beside the longest undisturbed one), the time until every\n"
+            "expert had all its copies again.  Exit code 1 if a promise was not kept.\n\n"
+            "  --scenario NAMES one or more, with commas, or all (default all)\n"
+            "  --nodes N        expert nodes (default 4)\n"
+            "  --replicas R     copies of every expert (default 2)\n"
+            "  --seconds S      length of the scenarios that go on and on (default 8)\n"
+            "  --clients N      streams at a time (default 8)\n"
+            "  --tokens N       length of an answer (default 64)\n"
+            "  --model DIR      checkpoint (default: a tiny one, made for the run)\n"
+            "  --format F       how weights and the KV cache are held, as for polymath up\n"
+            "  --seed S         of prompts and of the choice of victims (default: printed)\n"
+            "  --hosts          every process on a host of its own: network namespaces with\n"
+            "                   wires between them, over tcp; needs root and /dev/net/tun\n"
+            "  --round-trip US  between those hosts (default 200)\n"
+            "  --set WHO.KEY=V  as for polymath up (repeatable)\n"
+            "  --dir DIR        keep each scenario's logs there\n"
+            "  --json           one JSON object for each scenario\n"
+            "  --list           only list the scenarios\n\n"
+            "Scenarios:\n%s",
+            list.data);
+    buf_fini(&list);
+}
+
+/* ---- options --------------------------------------------------------------------------- */
+
+static bool parse_number(const char *text, long long least, long long most, long long *out)
+{
+    char *end;
+    errno = 0;
+    long long n = strtoll(text, &end, 10);
+    if (*text == 0 || *end != 0 || errno || n < least || n > most)
+        return false;
+    *out = n;
+    return true;
+}
+
+static bool parse_count(const char *text, int least, int most, int *out)
+{
+    long long n;
+    if (!parse_number(text, least, most, &n))
+        return false;
+    *out = (int)n;
+    return true;
+}
+
+enum {
+    OPTION_SCENARIO = 1,
+    OPTION_NODES,
+    OPTION_REPLICAS,
+    OPTION_SECONDS,
+    OPTION_CLIENTS,
+    OPTION_TOKENS,
+    OPTION_MODEL,
+    OPTION_FORMAT,
+    OPTION_SEED,
+    OPTION_HOSTS,
+    OPTION_ROUND_TRIP,
+    OPTION_SET,
+    OPTION_DIR,
+    OPTION_JSON,
+    OPTION_LIST,
+    OPTION_HELP,
+};
+
+static const struct option option_table[] = {
+    {"scenario", required_argument, NULL, OPTION_SCENARIO},
+    {"nodes", required_argument, NULL, OPTION_NODES},
+    {"replicas", required_argument, NULL, OPTION_REPLICAS},
+    {"seconds", required_argument, NULL, OPTION_SECONDS},
+    {"clients", required_argument, NULL, OPTION_CLIENTS},
+    {"tokens", required_argument, NULL, OPTION_TOKENS},
+    {"model", required_argument, NULL, OPTION_MODEL},
+    {"format", required_argument, NULL, OPTION_FORMAT},
+    {"seed", required_argument, NULL, OPTION_SEED},
+    {"hosts", no_argument, NULL, OPTION_HOSTS},
+    {"round-trip", required_argument, NULL, OPTION_ROUND_TRIP},
+    {"set", required_argument, NULL, OPTION_SET},
+    {"dir", required_argument, NULL, OPTION_DIR},
+    {"json", no_argument, NULL, OPTION_JSON},
+    {"list", no_argument, NULL, OPTION_LIST},
+    {"help", no_argument, NULL, OPTION_HELP},
+    {0}};
+
+/* The numbers; false: out of range. */
+static bool take_number(struct chaos_options *o, int option, const char *text)
+{
+    long long n = 0;
+    bool fine = true;
+    switch (option) {
+    case OPTION_NODES:
+        return parse_count(text, 1, 32, &o->n_nodes);
+    case OPTION_REPLICAS:
+        return parse_count(text, 1, 4, &o->replicas);
+    case OPTION_SECONDS:
+        return parse_count(text, 1, 86400, &o->seconds);
+    case OPTION_CLIENTS:
+        return parse_count(text, 1, CHAOS_MAX_CLIENTS, &o->n_clients);
+    case OPTION_TOKENS:
+        return parse_count(text, 2, 2048, &o->n_tokens);
+    case OPTION_ROUND_TRIP: /* a frame passes two wires each way */
+        fine = parse_number(text, 0, 1000000, &n);
+        o->wire.delay_ns = n * CLOCK_US / 4;
+        return fine;
+    case OPTION_SEED:
+        fine = parse_number(text, 0, INT64_MAX, &n);
+        o->seed = (uint64_t)n;
+        return fine;
+    }
+    unreachable();
+}
+
+/* 0, or the exit code. */
+static int take_option(struct verb *v, int option)
+{
+    struct chaos_options *o = &v->chaos.options;
+    bool fine = true;
+    switch (option) {
+    case OPTION_SCENARIO:
+        v->names = optarg;
+        break;
+    case OPTION_MODEL:
+        o->model = optarg;
+        break;
+    case OPTION_FORMAT:
+        o->format = optarg;
+        break;
+    case OPTION_HOSTS:
+        o->on_hosts = true;
+        break;
+    case OPTION_SET:
+        /* the scenario's own come beside them */
+        fine = o->n_settings < RUNNER_MAX_SETTINGS - CHAOS_MAX_SETTINGS - 8;
+        if (fine)
+            o->settings[o->n_settings++] = optarg;
+        break;
+    case OPTION_DIR:
+        o->dir = optarg;
+        break;
+    case OPTION_JSON:
+        v->as_json = true;
+        break;
+    case OPTION_LIST:
+        v->lists = true;
+        break;
+    case '?':
+        return 2;
+    default:
+        fine = take_number(o, option, optarg);
+        break;
+    }
+    if (!fine)
+        fprintf(stderr, "polymath chaos: '%s' is out of range; see polymath chaos --help\n",
+                optarg);
+    return fine ? 0 : 2;
+}
+
+static int choose_scenarios(struct verb *v)
+{
+    if (strcmp(v->names, "all") == 0) {
+        while (chaos_scenario_at(v->n_chosen) && v->n_chosen < MAX_CHOSEN) {
+            v->chosen[v->n_chosen] = chaos_scenario_at(v->n_chosen);
+            v->n_chosen++;
+        }
+        return 0;
+    }
+    for (const char *at = v->names; *at; at += *at == ',') {
+        size_t n = strcspn(at, ",");
+        char *name = str_copy((struct str){at, n});
+        const struct chaos_scenario *s = chaos_scenario_named(name);
+        if (!s || v->n_chosen == MAX_CHOSEN)
+            fprintf(stderr, "polymath chaos: no scenario is named '%s'; --list shows them\n", name);
+        mem_free(name);
+        if (!s || v->n_chosen == MAX_CHOSEN)
+            return 2;
+        v->chosen[v->n_chosen++] = s;
+        at += n;
+    }
+    return 0;
+}
+
+/* -1: go on; else the exit code. */
+static int parse(struct verb *v, int argc, char **argv)
+{
+    struct chaos_options *o = &v->chaos.options;
+    struct format_set formats;
+    struct err e = {0};
+    optind = 1;
+    for (int code; (code = getopt_long(argc, argv, "", option_table, NULL)) != -1;) {
+        if (code == OPTION_HELP) {
+            usage(stdout);
+            return 0;
+        }
+        int rc = take_option(v, code);
+        if (rc != 0)
+            return rc;
+    }
+    if (optind < argc) {
+        fprintf(stderr, "polymath chaos: unexpected argument '%s'\n", argv[optind]);
+        return 2;
+    }
+    if (o->format && format_set_parse(o->format, &formats, &e) < 0) {
+        fprintf(stderr, "polymath chaos: --format: %s\n", e.text);
+        return 2;
+    }
+    o->n_prompts = 2 * o->n_clients;
+    return choose_scenarios(v) == 0 ? -1 : 2;
+}
+
+/* ---- what the run needs ------------------------------------------------------------------ */
+
+/* Runs a program of ours to its end, its output in `out`; the exit code, -1: could not. */
+static int run_program(const char *const *argv, struct buf *out)
+{
+    int ends[2], wait_status;
+    if (pipe(ends) < 0)
+        return -1;
+    pid_t pid = fork();
+    if (pid == 0) {
+        dup2(ends[1], STDOUT_FILENO);
+        dup2(ends[1], STDERR_FILENO);
+        close(ends[0]);
+        close(ends[1]);
+        execv(argv[0], (char *const *)(uintptr_t)argv);
+        _exit(127);
+    }
+    close(ends[1]);
+    char chunk[4096];
+    for (ssize_t n; pid > 0 && (n = read(ends[0], chunk, sizeof chunk)) > 0;)
+        buf_append(out, chunk, (size_t)n);
+    close(ends[0]);
+    if (pid < 0 || waitpid(pid, &wait_status, 0) != pid)
+        return -1;
+    return WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : -1;
+}
+
+static int read_help(const struct verb *v, const char *program, struct buf *out, struct err *e)
+{
+    char *path = mem_format("%s/%s", v->bin_dir, program);
+    const char *const argv[] = {path, "--help", NULL};
+    int rc = run_program(argv, out) == 0 ? 0 : err_set(e, E_NOT_FOUND, "cannot run %s", path);
+    mem_free(path);
+    return rc;
+}
+
+static int make_model(struct verb *v, struct err *e)
+{
+    char dir[] = "/tmp/polymath-model-XXXXXX";
+    if (!mkdtemp(dir))
+        return err_set_errno(e, errno, "create %s", dir);
+    v->own_model = mem_string(dir);
+    v->chaos.options.model = v->own_model;
+    char *path = mem_format("%s/polymath", v->bin_dir);
+    const char *const argv[] = {
+        path,     "synth", "--preset", "m2-tiny", "--set", "num_hidden_layers=3",
+        "--seed", "7",     "--out",    dir,       NULL};
+    struct buf output = {0};
+    int rc = run_program(argv, &output) == 0
+                 ? 0
+                 : err_set(e, E_IO, "make a model: %.300s", output.data ? output.data : "");
+    buf_fini(&output);
+    mem_free(path);
+    return rc;
+}
+
+static int prepare(struct verb *v, struct err *e)
+{
+    struct chaos *c = &v->chaos;
+    struct runner places = {0};
+    if (c->options.dir && mkdir(c->options.dir, 0755) < 0 && errno != EEXIST)
+        return err_set_errno(e, errno, "create %s", c->options.dir);
+    int rc = runner_open(&places, NULL, e);
+    if (rc == 0)
+        v->bin_dir = mem_string(places.bin_dir);
+    runner_close(&places, RUNNER_DROP_LOGS);
+    if (rc == 0)
+        rc = read_help(v, "coordinator", &c->coordinator_help, e);
+    if (rc == 0)
+        rc = read_help(v, "expert_node", &c->expert_help, e);
+    if (rc == 0)
+        rc = read_help(v, "attn_node", &c->attention_help, e);
+    if (rc == 0 && !c->options.model)
+        rc = make_model(v, e);
+    if (rc < 0)
+        return rc;
+    c->prompts = mem_array((size_t)c->options.n_prompts, sizeof *c->prompts);
+    chaos_prompts_make(c->prompts, c->options.n_prompts, c->options.n_tokens, c->options.seed);
+    c->signal_fd = signals_open();
+    c->http = http_client_new();
+    return 0;
+}
+
+static void clean_up(struct verb *v)
+{
+    struct chaos *c = &v->chaos;
+    for (int i = 0; c->answers && i < c->options.n_prompts; i++)
+        mem_free(c->answers[i].tokens);
+    mem_free(c->answers);
+    mem_free(c->prompts);
+    http_client_free(&c->http);
+    buf_fini(&c->coordinator_help);
+    buf_fini(&c->expert_help);
+    buf_fini(&c->attention_help);
+    if (v->own_model) {
+        runner_remove_tree(v->own_model);
+        mem_free(v->own_model);
+    }
+    mem_free(v->bin_dir);
+}
+
+/* ---- all ------------------------------------------------------------------------------------ */
+
+static void print(struct buf *text)
+{
+    fputs(text->data ? text->data : "", stdout);
+    fflush(stdout);
+    buf_reset(text);
+}
+
+/* The exit code. */
+static int run_all(struct verb *v, struct err *e)
+{
+    struct buf text = {0};
+    int code = 0;
+    if (!v->as_json) {
+        printf("seed %llu, %d expert nodes, %d copies, %d clients\n",
+               (unsigned long long)v->chaos.options.seed, v->chaos.options.n_nodes,
+               v->chaos.options.replicas, v->chaos.options.n_clients);
+        chaos_print_head(&text);
+        print(&text);
+    }
+    for (int i = 0; i < v->n_chosen; i++) {
+        struct chaos_result result;
+        int rc = chaos_run(&v->chaos, v->chosen[i], &result, e);
+        if (rc == 0)
+            (v->as_json ? chaos_print_json : chaos_print_result)(v->chosen[i], &result, &text);
+        print(&text);
+        buf_fini(&result.why);
+        if (rc < 0 || result.outcome == CHAOS_MISSED || result.outcome == CHAOS_BROKEN)
+            code = 1;
+        if (rc < 0)
+            break;
+    }
+    buf_fini(&text);
+    return code;
+}
+
+int chaos_main(int argc, char **argv)
+{
+    static struct verb v;
+    struct err e = {0};
+    v = (struct verb){.names = "all",
+                      .chaos.options = {.n_nodes = 4,
+                                        .replicas = 2,
+                                        .n_clients = 8,
+                                        .n_tokens = 64,
+                                        .seconds = 8,
+                                        .wire.delay_ns = 50 * CLOCK_US}};
+    v.chaos.options.seed = rng_entropy() >> 32;
+    int code = parse(&v, argc, argv);
+    if (code >= 0)
+        return code;
+    if (v.lists) {
+        struct buf list = {0};
+        chaos_scenario_list(&list);
+        print(&list);
+        buf_fini(&list);
+        return 0;
+    }
+    code = prepare(&v, &e) < 0 ? 1 : run_all(&v, &e);
+    if (e.code)
+        fprintf(stderr, "polymath chaos: %s\n", e.text);
+    clean_up(&v);
+    return code;
+}

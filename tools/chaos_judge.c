@@ -1,0 +1,250 @@
+/* tools/chaos_judge.c - see chaos_judge.h. */
+#include "tools/chaos_judge.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "base/must.h"
+
+struct pause {
+    int64_t from_ns, to_ns;
+};
+
+struct pauses {
+    struct pause *all; /* by beginning */
+    int n, room;
+};
+
+void chaos_stream_token(struct chaos_stream *s, int32_t token, int64_t now_ns)
+{
+    if (s->n_tokens == s->room) {
+        s->room = s->room ? 2 * s->room : 64;
+        s->tokens = mem_resize(s->tokens, (size_t)s->room * sizeof *s->tokens);
+        s->times_ns = mem_resize(s->times_ns, (size_t)s->room * sizeof *s->times_ns);
+    }
+    s->tokens[s->n_tokens] = token;
+    s->times_ns[s->n_tokens++] = now_ns;
+}
+
+void chaos_stream_fini(struct chaos_stream *s)
+{
+    mem_free(s->tokens);
+    mem_free(s->times_ns);
+    *s = (struct chaos_stream){0};
+}
+
+/* ---- tokens and errors ------------------------------------------------------------------- */
+
+static bool is_changed(const struct chaos_stream *s, const struct chaos_answer *known)
+{
+    if (s->n_tokens > known->n_tokens || (s->is_complete && s->n_tokens != known->n_tokens))
+        return true;
+    return s->n_tokens > 0 &&
+           memcmp(s->tokens, known->tokens, (size_t)s->n_tokens * sizeof *s->tokens) != 0;
+}
+
+/* Numbers differ from one request to the next and would make every error its own kind. */
+static void kind_of(const char *error, char out[CHAOS_ERROR_BYTES])
+{
+    size_t n = 0;
+    for (const char *c = error; *c && n < CHAOS_ERROR_BYTES - 1; c++)
+        if (!isdigit((unsigned char)*c))
+            out[n++] = *c;
+        else if (n == 0 || out[n - 1] != '#')
+            out[n++] = '#';
+    out[n] = 0;
+}
+
+static void count_error(struct chaos_verdict *v, const char *error)
+{
+    char kind[CHAOS_ERROR_BYTES];
+    kind_of(error[0] ? error : "ended early", kind);
+    int i = 0;
+    while (i < v->n_errors && strcmp(v->errors[i].text, kind) != 0)
+        i++;
+    if (i == v->n_errors && i == CHAOS_ERROR_KINDS) {
+        i--; /* the last place counts all others */
+        snprintf(v->errors[i].text, sizeof v->errors[i].text, "others");
+    } else if (i == v->n_errors) {
+        v->n_errors++;
+        snprintf(v->errors[i].text, sizeof v->errors[i].text, "%s", kind);
+    }
+    v->errors[i].n++;
+}
+
+/* ---- pauses -------------------------------------------------------------------------------- */
+
+static void add_pause(struct pauses *p, int64_t from_ns, int64_t to_ns)
+{
+    if (p->n == p->room) {
+        p->room = p->room ? 2 * p->room : 1024;
+        p->all = mem_resize(p->all, (size_t)p->room * sizeof *p->all);
+    }
+    p->all[p->n++] = (struct pause){from_ns, to_ns};
+}
+
+static int by_beginning(const void *a, const void *b)
+{
+    int64_t x = ((const struct pause *)a)->from_ns, y = ((const struct pause *)b)->from_ns;
+    return x < y ? -1 : x > y;
+}
+
+static struct pauses pauses_of(const struct chaos_record *r)
+{
+    struct pauses p = {0};
+    for (int i = 0; i < r->n_streams; i++) {
+        const struct chaos_stream *s = &r->streams[i];
+        for (int k = 1; k < s->n_tokens; k++)
+            add_pause(&p, s->times_ns[k - 1], s->times_ns[k]);
+        if (!s->is_complete && s->n_tokens > 0)
+            add_pause(&p, s->times_ns[s->n_tokens - 1], s->ended_ns);
+    }
+    if (p.n > 0)
+        qsort(p.all, (size_t)p.n, sizeof *p.all, by_beginning);
+    return p;
+}
+
+static int64_t length(struct pause p)
+{
+    return p.to_ns - p.from_ns;
+}
+
+static int64_t longer(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Disjoint times in which some stream paused for longer than `least_ns`, after `since_ns`. */
+static int outages(const struct pauses *p, int64_t since_ns, int64_t least_ns)
+{
+    int n = 0;
+    int64_t until_ns = INT64_MIN;
+    for (int i = 0; i < p->n; i++) {
+        if (p->all[i].to_ns <= since_ns || length(p->all[i]) <= least_ns)
+            continue;
+        n += p->all[i].from_ns > until_ns;
+        until_ns = longer(until_ns, p->all[i].to_ns);
+    }
+    return n;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* The longest pause of each fault, then their 99th percentile. */
+static int64_t fault_p99(const struct chaos_record *r, const struct pauses *p)
+{
+    if (r->n_faults == 0)
+        return 0;
+    int64_t *longest = mem_array((size_t)r->n_faults, sizeof *longest), p99;
+    for (int f = 0; f < r->n_faults; f++) {
+        int64_t next_ns = f + 1 < r->n_faults ? r->fault_ns[f + 1] : CLOCK_NEVER;
+        for (int i = 0; i < p->n; i++)
+            if (p->all[i].to_ns > r->fault_ns[f] && p->all[i].from_ns < next_ns)
+                longest[f] = longer(longest[f], length(p->all[i]));
+    }
+    qsort(longest, (size_t)r->n_faults, sizeof *longest, by_size);
+    p99 = longest[(r->n_faults * 99 + 99) / 100 - 1];
+    mem_free(longest);
+    return p99;
+}
+
+static void judge_pauses(const struct chaos_record *r, struct chaos_verdict *v)
+{
+    struct pauses p = pauses_of(r);
+    int64_t first_ns = r->n_faults > 0 ? r->fault_ns[0] : CLOCK_NEVER;
+    for (int i = 0; i < p.n; i++) {
+        int64_t *longest = p.all[i].to_ns <= first_ns ? &v->still_pause_ns : &v->pause_ns;
+        *longest = longer(*longest, length(p.all[i]));
+    }
+    v->pause_p99_ns = fault_p99(r, &p);
+    v->n_outages = outages(&p, first_ns, CHAOS_OUTAGE_NS + v->still_pause_ns);
+    mem_free(p.all);
+}
+
+/* ---- all ----------------------------------------------------------------------------------- */
+
+static void judge_speed(const struct chaos_record *r, struct chaos_verdict *v)
+{
+    int64_t split_ns = r->n_faults > 0 ? r->fault_ns[0] : CLOCK_NEVER;
+    int64_t from_ns = CLOCK_NEVER, to_ns = INT64_MIN, n[2] = {0};
+    for (int i = 0; i < r->n_streams; i++) {
+        const struct chaos_stream *s = &r->streams[i];
+        from_ns = s->began_ns < from_ns ? s->began_ns : from_ns;
+        to_ns = longer(to_ns, s->ended_ns);
+        for (int k = 0; k < s->n_tokens; k++)
+            n[s->times_ns[k] > split_ns]++;
+    }
+    int64_t middle_ns = split_ns < to_ns ? split_ns : to_ns;
+    if (middle_ns > from_ns)
+        v->still_tokens_per_s = (double)n[0] * CLOCK_S / (double)(middle_ns - from_ns);
+    if (to_ns > split_ns)
+        v->tokens_per_s = (double)n[1] * CLOCK_S / (double)(to_ns - split_ns);
+}
+
+void chaos_judge(const struct chaos_record *r, struct chaos_verdict *v)
+{
+    *v = (struct chaos_verdict){.n_requests = r->n_streams, .n_faults = r->n_faults};
+    for (int i = 0; i < r->n_streams; i++) {
+        const struct chaos_stream *s = &r->streams[i];
+        v->n_resumed += s->n_resumes > 0;
+        v->n_changed += r->answers && is_changed(s, &r->answers[s->prompt]);
+        if (s->n_tokens > 0)
+            v->first_token_ns = longer(v->first_token_ns, s->times_ns[0] - s->began_ns);
+        if (!s->is_complete) {
+            v->n_lost++;
+            count_error(v, s->error);
+        }
+    }
+    judge_pauses(r, v);
+    judge_speed(r, v);
+}
+
+static void clause(struct buf *out, const char *text)
+{
+    if (out->len > 0)
+        buf_puts(out, "; ");
+    buf_puts(out, text);
+}
+
+void chaos_misses(const struct chaos_verdict *v, const struct chaos_target *t, int64_t whole_ns,
+                  struct buf *out)
+{
+    char text[160];
+    int64_t most_ns = t->pause_ms * CLOCK_MS + t->pause_steps * v->still_pause_ns;
+    if (v->n_requests == 0)
+        clause(out, "no request was made");
+    if (v->n_lost > 0) {
+        snprintf(text, sizeof text, "%d request%s lost", v->n_lost, v->n_lost == 1 ? "" : "s");
+        clause(out, text);
+    }
+    if (v->n_changed > 0) {
+        snprintf(text, sizeof text, "%d stream%s with other tokens", v->n_changed,
+                 v->n_changed == 1 ? "" : "s");
+        clause(out, text);
+    }
+    if (t->pause_ms >= 0 && v->pause_p99_ns > most_ns) {
+        snprintf(text, sizeof text, "a pause of %lld ms, at most %lld",
+                 (long long)(v->pause_p99_ns / CLOCK_MS), (long long)(most_ns / CLOCK_MS));
+        clause(out, text);
+    }
+    if (t->outage_once && v->n_outages > v->n_faults) {
+        snprintf(text, sizeof text, "%d pauses for %d fault%s", v->n_outages, v->n_faults,
+                 v->n_faults == 1 ? "" : "s");
+        clause(out, text);
+    }
+    if (whole_ns < 0)
+        clause(out, "redundancy did not come back");
+    else if (t->whole_s > 0 && whole_ns > t->whole_s * CLOCK_S) {
+        snprintf(text, sizeof text, "redundancy came back after %.1f s, at most %d",
+                 (double)whole_ns / CLOCK_S, t->whole_s);
+        clause(out, text);
+    }
+}

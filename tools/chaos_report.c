@@ -1,0 +1,105 @@
+/* tools/chaos_report.c - what `polymath chaos` prints; see chaos.h. */
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/must.h"
+#include "tools/chaos.h"
+
+static const char *const outcome_names[] = {"kept", "MISSED", "skipped", "BROKEN"};
+
+static double ms(int64_t ns)
+{
+    return (double)ns / CLOCK_MS;
+}
+
+void chaos_print_head(struct buf *out)
+{
+    buf_puts(out,
+             "             requests  lost  other  faults  pause ms  p99 ms  still  first  whole  "
+             "tokens/s   retries/\n"
+             "scenario                     tokens                           ms     ms      s  "
+             "still/then hedges\n");
+}
+
+static void count_or_dash(long long n, char text[24])
+{
+    if (n < 0)
+        snprintf(text, 24, "-");
+    else
+        snprintf(text, 24, "%lld", n);
+}
+
+void chaos_print_result(const struct chaos_scenario *s, const struct chaos_result *r,
+                        struct buf *out)
+{
+    const struct chaos_verdict *v = &r->verdict;
+    buf_printf(out, "%-12s ", s->name);
+    if (r->outcome == CHAOS_KEPT || r->outcome == CHAOS_MISSED) {
+        char retries[24], hedges[24], whole[24] = "-";
+        count_or_dash(r->retries, retries);
+        count_or_dash(r->hedges, hedges);
+        if (r->whole_ns > 0)
+            snprintf(whole, sizeof whole, "%.2f", (double)r->whole_ns / CLOCK_S);
+        buf_printf(out, "%8d %5d %6d %7d %9.1f %7.1f %6.1f %6.0f %6s %5.0f/%-5.0f %4s/%-5s ",
+                   v->n_requests, v->n_lost, v->n_changed, v->n_faults, ms(v->pause_ns),
+                   ms(v->pause_p99_ns), ms(v->still_pause_ns), ms(v->first_token_ns), whole,
+                   v->still_tokens_per_s, v->tokens_per_s, retries, hedges);
+    }
+    buf_puts(out, outcome_names[r->outcome]);
+    if (r->why.len > 0)
+        buf_printf(out, ": %s", r->why.data);
+    buf_puts(out, "\n");
+    for (int i = 0; i < v->n_errors; i++)
+        buf_printf(out, "               %d x %s\n", v->errors[i].n, v->errors[i].text);
+}
+
+static void set(json_t *object, const char *key, json_t *value)
+{
+    if (!value) /* a server's text that is no UTF-8 */
+        value = json_string("?");
+    must_zero(json_object_set_new(object, key, value));
+}
+
+static json_t *verdict_object(const struct chaos_verdict *v)
+{
+    json_t *o = json_object(), *errors = json_object();
+    set(o, "requests", json_integer(v->n_requests));
+    set(o, "lost", json_integer(v->n_lost));
+    set(o, "other_tokens", json_integer(v->n_changed));
+    set(o, "resumed", json_integer(v->n_resumed));
+    set(o, "faults", json_integer(v->n_faults));
+    set(o, "pauses", json_integer(v->n_outages));
+    set(o, "pause_ms", json_real(ms(v->pause_ns)));
+    set(o, "pause_p99_ms", json_real(ms(v->pause_p99_ns)));
+    set(o, "still_pause_ms", json_real(ms(v->still_pause_ns)));
+    set(o, "first_token_ms", json_real(ms(v->first_token_ns)));
+    set(o, "still_tokens_per_s", json_real(v->still_tokens_per_s));
+    set(o, "tokens_per_s", json_real(v->tokens_per_s));
+    for (int i = 0; i < v->n_errors; i++)
+        set(errors, v->errors[i].text, json_integer(v->errors[i].n));
+    set(o, "errors", errors);
+    return o;
+}
+
+void chaos_print_json(const struct chaos_scenario *s, const struct chaos_result *r, struct buf *out)
+{
+    bool was_run = r->outcome == CHAOS_KEPT || r->outcome == CHAOS_MISSED;
+    json_t *o = was_run ? verdict_object(&r->verdict) : json_object();
+    set(o, "scenario", json_string(s->name));
+    set(o, "outcome", json_string(outcome_names[r->outcome]));
+    if (r->why.len > 0)
+        set(o, "why", json_string(r->why.data));
+    if (was_run && r->whole_ns != 0)
+        set(o, "whole_s", r->whole_ns < 0 ? json_null() : json_real((double)r->whole_ns / CLOCK_S));
+    if (r->retries >= 0)
+        set(o, "retries", json_integer(r->retries));
+    if (r->hedges >= 0)
+        set(o, "hedges", json_integer(r->hedges));
+    char *text = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(6) | JSON_SORT_KEYS);
+    must(text);
+    buf_printf(out, "%s\n", text);
+    free(text);
+    json_decref(o);
+}

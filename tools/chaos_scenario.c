@@ -1,0 +1,163 @@
+/* tools/chaos_scenario.c - the table of scenarios; see chaos_scenario.h. */
+#include "tools/chaos_scenario.h"
+
+#include <string.h>
+
+/* Promises, from the design of the cluster: a killed node costs 100 ms and one step, one that
+ * is silent 500 ms once, one that comes or goes in order nothing that a client notices. */
+#define KILLED \
+    { \
+        .pause_ms = 100, .pause_steps = 1, .whole_s = 60 \
+    }
+#define SILENT \
+    { \
+        .pause_ms = 500, .pause_steps = 1, .outage_once = true, .whole_s = 60 \
+    }
+#define ORDERLY \
+    { \
+        .pause_steps = 2, .whole_s = 60 \
+    }
+#define ANY_PAUSE \
+    { \
+        .pause_ms = -1, .whole_s = 60 \
+    }
+
+static const struct chaos_scenario scenarios[] = {
+    {.name = "still",
+     .summary = "nothing happens: what the others are compared with",
+     .steps = {{CHAOS_WAIT, NULL, 2000}},
+     .target = {.pause_ms = -1}},
+    {.name = "kill",
+     .summary = "SIGKILL of an expert node; it comes back two seconds later",
+     .steps = {{CHAOS_KILL, "expert-?", 0},
+               {CHAOS_WAIT, NULL, 2000},
+               {CHAOS_START, "last", 0},
+               {CHAOS_WHOLE, NULL, 0}},
+     .target = KILLED},
+    {.name = "kills",
+     .summary = "SIGKILL and restart of one expert node after the other, until the time is over",
+     .steps = {{CHAOS_KILL, "expert-?", 0},
+               {CHAOS_WAIT, NULL, 200},
+               {CHAOS_START, "last", 0},
+               {CHAOS_WHOLE, NULL, 0},
+               {CHAOS_AGAIN, NULL, 0}},
+     .target = KILLED},
+    {.name = "two",
+     .summary = "SIGKILL of two expert nodes at once, with three copies of everything",
+     .replicas = 3,
+     .steps = {{CHAOS_KILL, "expert-?", 0},
+               {CHAOS_KILL, "expert-?", 0},
+               {CHAOS_WAIT, NULL, 1000},
+               {CHAOS_START, "first", 0},
+               {CHAOS_START, "last", 0},
+               {CHAOS_WHOLE, NULL, 0}},
+     .target = KILLED},
+    {.name = "stop",
+     .summary = "SIGSTOP of an expert node for four seconds",
+     .steps = {{CHAOS_STOP, "expert-?", 0},
+               {CHAOS_WAIT, NULL, 4000},
+               {CHAOS_CONTINUE, "last", 0},
+               {CHAOS_WHOLE, NULL, 0}},
+     .target = SILENT},
+    {.name = "slow",
+     .summary = "an expert node runs every other 10 ms only, for four seconds",
+     .steps = {{CHAOS_STUTTER, "expert-?", 4000}, {CHAOS_WHOLE, NULL, 0}},
+     .target = SILENT},
+    {.name = "join",
+     .summary = "one more expert node joins and takes its share",
+     .has_spare = true,
+     .steps = {{CHAOS_START, "spare", 0}, {CHAOS_WHOLE, NULL, 0}, {CHAOS_WAIT, NULL, 1000}},
+     .target = ORDERLY},
+    {.name = "drain",
+     .summary = "an expert node is asked to go (SIGTERM) and comes back later",
+     .steps = {{CHAOS_DRAIN, "expert-?", 0},
+               {CHAOS_WAIT, NULL, 1000},
+               {CHAOS_START, "last", 0},
+               {CHAOS_WHOLE, NULL, 0}},
+     .target = ORDERLY},
+    {.name = "roll",
+     .summary = "every expert node in turn is drained and started again",
+     .steps = {{CHAOS_DRAIN, "expert-+", 0},
+               {CHAOS_START, "last", 0},
+               {CHAOS_WHOLE, NULL, 0},
+               {CHAOS_AGAIN, NULL, 4}},
+     .target = ORDERLY},
+    {.name = "attention",
+     .summary = "SIGKILL of one of two attention nodes; its sequences go on at the other",
+     .n_attention = 2,
+     .steps = {{CHAOS_KILL, "attn-?", 0},
+               {CHAOS_WAIT, NULL, 2000},
+               {CHAOS_START, "last", 0},
+               {CHAOS_WHOLE, NULL, 0}},
+     .target = ANY_PAUSE},
+    {.name = "coordinator",
+     .summary = "SIGKILL and restart of the coordinator; clients ask for their streams by id",
+     .resumes = true,
+     .needs = "coordinator.state.dir",
+     .settings = {"coordinator.state.dir=%d/state"},
+     .steps = {{CHAOS_KILL, "coordinator", 0},
+               {CHAOS_START, "last", 0},
+               {CHAOS_WHOLE, NULL, 0},
+               {CHAOS_WAIT, NULL, 1000}},
+     .target = {.pause_ms = 5000, .pause_steps = 1, .whole_s = 60}},
+    {.name = "storage",
+     .summary = "SIGKILL of an expert node without copies: experts are read from storage",
+     .replicas = 1,
+     .steps = {{CHAOS_KILL, "expert-?", 0},
+               {CHAOS_WHOLE, NULL, 0},
+               {CHAOS_WAIT, NULL, 1000},
+               {CHAOS_START, "last", 0},
+               {CHAOS_WHOLE, NULL, 0}},
+     .target = ANY_PAUSE},
+    {.name = "corrupt",
+     .summary = "an expert node answers wrongly now and then: found, shut out, tested, let in",
+     .needs = "expert_node.fault.corrupt_permille",
+     .settings = {"expert-1.fault.corrupt_permille=5"},
+     .steps = {{CHAOS_WAIT, NULL, 5000}},
+     .target = ANY_PAUSE},
+    {.name = "cut",
+     .summary = "the wire of an expert node's host is cut for five seconds",
+     .needs_hosts = true,
+     .steps = {{CHAOS_CUT, "expert-?", 0},
+               {CHAOS_WAIT, NULL, 5000},
+               {CHAOS_HEAL, "last", 0},
+               {CHAOS_WHOLE, NULL, 0}},
+     .target = SILENT},
+    {.name = "loss",
+     .summary = "one frame in fifty of an expert node's host is lost, for five seconds",
+     .needs_hosts = true,
+     .steps = {{CHAOS_LOSS, "expert-?", 20},
+               {CHAOS_WAIT, NULL, 5000},
+               {CHAOS_HEAL, "last", 0},
+               {CHAOS_WHOLE, NULL, 0}},
+     .target = {.pause_ms = 500, .pause_steps = 1, .whole_s = 60}},
+    {.name = "far",
+     .summary = "an expert node's host is 20 to 40 ms away for five seconds",
+     .needs_hosts = true,
+     .steps = {{CHAOS_DELAY, "expert-?", 20000},
+               {CHAOS_WAIT, NULL, 5000},
+               {CHAOS_HEAL, "last", 0},
+               {CHAOS_WHOLE, NULL, 0}},
+     .target = {.pause_ms = 500, .pause_steps = 1, .whole_s = 60}},
+};
+enum { N_SCENARIOS = sizeof scenarios / sizeof scenarios[0] };
+
+const struct chaos_scenario *chaos_scenario_at(int index)
+{
+    return index < N_SCENARIOS ? &scenarios[index] : NULL;
+}
+
+const struct chaos_scenario *chaos_scenario_named(const char *name)
+{
+    for (int i = 0; i < N_SCENARIOS; i++)
+        if (strcmp(scenarios[i].name, name) == 0)
+            return &scenarios[i];
+    return NULL;
+}
+
+void chaos_scenario_list(struct buf *out)
+{
+    for (int i = 0; i < N_SCENARIOS; i++)
+        buf_printf(out, "  %-12s %s%s\n", scenarios[i].name, scenarios[i].summary,
+                   scenarios[i].needs_hosts ? " (--hosts)" : "");
+}

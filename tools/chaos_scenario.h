@@ -1,0 +1,58 @@
+/* tools/chaos_scenario.h - what chaos can do to a cluster, as one table.
+ *
+ * A scenario is a cluster's shape, a script of faults and what is promised meanwhile.  Scripts
+ * are played by chaos_run.c, one step after the other, while clients stream. */
+#pragma once
+
+#include <stdbool.h>
+
+#include "base/buf.h"
+#include "tools/chaos_judge.h"
+
+enum chaos_act {
+    CHAOS_END,
+    CHAOS_WAIT,     /* `amount` ms */
+    CHAOS_KILL,     /* SIGKILL */
+    CHAOS_STOP,     /* SIGSTOP: the process is there and does not answer */
+    CHAOS_CONTINUE, /* SIGCONT */
+    CHAOS_STUTTER,  /* for `amount` ms: 10 ms stopped, 10 ms running */
+    CHAOS_DRAIN,    /* SIGTERM, then it must end by itself with exit code 0 */
+    CHAOS_START,    /* a process that does not run */
+    CHAOS_WHOLE,    /* waits until every expert has all its copies again; the time counts */
+    CHAOS_CUT,      /* the wire of its host */
+    CHAOS_LOSS,     /* `amount` per mille of the frames of its host */
+    CHAOS_DELAY,    /* `amount` us more on its wire, each way, and as much jitter */
+    CHAOS_HEAL,     /* that wire as it was */
+    CHAOS_AGAIN,    /* from the first step: `amount` times in all; 0: until the time is over */
+};
+
+/* `who`: a process's name; "expert-?" any expert node that runs, "attn-?" likewise; "expert-+"
+ * the next in turn; "spare" the expert node that is not started with the others; "last" and
+ * "first" the latest and the earliest choice since the script's first step. */
+struct chaos_step {
+    enum chaos_act act;
+    const char *who;
+    int amount;
+};
+
+enum { CHAOS_MAX_STEPS = 10, CHAOS_MAX_SETTINGS = 6 };
+
+struct chaos_scenario {
+    const char *name, *summary;
+    int replicas;     /* 0: as the command line says */
+    int n_attention;  /* attention nodes; 0: embedded */
+    bool needs_hosts; /* several hosts, with wires between them (--hosts) */
+    bool has_spare;   /* one expert node more, not started with the others */
+    bool resumes;     /* clients ask again for what broke */
+    /* "PROGRAM.KEY" of an option without which the scenario makes no sense; NULL: none */
+    const char *needs;
+    const char *settings[CHAOS_MAX_SETTINGS]; /* for runner_set(); %d: the run directory */
+    struct chaos_step steps[CHAOS_MAX_STEPS];
+    struct chaos_target target;
+};
+
+/* NULL behind the last. */
+const struct chaos_scenario *chaos_scenario_at(int index);
+const struct chaos_scenario *chaos_scenario_named(const char *name);
+/* One line for each. */
+void chaos_scenario_list(struct buf *out);

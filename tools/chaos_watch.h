@@ -1,0 +1,18 @@
+/* tools/chaos_watch.h - what a cluster says about itself while it is disturbed. */
+#pragma once
+
+#include <stdbool.h>
+
+#include "base/buf.h"
+#include "tools/http_client.h"
+
+/* /cluster: every expert has `replicas` live holders (as many as there are nodes, if fewer),
+ * nothing is still to be loaded, requests are accepted, and `n_nodes` nodes are ready. */
+bool chaos_watch_is_whole(struct http_client *http, const char *url, int replicas, int n_nodes);
+/* The same of a /cluster body. */
+bool chaos_is_whole(struct str cluster_json, int replicas, int n_nodes);
+
+/* Sum of the counters of a /metrics text whose name has `word` in it; -1: there is none. */
+long long chaos_metric(struct str metrics, const char *word);
+/* The whole text of /metrics; empty if it does not answer. */
+void chaos_watch_metrics(struct http_client *http, const char *url, struct buf *out);
