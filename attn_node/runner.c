@@ -23,6 +23,7 @@ struct runner {
     struct thread *thread;
     struct runner_job wake; /* ends the wait of a thread that shall stop */
     _Atomic int pages_total, pages_free;
+    _Atomic uint64_t session; /* written by the engine thread */
 
     /* engine thread only */
     const struct model_config *config;
@@ -183,12 +184,33 @@ static int run_layers(struct runner *r, const struct wire_step *w, int64_t deadl
     return 0;
 }
 
+/* What an earlier holder of this side left behind is nobody's. */
+static int take_session(struct runner *r, uint64_t session, struct err *e)
+{
+    uint64_t present = atomic_load(&r->session);
+    if (session < present)
+        return err_set(e, E_DENIED,
+                       "session %" PRIx64 " is over: this attention side has one of %" PRIx64,
+                       session, present);
+    if (session == present)
+        return 0;
+    if (seqs_count(r->seqs) > 0)
+        log_info("session.cleared", "session=%" PRIx64 " sequences=%d", session,
+                 seqs_count(r->seqs));
+    seqs_clear(r->seqs);
+    atomic_store(&r->session, session);
+    return 0;
+}
+
 static int run_step(struct runner *r, struct runner_job *job)
 {
     int64_t begun_ns = clock_now_ns();
     if (begun_ns >= job->deadline_ns)
         return err_set(&job->why, E_DEADLINE, "the step waited until its deadline");
-    int rc = seqs_begin(r->seqs, job->step, r->step_seqs, &job->why);
+    int rc = take_session(r, job->step->session, &job->why);
+    if (rc < 0)
+        return rc;
+    rc = seqs_begin(r->seqs, job->step, r->step_seqs, &job->why);
     if (rc < 0)
         return rc;
     const float *logits = NULL;
@@ -207,6 +229,8 @@ static int run_step(struct runner *r, struct runner_job *job)
 
 static int run_release(struct runner *r, const struct runner_job *job)
 {
+    if (job->release->session < atomic_load(&r->session))
+        return 0;
     for (uint32_t i = 0; i < job->release->n_seqs; i++)
         seqs_release(r->seqs, job->release->seqs[i]);
     return 0;
@@ -332,4 +356,9 @@ int runner_kv_pages_total(const struct runner *r)
 int runner_kv_pages_free(const struct runner *r)
 {
     return atomic_load(&r->pages_free);
+}
+
+uint64_t runner_session(const struct runner *r)
+{
+    return atomic_load(&r->session);
 }

@@ -4,7 +4,7 @@
  * them again then.  The engine thread owns everything that computes: weights, KV, sequences
  * and the channels to the expert nodes.
  *
- * Log events: weights.loaded, step (debug), step.failed. */
+ * Log events: weights.loaded, session.cleared, step (debug), step.failed. */
 #pragma once
 
 #include <stdint.h>
@@ -62,3 +62,5 @@ struct runner_job *runner_take_done(struct runner *r);
 /* Any thread may ask. */
 int runner_kv_pages_total(const struct runner *r);
 int runner_kv_pages_free(const struct runner *r);
+/* The highest session of a coordinator that has reached this side. */
+uint64_t runner_session(const struct runner *r);

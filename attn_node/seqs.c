@@ -122,6 +122,15 @@ void seqs_release(struct seqs *s, uint64_t id)
         remove_seq(s, q);
 }
 
+void seqs_clear(struct seqs *s)
+{
+    must(s->n_in_step == 0);
+    for (uint64_t i = 0; i < s->n_buckets; i++)
+        while (s->buckets[i])
+            remove_seq(s, s->buckets[i]);
+    must(s->n_seqs == 0);
+}
+
 /* ---- a step -------------------------------------------------------------------------- */
 
 static int check_seq(struct seqs *s, const struct wire_step_seq *w, int *n_new, struct err *e)

@@ -43,3 +43,5 @@ struct sample_history seqs_history(const struct seqs *s, int i);
 
 /* Forgets a sequence; an unknown one is fine.  Only between steps. */
 void seqs_release(struct seqs *s, uint64_t seq);
+/* Forgets all of them.  Only between steps. */
+void seqs_clear(struct seqs *s);

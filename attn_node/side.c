@@ -135,6 +135,7 @@ static void on_describe(void *ud, struct server_call *call, const struct server_
     struct wire_attention_description d = {
         .fingerprint = s->fingerprint,
         .epoch = s->epoch,
+        .session = runner_session(s->runner),
         .kv_pages_total = (uint32_t)runner_kv_pages_total(s->runner),
         .kv_pages_free = (uint32_t)runner_kv_pages_free(s->runner),
         .page_tokens = KV_PAGE_TOKENS,

@@ -133,6 +133,7 @@ void admin_cluster(const struct hub *h, struct buf *out)
     set(o, "model", model_object(h));
     set(o, "coverage", coverage(&h->placement));
     set(o, "nodes", nodes);
+    set(o, "attention_sides", json_integer(h->sched.n_sides));
     set(o, "requests", requests);
     set(o, "tokens", tokens);
     dump(o, out);
@@ -181,6 +182,10 @@ static void write_requests(const struct hub *h, struct buf *out)
            "Tokens of accepted prompts.");
     number(out, "generated_tokens_total", "counter", h->counters.output_tokens,
            "Tokens of finished requests.");
+    number(out, "replays_total", "counter", h->counters.replays,
+           "Sequences that were fed again to another attention side, or to the same.");
+    number(out, "replayed_tokens_total", "counter", h->counters.replayed_tokens,
+           "Tokens of theirs.");
     seconds(out, "first_token_seconds", &h->counters.first_token_us,
             "From a request's arrival to its first token.");
     seconds(out, "request_seconds", &h->counters.request_us,

@@ -81,6 +81,8 @@ static const struct conf_option options[] = {
      "requests that may wait; more are answered 429"},
     {"request.timeout_ms", CONF_MS, FIELD(request_timeout_ns), "600000", 100, 86400000, NULL,
      "a request that takes longer than this fails"},
+    {"request.patience_ms", CONF_MS, FIELD(request_patience_ns), "30000", 0, 86400000, NULL,
+     "how long a request waits for an attention side or for experts that are missing"},
 };
 
 const struct conf_table coordinator_options = {

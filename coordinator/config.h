@@ -23,6 +23,7 @@ struct coordinator_config {
     char *weights_kernels, *weights_cache, *compute_cpus;
     bool weights_copies, weights_locks, weights_verifies;
     int64_t request_max_tokens, request_queue_limit, request_timeout_ns;
+    int64_t request_patience_ns;
 };
 
 extern const struct conf_table coordinator_options;

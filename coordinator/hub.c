@@ -28,6 +28,9 @@ static void perform(struct hub *h, const struct sched_action *a)
     case SCHED_STARTED:
         hub_started(h, a->seq);
         break;
+    case SCHED_MOVED:
+        hub_moved(h, a->seq, a->side);
+        break;
     case SCHED_TOKEN:
         hub_token(h, a->seq, a->sampled, a->finish);
         break;
@@ -174,7 +177,9 @@ static void init_state(struct hub *h)
                                          .first_version = (uint64_t)clock_unix_us() / 1000000};
     members_init(&h->members, &members);
     placement_init(&h->placement, &placement);
-    sched_init(&h->sched, (int)c->request_queue_limit);
+    struct sched_config sched = {.queue_limit = (int)c->request_queue_limit,
+                                 .patience_ns = c->request_patience_ns};
+    sched_init(&h->sched, &sched);
     /* Ids differ between coordinators, so that a side that outlives one is not confused. */
     h->id_base = rng_entropy() & ~0xffffffffull;
     snprintf(h->why_not, sizeof h->why_not, "starting");
@@ -189,6 +194,7 @@ int hub_open(struct loop *l, const struct coordinator_config *c, struct hub **ou
     list_init(&h->requests);
     list_init(&h->attentions);
     list_init(&h->sched.queue);
+    list_init(&h->sched.lost);
     h->tick = (struct loop_timer){.deadline_ns = CLOCK_NEVER, .cb = on_tick, .ud = h};
     int rc = read_model(h, e);
     if (rc == 0)

@@ -4,7 +4,8 @@
  *
  * Log events (tools wait for the first four): http.ready, cluster.listening,
  * cluster.ready, cluster.not_ready; node.joined, node.refused, node.gone, node.ready,
- * attention.up, attention.unusable, request.failed, hub.draining.
+ * attention.up, attention.down, attention.unusable, request.replayed, request.failed,
+ * hub.draining.
  *
  * Owner: coordinator loop. */
 #pragma once

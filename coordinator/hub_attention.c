@@ -10,6 +10,7 @@
 
 enum { DESCRIBE_TIMEOUT_MS = 5000, DESCRIBE_AGAIN_MS = 500, RELEASE_TIMEOUT_MS = 10000 };
 enum { MAX_CALLS = 1024 };
+static const char WHY_GONE[] = "the attention side that held this request is gone";
 
 static struct hub_attention *find(const struct hub *h, uint32_t node_id)
 {
@@ -37,11 +38,36 @@ void hub_attention_add(struct hub *h, const struct node *n)
     channel_attach(a->channel, h->loop);
 }
 
-static void side_down(struct hub *h, uint32_t node_id, int code, const char *why)
+/* Its sequences are replayed elsewhere, or there when it is back; it is then told of a new session,
+ * so nobody has to release what it still has of this one. */
+static void side_down(struct hub *h, struct hub_attention *a, const char *why)
 {
-    if (!sched_has_side(&h->sched, node_id))
+    if (!sched_has_side(&h->sched, a->node_id))
         return;
-    struct sched_event e = {.kind = SCHED_SIDE_DOWN, .side.id = node_id, .code = code, .text = why};
+    uint32_t n = sched_side_seqs(&h->sched, a->node_id);
+    log_warn("attention.down", "node_id=%u sequences=%u why=%s", a->node_id, n,
+             log_quote(why).text);
+    a->n_releases = 0;
+    struct sched_event e = {.kind = SCHED_SIDE_DOWN,
+                            .now_ns = clock_now_ns(),
+                            .side.id = a->node_id,
+                            .code = E_UNAVAILABLE,
+                            .text = why};
+    hub_event(h, &e);
+}
+
+static void side_up(struct hub *h, struct hub_attention *a)
+{
+    const struct wire_attention_description *d = &a->description;
+    a->session = ++h->last_session;
+    a->n_releases = 0;
+    struct sched_event e = {.kind = SCHED_SIDE_UP,
+                            .now_ns = clock_now_ns(),
+                            .side = {.id = a->node_id,
+                                     .pages = d->kv_pages_total,
+                                     .page_tokens = d->page_tokens,
+                                     .max_rows = d->max_rows,
+                                     .max_seqs = d->max_seqs}};
     hub_event(h, &e);
 }
 
@@ -62,8 +88,9 @@ void hub_attention_remove(struct hub *h, uint32_t node_id)
     struct hub_attention *a = find(h, node_id);
     if (!a)
         return;
-    side_down(h, node_id, E_UNAVAILABLE, "the attention side that held this request is gone");
+    side_down(h, a, WHY_GONE);
     free_attention(a);
+    hub_run(h);
 }
 
 void hub_attention_close(struct hub *h)
@@ -108,6 +135,9 @@ static void on_described(void *ud, const struct reply *r)
     }
     const struct wire_attention_description *d = &a->description;
     a->described = true;
+    /* Above what anyone has ever told it, this coordinator's own steps on their way included. */
+    if (d->session > a->hub->last_session)
+        a->hub->last_session = d->session;
     a->kv_pages_free = d->kv_pages_free;
     log_info("attention.up", "name=%s kv_tokens=%llu max_rows=%u max_seqs=%u kernels=%s",
              channel_peer_name(a->channel), (unsigned long long)d->kv_pages_total * d->page_tokens,
@@ -146,11 +176,17 @@ void hub_attention_tick(struct hub *h, int64_t now_ns)
     hub_attention_flush(h);
 }
 
-static bool is_usable(const struct hub *h, const struct hub_attention *a)
+static bool is_alive(const struct hub *h, const struct hub_attention *a)
 {
     const struct node *n = members_find(&h->members, a->node_id);
     return n && n->state == NODE_READY && a->channel && a->described &&
-           channel_is_connected(a->channel) && n->last.epoch >= h->placement.covered_epoch;
+           channel_is_connected(a->channel);
+}
+
+/* Does it know where all experts are? */
+static bool is_current(const struct hub *h, const struct hub_attention *a)
+{
+    return members_find(&h->members, a->node_id)->last.epoch >= h->placement.covered_epoch;
 }
 
 void hub_attention_refresh(struct hub *h, const char *why)
@@ -159,21 +195,13 @@ void hub_attention_refresh(struct hub *h, const char *why)
     bool cluster_ok = why[0] == '\0' || h->draining;
     for (struct list *l = h->attentions.next; l != &h->attentions; l = l->next) {
         struct hub_attention *a = LIST_ITEM(l, struct hub_attention, link);
-        bool up = sched_has_side(&h->sched, a->node_id);
-        bool usable = cluster_ok && is_usable(h, a);
-        if (up && !usable) {
-            side_down(h, a->node_id, E_UNAVAILABLE,
-                      cluster_ok ? "the attention side that held this request is gone" : why);
-        } else if (!up && usable && !a->stepping) {
-            const struct wire_attention_description *d = &a->description;
-            struct sched_event e = {.kind = SCHED_SIDE_UP,
-                                    .side = {.id = a->node_id,
-                                             .pages = d->kv_pages_total,
-                                             .page_tokens = d->page_tokens,
-                                             .max_rows = d->max_rows,
-                                             .max_seqs = d->max_seqs}};
-            hub_event(h, &e);
-        }
+        bool up = sched_has_side(&h->sched, a->node_id), alive = is_alive(h, a);
+        /* A cluster that lacks experts takes no side down: what the sides hold stays good, and
+         * their steps are tried again. */
+        if (up && !alive)
+            side_down(h, a, WHY_GONE);
+        else if (!up && alive && cluster_ok && is_current(h, a) && !a->stepping)
+            side_up(h, a);
     }
 }
 
@@ -184,6 +212,7 @@ static void step_failed(struct hub_attention *a, int code, const char *text)
     struct hub *h = a->hub;
     h->counters.step_failures++;
     struct sched_event e = {.kind = SCHED_STEP_FAILED,
+                            .now_ns = clock_now_ns(),
                             .side.id = a->node_id,
                             .step = a->step,
                             .code = code,
@@ -207,6 +236,9 @@ static void on_step_done(void *ud, const struct reply *r)
         rc = wire_step_reply_decode(r->message, &reply, &e);
     if (rc < 0) {
         step_failed(a, rc, e.text);
+        /* Somebody else has taken it over, or has done so for a while. */
+        if (rc == E_DENIED)
+            a->described = false;
         /* If it is gone, nothing may be given to it any more. */
         hub_refresh(h);
     } else {
@@ -233,7 +265,9 @@ void hub_attention_send(struct hub *h, uint32_t node_id, const struct wire_step 
     struct hub_attention *a = find(h, node_id);
     struct buf message = {0};
     struct blob *payload = NULL;
-    wire_step_encode(step, &message, &payload);
+    struct wire_step in_session = *step;
+    in_session.session = a->session;
+    wire_step_encode(&in_session, &message, &payload);
     /* Each layer has its own deadline on the other side; this one only ends a hang. */
     int64_t allowed_ns = h->config->attention_call_timeout_ns * (h->model_config.n_layers + 2);
     struct call call = {.method = wire_method(WIRE_ATTENTION, ATTENTION_STEP),
@@ -253,9 +287,9 @@ void hub_attention_send(struct hub *h, uint32_t node_id, const struct wire_step 
         a->stepping = true;
         return;
     }
-    step_failed(a, rc, "the attention side cannot be reached");
+    /* The next tick takes it down: here other actions of the scheduler's still wait. */
     a->described = false;
-    hub_refresh(h);
+    step_failed(a, rc, "the attention side cannot be reached");
 }
 
 /* ---- Release ----------------------------------------------------------------------------------------- */
@@ -275,6 +309,7 @@ void hub_attention_release(struct hub *h, uint32_t node_id, uint64_t seq)
 /* What a Release said, in case it must be said again. */
 struct release {
     struct hub_attention *attention;
+    uint64_t session;
     size_t n;
     uint64_t seqs[];
 };
@@ -283,7 +318,7 @@ static void on_released(void *ud, const struct reply *r)
 {
     struct release *said = ud;
     struct hub_attention *a = said->attention;
-    if (r->code < 0 && !a->closing)
+    if (r->code < 0 && !a->closing && said->session == a->session)
         for (size_t i = 0; i < said->n; i++)
             hub_attention_release(a->hub, a->node_id, said->seqs[i]);
     mem_free(said);
@@ -295,8 +330,9 @@ static void flush(struct hub_attention *a)
     struct release *said = mem_alloc(sizeof *said + n * sizeof said->seqs[0]);
     said->attention = a;
     said->n = n;
+    said->session = a->session;
     memcpy(said->seqs, a->releases, n * sizeof said->seqs[0]);
-    struct wire_release m = {.n_seqs = (uint32_t)n, .seqs = said->seqs};
+    struct wire_release m = {.session = a->session, .n_seqs = (uint32_t)n, .seqs = said->seqs};
     struct buf message = {0};
     wire_release_encode(&m, &message);
     struct call call = {.method = wire_method(WIRE_ATTENTION, ATTENTION_RELEASE),

@@ -154,6 +154,16 @@ void hub_started(struct hub *h, uint64_t seq)
     request_started(&r->request);
 }
 
+void hub_moved(struct hub *h, uint64_t seq, uint32_t side)
+{
+    struct hub_request *r = find(h, seq);
+    must(r);
+    size_t tokens = r->request.prompt.len + r->request.output.len;
+    h->counters.replays++;
+    h->counters.replayed_tokens += (int64_t)tokens;
+    log_info("request.replayed", "request=%s side=%u tokens=%zu", r->request.id, side, tokens);
+}
+
 void hub_token(struct hub *h, uint64_t seq, const struct sampled *sampled, enum sched_finish finish)
 {
     struct hub_request *r = find(h, seq);
@@ -234,6 +244,7 @@ static void submit(struct hub *h, struct hub_request *r)
         .now_ns = r->received_ns,
         .submit = {.seq = q->seq,
                    .prompt = q->prompt.ids,
+                   .output = &q->output,
                    .n_prompt = (uint32_t)q->prompt.len,
                    .max_tokens = q->max_tokens,
                    .sampling = &q->sampling,

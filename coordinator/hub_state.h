@@ -39,7 +39,7 @@ struct hub_attention {
     bool describing, described, stepping, closing;
     int64_t describe_again_ns;
     struct wire_attention_description description;
-    uint64_t step;
+    uint64_t step, session;
     uint32_t kv_pages_free;
     uint64_t *releases; /* to be said with the next flush */
     size_t n_releases, releases_room;
@@ -55,6 +55,7 @@ struct hub_counters {
         int64_t n;
     } bad[HUB_MAX_REASONS]; /* bad requests by reason */
     int64_t prompt_tokens, output_tokens, steps, step_failures, step_rows;
+    int64_t replays, replayed_tokens; /* sequences that moved, and what was fed again for it */
     int64_t attention_us, experts_us, head_us; /* where the steps' time went */
     int64_t joins, joins_refused, nodes_lost;
     struct stats_histogram first_token_us, request_us, step_us;
@@ -83,6 +84,7 @@ struct hub {
     struct list attentions; /* struct hub_attention */
     int n_requests;
     uint64_t id_base, n_ids;
+    uint64_t last_session; /* highest that any attention side has heard of */
 
     bool ready;
     char why_not[256]; /* if not ready */
@@ -102,6 +104,7 @@ void hub_refresh(struct hub *h);
 int hub_http_open(struct hub *h, struct err *e);
 void hub_http_tick(struct hub *h, int64_t now_ns);
 void hub_started(struct hub *h, uint64_t seq);
+void hub_moved(struct hub *h, uint64_t seq, uint32_t side);
 void hub_token(struct hub *h, uint64_t seq, const struct sampled *sampled,
                enum sched_finish finish);
 void hub_failed(struct hub *h, uint64_t seq, int code, const char *text);

@@ -11,35 +11,52 @@
 #include "base/mem.h"
 #include "base/must.h"
 
+#define NEVER INT64_MAX
+/* Between tries of a step that may succeed later, doubled each time. */
+#define RETRY_FIRST_NS 5000000LL
+#define RETRY_MOST_NS 500000000LL
+enum {
+    MOVE_AFTER = 3,  /* failures in a row, while another side does well */
+    MAX_REPLAYS = 8, /* of one sequence without a new token in between */
+};
+
 struct sched_seq {
-    struct list link; /* queue, or the side's prefilling or decoding list */
+    struct list link; /* queue, lost, or the side's prefilling, decoding or doomed list */
     struct sched_submit want;
-    struct sched_side *side; /* NULL while queued */
+    struct sched_side *side; /* NULL while queued or lost */
     uint64_t pages;
-    uint32_t fed;   /* tokens whose KV is on the side */
+    uint32_t fed;   /* tokens whose KV is on the side, as far as we know */
     uint32_t chunk; /* rows of it in the step in flight; 0: not in it */
     uint32_t n_output;
-    int32_t last; /* the newest token, not yet fed */
-    bool doomed;  /* ended while in flight: released when the step is over */
+    int n_replays;      /* since the newest token */
+    int64_t stalled_ns; /* since when it makes no progress; NEVER: it does */
+    bool is_started, is_lost;
+    bool is_sent;    /* the side may know it */
+    bool is_decoded; /* in the side's decoding list */
+    bool is_doomed;  /* ended while in flight: released when the step is over */
 };
 
 struct sched_side {
     struct sched_side_limits limits;
-    bool up;
     struct list prefilling, decoding, doomed;
     uint64_t pages_reserved;
     uint32_t n_seqs;
     uint64_t step; /* in flight; 0: none */
+    int64_t sent_ns, retry_ns, done_ns, failing_ns;
+    int64_t step_ns;            /* smoothed, of steps with one row for each sequence; 0: unknown */
+    int n_failures;             /* in a row */
+    char why[SCHED_TEXT_BYTES]; /* of the latest one */
     struct sched_seq **in_step;
     struct wire_step_seq *step_seqs;
     int32_t *step_tokens;
     struct wire_step message;
 };
 
-void sched_init(struct sched *s, int queue_limit)
+void sched_init(struct sched *s, const struct sched_config *c)
 {
-    *s = (struct sched){.queue_limit = queue_limit};
+    *s = (struct sched){.config = *c};
     list_init(&s->queue);
+    list_init(&s->lost);
 }
 
 static void free_list(struct list *head)
@@ -64,6 +81,8 @@ void sched_fini(struct sched *s)
 {
     if (s->queue.next)
         free_list(&s->queue);
+    if (s->lost.next)
+        free_list(&s->lost);
     for (int i = 0; i < s->n_sides; i++)
         free_side(s->sides[i]);
     mem_free(s->sides);
@@ -106,7 +125,7 @@ __attribute__((format(printf, 4, 5))) static void fail(struct sched_actions *out
 static struct sched_side *find_side(const struct sched *s, uint32_t id)
 {
     for (int i = 0; i < s->n_sides; i++)
-        if (s->sides[i]->up && s->sides[i]->limits.id == id)
+        if (s->sides[i]->limits.id == id)
             return s->sides[i];
     return NULL;
 }
@@ -116,13 +135,19 @@ bool sched_has_side(const struct sched *s, uint32_t id)
     return find_side(s, id) != NULL;
 }
 
+uint32_t sched_side_seqs(const struct sched *s, uint32_t id)
+{
+    const struct sched_side *d = find_side(s, id);
+    return d ? d->n_seqs : 0;
+}
+
 uint64_t sched_capacity_tokens(const struct sched *s)
 {
     uint64_t most = 0;
     for (int i = 0; i < s->n_sides; i++) {
         const struct sched_side_limits *l = &s->sides[i]->limits;
         uint64_t tokens = (uint64_t)l->pages * l->page_tokens;
-        if (s->sides[i]->up && tokens > most)
+        if (tokens > most)
             most = tokens;
     }
     return most;
@@ -133,6 +158,39 @@ static uint64_t pages_for(const struct sched_submit *w, const struct sched_side 
 {
     uint64_t tokens = (uint64_t)w->n_prompt + w->max_tokens - 1;
     return (tokens + d->limits.page_tokens - 1) / d->limits.page_tokens;
+}
+
+static bool could_hold(const struct sched_side *d, const struct sched_submit *w)
+{
+    return pages_for(w, d) <= d->limits.pages;
+}
+
+static bool has_room(const struct sched_side *d, const struct sched_submit *w)
+{
+    return d->n_seqs < d->limits.max_seqs && pages_for(w, d) <= d->limits.pages - d->pages_reserved;
+}
+
+/* Is there a side that could hold it, were it empty? */
+static bool has_home(const struct sched *s, const struct sched_submit *w)
+{
+    for (int i = 0; i < s->n_sides; i++)
+        if (could_hold(s->sides[i], w))
+            return true;
+    return false;
+}
+
+/* Tokens that are known: all of them must be fed before the next one can be sampled. */
+static uint32_t known(const struct sched_seq *q)
+{
+    return q->want.n_prompt + q->n_output;
+}
+
+static int32_t token_at(const struct sched_seq *q, uint32_t position)
+{
+    if (position < q->want.n_prompt)
+        return q->want.prompt[position];
+    must(position - q->want.n_prompt < q->want.output->len);
+    return q->want.output->ids[position - q->want.n_prompt];
 }
 
 static struct sched_seq *find_in(const struct list *head, uint64_t seq)
@@ -148,6 +206,8 @@ static struct sched_seq *find_in(const struct list *head, uint64_t seq)
 static struct sched_seq *find_seq(const struct sched *s, uint64_t seq)
 {
     struct sched_seq *q = find_in(&s->queue, seq);
+    if (!q)
+        q = find_in(&s->lost, seq);
     for (int i = 0; !q && i < s->n_sides; i++) {
         q = find_in(&s->sides[i]->prefilling, seq);
         if (!q)
@@ -156,61 +216,100 @@ static struct sched_seq *find_seq(const struct sched *s, uint64_t seq)
     return q;
 }
 
+enum told { TELL_SIDE, SIDE_IS_GONE };
+
 /* Its pages are free again, and the side shall forget it. */
-static void let_go(struct sched_seq *q, struct sched_actions *out)
+static void leave_side(struct sched_seq *q, enum told told, struct sched_actions *out)
 {
     struct sched_side *d = q->side;
     d->pages_reserved -= q->pages;
     d->n_seqs--;
-    if (q->fed > 0 || q->chunk > 0)
+    if (told == TELL_SIDE && q->is_sent)
         act(out, SCHED_RELEASE, q->want.seq, d->limits.id);
     list_remove(&q->link);
-    mem_free(q);
+    q->side = NULL;
+    q->fed = q->chunk = 0;
+    q->is_sent = q->is_decoded = false;
 }
 
 /* The sequence is over for its owner; whatever `want` points to may be gone after this. */
 static void end(struct sched *s, struct sched_seq *q, struct sched_actions *out)
 {
-    if (!q->side) {
+    struct sched_side *d = q->side;
+    if (d || q->is_lost)
+        s->n_running--;
+    else
         s->n_queued--;
+    if (d && q->chunk > 0 && d->step != 0) {
+        q->is_doomed = true;
         list_remove(&q->link);
-        mem_free(q);
+        list_push_back(&d->doomed, &q->link);
         return;
     }
-    s->n_running--;
-    if (q->chunk > 0 && q->side->step != 0) {
-        q->doomed = true;
-        list_remove(&q->link);
-        list_push_back(&q->side->doomed, &q->link);
-        return;
-    }
-    let_go(q, out);
+    if (d)
+        leave_side(q, TELL_SIDE, out);
+    list_remove(&q->link);
+    mem_free(q);
 }
 
-/* ---- events ------------------------------------------------------------------------- */
+/* It is on no side any more, and is replayed as soon as one has room. */
+static void lose(struct sched *s, struct sched_seq *q, enum told told, struct sched_actions *out)
+{
+    leave_side(q, told, out);
+    q->is_lost = true;
+    list_push_back(&s->lost, &q->link);
+}
+
+static void lose_list(struct sched *s, struct list *head, enum told told, struct sched_actions *out)
+{
+    for (struct list *l = head->next, *next; l != head; l = next) {
+        next = l->next;
+        lose(s, LIST_ITEM(l, struct sched_seq, link), told, out);
+    }
+}
+
+static void drop_doomed(struct sched_side *d, enum told told, struct sched_actions *out)
+{
+    for (struct list *l = d->doomed.next, *next; l != &d->doomed; l = next) {
+        next = l->next;
+        struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
+        leave_side(q, told, out);
+        mem_free(q);
+    }
+}
+
+/* ---- events: sequences and sides ------------------------------------------------------ */
+
+/* Adds it to the list that the caller has accounted for. */
+static void add_seq(struct sched *s, const struct sched_submit *w)
+{
+    struct sched_seq *q = mem_alloc(sizeof *q);
+    q->want = *w;
+    q->n_output = (uint32_t)w->output->len;
+    q->stalled_ns = NEVER;
+    q->is_lost = w->is_resumed;
+    if (q->is_lost)
+        s->n_running++;
+    else
+        s->n_queued++;
+    list_push_back(q->is_lost ? &s->lost : &s->queue, &q->link);
+}
 
 static void submit(struct sched *s, const struct sched_submit *w, struct sched_actions *out)
 {
-    must(w->n_prompt > 0 && w->max_tokens > 0 && !find_seq(s, w->seq));
-    bool any = false, fits = false;
-    for (int i = 0; i < s->n_sides; i++) {
-        any |= s->sides[i]->up;
-        fits |= s->sides[i]->up && pages_for(w, s->sides[i]) <= s->sides[i]->limits.pages;
-    }
-    if (!any) {
+    must(w->n_prompt > 0 && w->max_tokens > w->output->len && !find_seq(s, w->seq));
+    if (w->is_resumed)
+        add_seq(s, w);
+    else if (s->n_sides == 0)
         fail(out, w->seq, E_UNAVAILABLE, "no attention side is ready");
-    } else if (!fits) {
+    else if (!has_home(s, w))
         fail(out, w->seq, E_RANGE,
              "prompt (%u tokens) and answer (up to %u) do not fit the KV cache of %llu tokens",
              w->n_prompt, w->max_tokens, (unsigned long long)sched_capacity_tokens(s));
-    } else if (s->n_queued >= s->queue_limit) {
+    else if (s->n_queued >= s->config.queue_limit)
         fail(out, w->seq, E_BUSY, "%d requests are waiting already", s->n_queued);
-    } else {
-        struct sched_seq *q = mem_alloc(sizeof *q);
-        q->want = *w;
-        list_push_back(&s->queue, &q->link);
-        s->n_queued++;
-    }
+    else
+        add_seq(s, w);
 }
 
 static void side_up(struct sched *s, const struct sched_side_limits *l)
@@ -220,34 +319,16 @@ static void side_up(struct sched *s, const struct sched_side_limits *l)
     d->limits = *l;
     if (d->limits.max_seqs > WIRE_MAX_SEQS)
         d->limits.max_seqs = WIRE_MAX_SEQS;
-    d->up = true;
+    d->retry_ns = INT64_MIN;
     list_init(&d->prefilling);
     list_init(&d->decoding);
     list_init(&d->doomed);
-    d->in_step = mem_array(d->limits.max_seqs, sizeof *d->in_step);
+    d->in_step = mem_array(d->limits.max_seqs, sizeof(struct sched_seq *));
     d->step_seqs = mem_array(d->limits.max_seqs, sizeof *d->step_seqs);
     d->step_tokens = mem_array(d->limits.max_rows, sizeof *d->step_tokens);
     s->sides = mem_resize(s->sides, (size_t)(s->n_sides + 1) * sizeof(struct sched_side *));
     s->sides[s->n_sides++] = d;
-}
-
-static void fail_list(struct sched *s, struct list *head, const struct sched_event *e,
-                      struct sched_actions *out)
-{
-    for (struct list *l = head->next, *next; l != head; l = next) {
-        next = l->next;
-        struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
-        fail(out, q->want.seq, e->code, "%s", e->text ? e->text : err_text(e->code));
-        end(s, q, out);
-    }
-}
-
-static void let_go_doomed(struct sched_side *d, struct sched_actions *out)
-{
-    for (struct list *l = d->doomed.next, *next; l != &d->doomed; l = next) {
-        next = l->next;
-        let_go(LIST_ITEM(l, struct sched_seq, link), out);
-    }
+    s->had_side = true;
 }
 
 static void side_down(struct sched *s, const struct sched_event *e, struct sched_actions *out)
@@ -255,20 +336,20 @@ static void side_down(struct sched *s, const struct sched_event *e, struct sched
     struct sched_side *d = find_side(s, e->side.id);
     if (!d)
         return;
+    snprintf(s->why_down, sizeof s->why_down, "%s", e->text ? e->text : err_text(e->code));
     d->step = 0; /* its answer, if it still comes, is nobody's */
-    fail_list(s, &d->prefilling, e, out);
-    fail_list(s, &d->decoding, e, out);
-    let_go_doomed(d, out);
-    int at = 0, n_up = 0;
+    lose_list(s, &d->decoding, SIDE_IS_GONE, out);
+    lose_list(s, &d->prefilling, SIDE_IS_GONE, out);
+    drop_doomed(d, SIDE_IS_GONE, out);
+    int at = 0;
     for (int i = 0; i < s->n_sides; i++)
         if (s->sides[i] != d)
-            s->sides[at++] = s->sides[i], n_up++;
+            s->sides[at++] = s->sides[i];
     s->n_sides = at;
     free_side(d);
-    /* Nobody is left to wait for. */
-    if (n_up == 0)
-        fail_list(s, &s->queue, e, out);
 }
+
+/* ---- events: a step that succeeded ------------------------------------------------------ */
 
 static bool is_stop(const struct sched_submit *w, int32_t token)
 {
@@ -284,6 +365,7 @@ static void advance(struct sched *s, struct sched_seq *q, const struct wire_step
 {
     q->fed += q->chunk;
     q->chunk = 0;
+    q->stalled_ns = NEVER;
     if (!sample)
         return;
     if (sample->code < 0) {
@@ -291,17 +373,18 @@ static void advance(struct sched *s, struct sched_seq *q, const struct wire_step
         end(s, q, out);
         return;
     }
-    if (q->n_output == 0) {
+    if (!q->is_decoded) {
+        q->is_decoded = true;
         list_remove(&q->link);
         list_push_back(&q->side->decoding, &q->link);
     }
-    q->last = sample->sampled.token;
     q->n_output++;
+    q->n_replays = 0;
     struct sched_action *a = act(out, SCHED_TOKEN, q->want.seq, q->side->limits.id);
     a->sampled = &sample->sampled;
-    a->finish = is_stop(&q->want, q->last)          ? SCHED_STOP
-                : q->n_output >= q->want.max_tokens ? SCHED_LENGTH
-                                                    : SCHED_GOES_ON;
+    a->finish = is_stop(&q->want, sample->sampled.token) ? SCHED_STOP
+                : q->n_output >= q->want.max_tokens      ? SCHED_LENGTH
+                                                         : SCHED_GOES_ON;
     if (a->finish != SCHED_GOES_ON)
         end(s, q, out);
 }
@@ -319,18 +402,89 @@ static bool is_answer_to(const struct sched_side *d, const struct wire_step_repl
     return k == r->n_samples;
 }
 
+static void note_success(struct sched_side *d, int64_t now_ns)
+{
+    d->n_failures = 0;
+    d->done_ns = now_ns;
+    int64_t took_ns = now_ns > d->sent_ns ? now_ns - d->sent_ns : 1;
+    if (d->message.n_tokens == d->message.n_seqs)
+        d->step_ns = d->step_ns ? d->step_ns - d->step_ns / 8 + took_ns / 8 : took_ns;
+}
+
+/* ---- events: a step that failed ---------------------------------------------------------- */
+
+enum verdict { TRY_AGAIN, REPLAY, REFUSED };
+
+static enum verdict verdict_on(int code)
+{
+    switch (code) {
+    case E_INVALID: /* it will never be taken, there or elsewhere */
+    case E_UNIMPLEMENTED:
+    case E_DENIED:
+    case E_UNAUTHENTICATED:
+    case E_RANGE:
+        return REFUSED;
+    case E_PRECONDITION: /* the sequences do not stand where we think */
+    case E_INTERNAL:
+    case E_CORRUPT:
+    case E_UNKNOWN:
+        return REPLAY;
+    default:
+        return TRY_AGAIN;
+    }
+}
+
+/* Has another side done well since this one began to fail? */
+static bool another_does_well(const struct sched *s, const struct sched_side *d)
+{
+    for (int i = 0; i < s->n_sides; i++) {
+        const struct sched_side *o = s->sides[i];
+        if (o != d && o->n_failures == 0 && o->done_ns > d->failing_ns)
+            return true;
+    }
+    return false;
+}
+
+static void note_failure(struct sched_side *d, const struct sched_event *e)
+{
+    if (d->n_failures == 0)
+        d->failing_ns = e->now_ns;
+    int64_t wait_ns = RETRY_FIRST_NS << (d->n_failures < 10 ? d->n_failures : 10);
+    d->retry_ns = e->now_ns + (wait_ns < RETRY_MOST_NS ? wait_ns : RETRY_MOST_NS);
+    d->n_failures++;
+    snprintf(d->why, sizeof d->why, "%s", e->text ? e->text : err_text(e->code));
+}
+
+static void fail_seq(struct sched *s, struct sched_seq *q, const struct sched_event *e,
+                     struct sched_actions *out)
+{
+    fail(out, q->want.seq, e->code, "%s", e->text ? e->text : err_text(e->code));
+    end(s, q, out);
+}
+
 static void step_failed(struct sched *s, struct sched_side *d, const struct sched_event *e,
                         struct sched_actions *out)
 {
+    enum verdict verdict = verdict_on(e->code);
     d->step = 0;
+    note_failure(d, e);
     for (uint32_t i = 0; i < d->message.n_seqs; i++) {
         struct sched_seq *q = d->in_step[i];
-        if (q->doomed)
+        if (q->is_doomed)
             continue;
-        fail(out, q->want.seq, e->code, "%s", e->text ? e->text : err_text(e->code));
-        end(s, q, out);
+        q->chunk = 0;
+        if (q->stalled_ns == NEVER)
+            q->stalled_ns = e->now_ns;
+        if (verdict == REFUSED || (verdict == REPLAY && ++q->n_replays > MAX_REPLAYS))
+            fail_seq(s, q, e, out);
+        else if (verdict == REPLAY)
+            lose(s, q, TELL_SIDE, out);
     }
-    let_go_doomed(d, out);
+    drop_doomed(d, TELL_SIDE, out);
+    if (d->n_failures >= MOVE_AFTER && another_does_well(s, d)) {
+        lose_list(s, &d->decoding, TELL_SIDE, out);
+        lose_list(s, &d->prefilling, TELL_SIDE, out);
+    }
 }
 
 static void step_done(struct sched *s, const struct sched_event *e, struct sched_actions *out)
@@ -348,16 +502,17 @@ static void step_done(struct sched *s, const struct sched_event *e, struct sched
         return;
     }
     d->step = 0;
+    note_success(d, e->now_ns);
     const struct wire_step_sample *next = e->reply->samples;
     for (uint32_t i = 0; i < d->message.n_seqs; i++) {
         const struct wire_step_sample *sample = d->step_seqs[i].sample ? next++ : NULL;
-        if (!d->in_step[i]->doomed)
+        if (!d->in_step[i]->is_doomed)
             advance(s, d->in_step[i], sample, out);
     }
-    let_go_doomed(d, out);
+    drop_doomed(d, TELL_SIDE, out);
 }
 
-/* ---- the next step ------------------------------------------------------------------ */
+/* ---- time ---------------------------------------------------------------------------- */
 
 static void expire_list(struct sched *s, struct list *head, int64_t now_ns,
                         struct sched_actions *out)
@@ -373,22 +528,119 @@ static void expire_list(struct sched *s, struct list *head, int64_t now_ns,
     }
 }
 
-/* The side with most free pages among those that can take it. */
+static bool has_lost_patience(const struct sched *s, const struct sched_seq *q, int64_t now_ns)
+{
+    return q->stalled_ns != NEVER && now_ns - q->stalled_ns >= s->config.patience_ns;
+}
+
+/* Those on no side: only that none could hold them counts, not that all are full. */
+static void end_patience_of_homeless(struct sched *s, struct list *head, int64_t now_ns,
+                                     struct sched_actions *out)
+{
+    for (struct list *l = head->next, *next; l != head; l = next) {
+        next = l->next;
+        struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
+        if (!s->had_side || has_home(s, &q->want))
+            q->stalled_ns = NEVER;
+        else if (q->stalled_ns == NEVER)
+            q->stalled_ns = now_ns;
+        if (!has_lost_patience(s, q, now_ns))
+            continue;
+        fail(out, q->want.seq, E_UNAVAILABLE, "%s",
+             s->n_sides > 0   ? "no attention side that is left could hold this request"
+             : s->why_down[0] ? s->why_down
+                              : "no attention side is left");
+        end(s, q, out);
+    }
+}
+
+static void end_patience(struct sched *s, struct list *head, int64_t now_ns,
+                         struct sched_actions *out)
+{
+    for (struct list *l = head->next, *next; l != head; l = next) {
+        next = l->next;
+        struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
+        if (!has_lost_patience(s, q, now_ns))
+            continue;
+        fail(out, q->want.seq, E_UNAVAILABLE, "no step has succeeded for too long: %s",
+             q->side->why);
+        end(s, q, out);
+    }
+}
+
+/* ---- which side ------------------------------------------------------------------------ */
+
+static bool is_sick(const struct sched_side *d)
+{
+    return d->n_failures >= MOVE_AFTER;
+}
+
+static int64_t fastest_step_ns(const struct sched *s)
+{
+    int64_t fastest = 0;
+    for (int i = 0; i < s->n_sides; i++)
+        if (s->sides[i]->step_ns > 0 && (fastest == 0 || s->sides[i]->step_ns < fastest))
+            fastest = s->sides[i]->step_ns;
+    return fastest;
+}
+
+/* What a token would cost there: sequences that share the steps, the time of one, and up to twice
+ * that as the KV memory fills.  A side whose time is not known yet is taken for a fast one. */
+static uint64_t cost_on(const struct sched *s, const struct sched_side *d,
+                        const struct sched_submit *w)
+{
+    int64_t step_ns = d->step_ns ? d->step_ns : fastest_step_ns(s);
+    uint64_t step_us = (uint64_t)step_ns / 1000 + 1;
+    if (step_us > UINT32_MAX)
+        step_us = UINT32_MAX;
+    uint64_t used = d->pages_reserved + pages_for(w, d);
+    return (uint64_t)(d->n_seqs + 1) * step_us * (1024 + 1024 * used / d->limits.pages);
+}
+
+/* The cheapest side among those that can take it now. */
 static struct sched_side *side_for(const struct sched *s, const struct sched_submit *w)
 {
     struct sched_side *best = NULL;
-    uint64_t best_free = 0;
+    bool well = false;
+    for (int i = 0; i < s->n_sides; i++)
+        well |= !is_sick(s->sides[i]) && could_hold(s->sides[i], w);
     for (int i = 0; i < s->n_sides; i++) {
         struct sched_side *d = s->sides[i];
-        uint64_t pages_free = d->limits.pages - d->pages_reserved;
-        if (d->n_seqs >= d->limits.max_seqs || pages_for(w, d) > pages_free)
+        if (!has_room(d, w) || (well && is_sick(d)))
             continue;
-        if (!best || pages_free > best_free) {
+        if (!best || cost_on(s, d, w) < cost_on(s, best, w))
             best = d;
-            best_free = pages_free;
-        }
     }
     return best;
+}
+
+static void place(struct sched_seq *q, struct sched_side *d, struct sched_actions *out)
+{
+    act(out, q->is_started ? SCHED_MOVED : SCHED_STARTED, q->want.seq, d->limits.id);
+    q->side = d;
+    q->pages = pages_for(&q->want, d);
+    q->is_started = true;
+    q->is_lost = false;
+    d->pages_reserved += q->pages;
+    d->n_seqs++;
+    list_remove(&q->link);
+    list_push_back(&d->prefilling, &q->link);
+}
+
+/* true if one that has a home still waits for room there. */
+static bool place_lost(struct sched *s, struct sched_actions *out)
+{
+    bool waits = false;
+    for (struct list *l = s->lost.next, *next; l != &s->lost; l = next) {
+        next = l->next;
+        struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
+        struct sched_side *d = side_for(s, &q->want);
+        if (d)
+            place(q, d, out);
+        else
+            waits |= has_home(s, &q->want);
+    }
+    return waits;
 }
 
 static void admit(struct sched *s, struct sched_actions *out)
@@ -398,37 +650,34 @@ static void admit(struct sched *s, struct sched_actions *out)
         struct sched_side *d = side_for(s, &q->want);
         if (!d)
             return; /* first come, first served: nobody overtakes */
-        q->side = d;
-        q->pages = pages_for(&q->want, d);
-        d->pages_reserved += q->pages;
-        d->n_seqs++;
         s->n_queued--;
         s->n_running++;
-        list_remove(&q->link);
-        list_push_back(&d->prefilling, &q->link);
-        act(out, SCHED_STARTED, q->want.seq, d->limits.id);
+        place(q, d, out);
     }
 }
+
+/* ---- the next step ------------------------------------------------------------------ */
 
 static void add_rows(struct sched_side *d, struct sched_seq *q, uint32_t rows)
 {
     struct wire_step *m = &d->message;
-    bool prompt = q->n_output == 0;
     must(m->n_seqs < d->limits.max_seqs && m->n_tokens + rows <= d->limits.max_rows);
     d->in_step[m->n_seqs] = q;
     d->step_seqs[m->n_seqs++] =
         (struct wire_step_seq){.seq = q->want.seq,
                                .position = q->fed,
                                .n_tokens = rows,
-                               .sample = !prompt || q->fed + rows == q->want.n_prompt,
+                               .sample = q->fed + rows == known(q),
                                .n_prompt = q->fed == 0 ? q->want.n_prompt : 0,
                                .sampling = q->fed == 0 ? q->want.sampling : NULL};
     for (uint32_t i = 0; i < rows; i++)
-        d->step_tokens[m->n_tokens++] = prompt ? q->want.prompt[q->fed + i] : q->last;
+        d->step_tokens[m->n_tokens++] = token_at(q, q->fed + i);
     q->chunk = rows;
+    q->is_sent = true;
 }
 
-static void start_step(struct sched *s, struct sched_side *d, struct sched_actions *out)
+static void start_step(struct sched *s, struct sched_side *d, int64_t now_ns,
+                       struct sched_actions *out)
 {
     d->message = (struct wire_step){.seqs = d->step_seqs, .tokens = d->step_tokens};
     /* Prompts get an eighth of the rows even if there are more decoding sequences than rows. */
@@ -447,7 +696,7 @@ static void start_step(struct sched *s, struct sched_side *d, struct sched_actio
     }
     for (struct list *l = d->prefilling.next; l != &d->prefilling; l = l->next) {
         struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
-        uint32_t left = q->want.n_prompt - q->fed, space = rows - d->message.n_tokens;
+        uint32_t left = known(q) - q->fed, space = rows - d->message.n_tokens;
         if (space == 0)
             break;
         add_rows(d, q, left < space ? left : space);
@@ -455,20 +704,28 @@ static void start_step(struct sched *s, struct sched_side *d, struct sched_actio
     if (d->message.n_seqs == 0)
         return;
     d->message.step = d->step = ++s->last_step;
+    d->sent_ns = now_ns;
     act(out, SCHED_SEND, 0, d->limits.id)->step = &d->message;
 }
 
 static void tick(struct sched *s, int64_t now_ns, struct sched_actions *out)
 {
     expire_list(s, &s->queue, now_ns, out);
+    expire_list(s, &s->lost, now_ns, out);
+    end_patience_of_homeless(s, &s->queue, now_ns, out);
+    end_patience_of_homeless(s, &s->lost, now_ns, out);
     for (int i = 0; i < s->n_sides; i++) {
-        expire_list(s, &s->sides[i]->prefilling, now_ns, out);
-        expire_list(s, &s->sides[i]->decoding, now_ns, out);
+        struct sched_side *d = s->sides[i];
+        expire_list(s, &d->prefilling, now_ns, out);
+        expire_list(s, &d->decoding, now_ns, out);
+        end_patience(s, &d->prefilling, now_ns, out);
+        end_patience(s, &d->decoding, now_ns, out);
     }
-    admit(s, out);
+    if (!place_lost(s, out))
+        admit(s, out);
     for (int i = 0; i < s->n_sides; i++)
-        if (s->sides[i]->step == 0)
-            start_step(s, s->sides[i], out);
+        if (s->sides[i]->step == 0 && now_ns >= s->sides[i]->retry_ns)
+            start_step(s, s->sides[i], now_ns, out);
 }
 
 void sched_step(struct sched *s, const struct sched_event *e, struct sched_actions *out)

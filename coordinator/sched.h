@@ -1,16 +1,32 @@
 /* coordinator/sched.h - the timetable: which sequences run in the next step (step 4 of a
- * token's path, and 13 on the way back).
+ * token's path, and 13 on the way back), and on which attention side.
  *
  * Continuous batching, pure: events in, actions out, no clock, socket or log.  Requests
  * wait in one queue, first come first served.  One is admitted when an attention side has
  * KV pages for its whole prompt and answer, so that an admitted sequence never runs out.
+ * Among the sides that have room, the one with the least to do per free KV memory gets it.
  * A step of a side takes one row of every decoding sequence and fills up with chunks of
  * prompts; each side has at most one step in flight.
  *
+ * Trouble: what a side holds is a function of the tokens that it was fed, and sampling one of
+ * (sampling, n_prompt, tokens), so nothing is lost with a side or a step:
+ *
+ *   the side says that a step failed, and may succeed later   the same rows again, with backoff
+ *   nobody knows whether the sequences moved                  the same; the side refuses them if
+ *                                                             they did: E_PRECONDITION
+ *   the side has not what we think, or answers nonsense       its sequences are replayed: prompt and
+ *                                                             answer so far from position 0
+ *   the side is gone                                          the same, on another side
+ *   a side fails while others do well                         the same, on another side
+ *   the step itself is refused (E_INVALID ...)                its sequences fail
+ *
+ * A sequence without progress for patience_ns (no side that could hold it, or no step that
+ * succeeds) fails; one that only waits for room on a side waits until its deadline.
+ *
  * Invariants: every submitted sequence ends with exactly one SCHED_TOKEN that has a finish,
- * or one SCHED_FAIL, or the caller's own SCHED_CANCEL; sides are told to release exactly
- * the sequences that were sent to them; a sequence that ends while its step is in flight
- * keeps its pages until that step is over.
+ * or one SCHED_FAIL, or the caller's own SCHED_CANCEL; a living side is told to release exactly
+ * the sequences that were sent to it; a sequence that ends while its step is in flight
+ * keeps its pages until that step is over.  A side that comes up (again) is taken to be empty.
  *
  * Owner: coordinator loop. */
 #pragma once
@@ -20,13 +36,24 @@
 
 #include "base/list.h"
 #include "model/sampling.h"
+#include "model/tokenizer.h"
 #include "rpc/wire.h"
 
-/* `prompt`, `sampling` and `stop_ids` stay the caller's and must live as long as the sequence. */
+struct sched_config {
+    int queue_limit;
+    int64_t patience_ns;
+};
+
+/* `prompt`, `output`, `sampling` and `stop_ids` stay the caller's and must live as long as the
+ * sequence. */
 struct sched_submit {
     uint64_t seq; /* unique */
     const int32_t *prompt;
-    uint32_t n_prompt, max_tokens; /* both at least 1 */
+    /* The token log: the caller appends the token of every SCHED_TOKEN before the next event.
+     * What is in it already counts as answered. */
+    const struct tokens *output;
+    bool is_resumed;               /* admitted in an earlier life: not refused for want of room */
+    uint32_t n_prompt, max_tokens; /* both at least 1; max_tokens more than output has */
     const struct sampling *sampling;
     const int *stop_ids; /* end of sequence */
     int n_stop_ids;
@@ -42,9 +69,9 @@ enum sched_event_kind {
     SCHED_SUBMIT,
     SCHED_CANCEL, /* the caller has no interest in `seq` any more; unknown ones are fine */
     SCHED_SIDE_UP,
-    SCHED_SIDE_DOWN, /* its sequences fail with `code` and `text` */
-    SCHED_STEP_DONE, /* results of `step` */
-    SCHED_STEP_FAILED,
+    SCHED_SIDE_DOWN,   /* its sequences are replayed elsewhere; `text` says why it is down */
+    SCHED_STEP_DONE,   /* results of `step` */
+    SCHED_STEP_FAILED, /* `code`, as the side gave it or as the way there broke */
     SCHED_TICK, /* time passes; only this starts steps, so that what a result led to is known */
 };
 struct sched_event {
@@ -62,7 +89,8 @@ struct sched_event {
 enum sched_action_kind {
     SCHED_SEND,    /* `step` to `side`; valid until the next event */
     SCHED_RELEASE, /* `seq` on `side` */
-    SCHED_STARTED, /* `seq` left the queue */
+    SCHED_STARTED, /* `seq` left the queue; once */
+    SCHED_MOVED,   /* `seq`, which was started already, is replayed on `side` */
     SCHED_TOKEN,   /* `seq` has `sampled`; borrowed from the event */
     SCHED_FAIL,    /* `seq` is over: `code`, `text` */
 };
@@ -89,15 +117,18 @@ void sched_actions_fini(struct sched_actions *a);
 struct sched_seq;
 struct sched_side;
 struct sched {
-    int queue_limit;
-    struct list queue;
+    struct sched_config config;
+    struct list queue; /* not started yet */
+    struct list lost;  /* started, and on no side now: these go first */
     struct sched_side **sides;
     int n_sides;
-    int n_queued, n_running;
+    int n_queued, n_running; /* running: on a side, or lost */
     uint64_t last_step;
+    bool had_side;                   /* before the first one nobody loses patience */
+    char why_down[SCHED_TEXT_BYTES]; /* the latest SIDE_DOWN's text */
 };
 
-void sched_init(struct sched *s, int queue_limit);
+void sched_init(struct sched *s, const struct sched_config *c);
 void sched_fini(struct sched *s);
 void sched_step(struct sched *s, const struct sched_event *e, struct sched_actions *out);
 
@@ -105,3 +136,5 @@ void sched_step(struct sched *s, const struct sched_event *e, struct sched_actio
  * without sides. */
 uint64_t sched_capacity_tokens(const struct sched *s);
 bool sched_has_side(const struct sched *s, uint32_t id);
+/* Sequences that are on the side; 0 for an unknown one. */
+uint32_t sched_side_seqs(const struct sched *s, uint32_t id);

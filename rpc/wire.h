@@ -306,9 +306,9 @@ int wire_step_reply_decode(struct str message, struct wire_step_reply **out, str
 /* Release: forget these sequences; unknown ones are fine, as are those of an older session.
  * Empty reply. */
 struct wire_release {
-    uint64_t session;
     uint32_t n_seqs;
     const uint64_t *seqs;
+    uint64_t session;
 };
 void wire_release_encode(const struct wire_release *m, struct buf *message);
 int wire_release_decode(struct str message, struct wire_release **out, struct err *e);

@@ -67,6 +67,7 @@ void wire_step_encode(const struct wire_step *m, struct buf *message, struct blo
     Polymath__V1__StepRequest p;
     polymath__v1__step_request__init(&p);
     p.step = m->step;
+    p.session = m->session;
     p.n_tokens = m->n_tokens;
     p.n_seqs = m->n_seqs;
     p.seqs = pointers;
@@ -215,6 +216,7 @@ static int read_step(const Polymath__V1__StepRequest *p, const struct frame *pay
     int32_t *tokens = (int32_t *)(void *)(sampling + n_sampling);
     memcpy(tokens, payload->data, p->n_tokens * sizeof(*tokens));
     *s = (struct wire_step){.step = p->step,
+                            .session = p->session,
                             .n_seqs = (uint32_t)p->n_seqs,
                             .n_tokens = p->n_tokens,
                             .seqs = seqs,
@@ -391,6 +393,7 @@ void wire_release_encode(const struct wire_release *m, struct buf *message)
     polymath__v1__release_request__init(&p);
     p.n_seqs = m->n_seqs;
     p.seqs = (uint64_t *)(uintptr_t)m->seqs;
+    p.session = m->session;
     wire_pack(&p.base, message);
 }
 
@@ -409,7 +412,8 @@ int wire_release_decode(struct str message, struct wire_release **out, struct er
         uint64_t *seqs = (uint64_t *)(void *)(r + 1);
         if (p->n_seqs > 0)
             memcpy(seqs, p->seqs, p->n_seqs * sizeof(*seqs));
-        *r = (struct wire_release){.n_seqs = (uint32_t)p->n_seqs, .seqs = seqs};
+        *r = (struct wire_release){
+            .session = p->session, .n_seqs = (uint32_t)p->n_seqs, .seqs = seqs};
         *out = r;
     }
     wire_memory_fini(&memory);
@@ -424,6 +428,7 @@ void wire_attention_description_encode(const struct wire_attention_description *
     p.name = wire_borrow(m->name);
     p.fingerprint = m->fingerprint;
     p.epoch = m->epoch;
+    p.session = m->session;
     p.kv_pages_total = m->kv_pages_total;
     p.kv_pages_free = m->kv_pages_free;
     p.page_tokens = m->page_tokens;
@@ -451,6 +456,7 @@ static int read_description(const Polymath__V1__AttentionDescription *p,
         rc = wire_model_choices(p->format, p->combine, &out->formats, &out->combine, e);
     out->fingerprint = p->fingerprint;
     out->epoch = p->epoch;
+    out->session = p->session;
     out->kv_pages_total = p->kv_pages_total;
     out->kv_pages_free = p->kv_pages_free;
     out->page_tokens = p->page_tokens;

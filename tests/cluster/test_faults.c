@@ -31,7 +31,8 @@ static char *ids_of(struct cluster *c)
 TEST_WITHIN(a_killed_expert_node_fails_requests_until_it_is_back, 90)
 {
     struct cluster c;
-    cluster_start(&c, 3, 0, NULL);
+    static const char *const settings[] = {"request.patience_ms=500", NULL};
+    cluster_start(&c, 3, 0, settings);
     char *before = ids_of(&c);
     cluster_kill(&c, "expert-1", SIGKILL);
 

@@ -12,14 +12,19 @@ static struct sched_actions got;
 static const int32_t PROMPT[64] = {10, 11, 12, 13, 14, 15, 16, 17, 18, 19};
 static const struct sampling SAMPLING = {.temperature = 1};
 static const int EOS[] = {99};
+enum { MAX_SEQ = 10, PATIENCE_NS = 100 };
+static struct tokens outputs[MAX_SEQ]; /* the owner's, by seq */
 
 static void begin(int queue_limit)
 {
-    sched_init(&sched, queue_limit);
+    sched_init(&sched,
+               &(struct sched_config){.queue_limit = queue_limit, .patience_ns = PATIENCE_NS});
 }
 
 static void finish(void)
 {
+    for (int i = 0; i < MAX_SEQ; i++)
+        tokens_fini(&outputs[i]);
     sched_actions_fini(&got);
     sched_fini(&sched);
 }
@@ -28,6 +33,9 @@ static void event(const struct sched_event *e)
 {
     got.n = 0;
     sched_step(&sched, e, &got);
+    for (int i = 0; i < got.n; i++)
+        if (got.items[i].kind == SCHED_TOKEN)
+            tokens_push(&outputs[got.items[i].seq], got.items[i].sampled->token);
 }
 
 static void side_up(uint32_t id, uint32_t pages, uint32_t max_rows, uint32_t max_seqs)
@@ -45,6 +53,7 @@ static void submit(uint64_t seq, uint32_t n_prompt, uint32_t max_tokens)
     event(&(struct sched_event){.kind = SCHED_SUBMIT,
                                 .submit = {.seq = seq,
                                            .prompt = PROMPT,
+                                           .output = &outputs[seq],
                                            .n_prompt = n_prompt,
                                            .max_tokens = max_tokens,
                                            .sampling = &SAMPLING,
@@ -232,25 +241,273 @@ TEST(sched_refuses_without_a_side)
     finish();
 }
 
-TEST(sched_fails_the_sequences_of_a_failed_step_and_goes_on)
+/* Fails the step in `got`. */
+static void break_step(int64_t now_ns, int code, const char *text)
+{
+    const struct sched_action *a = find(SCHED_SEND);
+    CHECK(a != NULL);
+    event(&(struct sched_event){.kind = SCHED_STEP_FAILED,
+                                .now_ns = now_ns,
+                                .side.id = a->side,
+                                .step = a->step->step,
+                                .code = code,
+                                .text = text});
+}
+
+/* Ticks until something is sent; says when. */
+static int64_t tick_until_sent(int64_t now_ns)
+{
+    for (int i = 0; i < 1000; i++, now_ns += 1000000) {
+        tick(now_ns);
+        if (find(SCHED_SEND))
+            return now_ns;
+    }
+    test_fail(__FILE__, __LINE__, "nothing is sent");
+}
+
+static void submit_late(uint64_t seq, uint32_t n_prompt, uint32_t max_tokens)
+{
+    event(&(struct sched_event){.kind = SCHED_SUBMIT,
+                                .submit = {.seq = seq,
+                                           .prompt = PROMPT,
+                                           .output = &outputs[seq],
+                                           .n_prompt = n_prompt,
+                                           .max_tokens = max_tokens,
+                                           .sampling = &SAMPLING,
+                                           .deadline_ns = INT64_MAX}});
+}
+
+TEST(sched_tries_a_step_again_that_may_succeed_later)
+{
+    begin(8);
+    sched.config.patience_ns = 1000000000;
+    side_up(1, 100, 8, 8);
+    submit_late(1, 3, 10);
+    tick(0);
+    answer(5);
+    tick(0);
+    uint64_t step = find(SCHED_SEND)->step->step;
+    break_step(0, E_UNAVAILABLE, "expert node e1 is gone");
+    CHECK_INT(got.n, 0); /* nobody hears of it */
+    tick(0);
+    CHECK_INT(got.n, 0); /* and not at once */
+    int64_t now_ns = tick_until_sent(0);
+    const struct wire_step *s = find(SCHED_SEND)->step;
+    CHECK(s->step > step);
+    CHECK_INT(s->seqs[0].position, 3);
+    CHECK_INT(s->tokens[0], 5);
+    break_step(now_ns, E_UNAVAILABLE, "expert node e1 is gone");
+    int64_t later_ns = tick_until_sent(now_ns);
+    CHECK(later_ns - now_ns > now_ns); /* with growing pauses */
+    answer(6);
+    CHECK_INT(find(SCHED_TOKEN)->sampled->token, 6);
+    finish();
+}
+
+TEST(sched_gives_up_on_steps_that_never_succeed)
+{
+    begin(8);
+    sched.config.patience_ns = 900000000;
+    side_up(1, 100, 8, 8);
+    submit_late(1, 3, 10);
+    int n = 0;
+    int64_t now_ns = 0;
+    for (; now_ns <= 900000000; now_ns += 1000000) {
+        tick(now_ns);
+        if (find(SCHED_FAIL))
+            break;
+        if (find(SCHED_SEND)) {
+            break_step(now_ns, E_UNAVAILABLE, "expert node e1 is gone");
+            n++;
+        }
+    }
+    CHECK_INT(now_ns, 900000000);
+    CHECK(n > 5 && n < 20); /* pauses that grow */
+    CHECK_INT(find(SCHED_FAIL)->code, E_UNAVAILABLE);
+    CHECK_HAS(find(SCHED_FAIL)->text, "expert node e1 is gone");
+    CHECK_INT(find(SCHED_RELEASE)->seq, 1);
+    CHECK_INT(sched.n_running, 0);
+    finish();
+}
+
+TEST(sched_fails_the_sequences_of_a_step_that_is_refused)
 {
     begin(8);
     side_up(1, 100, 8, 8);
     submit(1, 3, 10);
     tick(0);
-    uint64_t step = find(SCHED_SEND)->step->step;
+    const struct sched_action sent = *find(SCHED_SEND);
+    uint64_t step = sent.step->step;
     submit(2, 3, 10);
     event(&(struct sched_event){.kind = SCHED_STEP_FAILED,
                                 .side.id = 1,
                                 .step = step,
-                                .code = E_UNAVAILABLE,
-                                .text = "expert node e1 is gone"});
+                                .code = E_INVALID,
+                                .text = "token 7 of 5"});
     CHECK_INT(count(SCHED_FAIL), 1);
     CHECK_INT(find(SCHED_FAIL)->seq, 1);
-    CHECK_STR(find(SCHED_FAIL)->text, "expert node e1 is gone");
+    CHECK_STR(find(SCHED_FAIL)->text, "token 7 of 5");
     CHECK_INT(find(SCHED_RELEASE)->seq, 1);
+    finish();
+}
+
+TEST(sched_replays_what_does_not_stand_where_it_should)
+{
+    begin(8);
+    sched.config.patience_ns = INT64_MAX;
+    side_up(1, 100, 8, 8);
+    submit_late(1, 3, 10);
     tick(0);
-    CHECK_INT(find(SCHED_SEND)->step->seqs[0].seq, 2);
+    answer(5);
+    tick(0);
+    answer(6);
+    tick(0);
+    break_step(0, E_PRECONDITION, "position 4, the KV cache ends at 5");
+    CHECK_INT(count(SCHED_FAIL), 0);
+    CHECK_INT(find(SCHED_RELEASE)->seq, 1);
+    tick_until_sent(0);
+    CHECK_INT(count(SCHED_STARTED), 0);
+    const struct wire_step *s = find(SCHED_SEND)->step;
+    CHECK_INT(s->seqs[0].position, 0);
+    CHECK_INT(s->seqs[0].n_prompt, 3); /* not 5: penalties count the output only */
+    CHECK(s->seqs[0].sampling == &SAMPLING);
+    CHECK(s->seqs[0].sample);
+    CHECK_INT(s->n_tokens, 5);
+    static const int32_t want[] = {10, 11, 12, 5, 6};
+    CHECK_BYTES(s->tokens, want, sizeof want);
+    answer(7);
+    CHECK_INT(find(SCHED_TOKEN)->sampled->token, 7);
+    tick_until_sent(0);
+    s = find(SCHED_SEND)->step;
+    CHECK_INT(s->seqs[0].position, 5);
+    CHECK_INT(s->tokens[0], 7);
+    finish();
+}
+
+TEST(sched_does_not_replay_for_ever)
+{
+    begin(8);
+    sched.config.patience_ns = INT64_MAX;
+    side_up(1, 100, 8, 8);
+    submit_late(1, 3, 10);
+    int64_t now_ns = 0;
+    int n = 0;
+    for (; n < 100; n++) {
+        now_ns = tick_until_sent(now_ns);
+        break_step(now_ns, E_PRECONDITION, "position 0");
+        if (find(SCHED_FAIL))
+            break;
+    }
+    CHECK_INT(n, 8);
+    CHECK_INT(find(SCHED_FAIL)->code, E_PRECONDITION);
+    finish();
+}
+
+/* What was sent to that side; 0: nothing. */
+static uint64_t step_to(uint32_t side)
+{
+    for (int i = 0; i < got.n; i++)
+        if (got.items[i].kind == SCHED_SEND && got.items[i].side == side)
+            return got.items[i].step->step;
+    return 0;
+}
+
+TEST(sched_leaves_a_side_that_fails_while_another_does_well)
+{
+    begin(8);
+    sched.config.patience_ns = INT64_MAX;
+    side_up(1, 100, 8, 8);
+    submit_late(1, 3, 10);
+    tick(0);
+    struct sched_event broken = {
+        .kind = SCHED_STEP_FAILED, .side.id = 1, .step = step_to(1), .code = E_UNAVAILABLE};
+    side_up(2, 100, 8, 8);
+    submit_late(2, 3, 10);
+    struct wire_step_sample sample = {.seq = 2, .sampled.token = 5};
+    struct wire_step_reply reply = {.n_samples = 1, .samples = &sample};
+    struct sched_event done = {.kind = SCHED_STEP_DONE, .side.id = 2, .reply = &reply};
+    event(&broken);
+    CHECK_INT(got.n, 0);
+    int n_failures = 1;
+    for (int64_t now_ns = 1; n_failures < 3; now_ns += 1000000) {
+        tick(now_ns);
+        broken.step = step_to(1);
+        done.step = reply.step = step_to(2);
+        broken.now_ns = done.now_ns = now_ns;
+        if (done.step)
+            event(&done);
+        if (!broken.step)
+            continue;
+        event(&broken);
+        n_failures++;
+        CHECK_INT(count(SCHED_RELEASE), n_failures == 3);
+    }
+    tick(10000000);
+    CHECK_INT(find(SCHED_MOVED)->seq, 1);
+    CHECK_INT(find(SCHED_MOVED)->side, 2);
+    finish();
+}
+
+TEST(sched_spreads_by_load_memory_and_speed)
+{
+    begin(8);
+    side_up(1, 100, 8, 8);
+    side_up(2, 100, 8, 8);
+    submit(1, 3, 10);
+    submit(2, 3, 10);
+    submit(3, 10, 90); /* a quarter of the memory of the side that gets it */
+    submit(4, 3, 10);
+    tick(0);
+    CHECK_INT(sched_side_seqs(&sched, 1), 2);
+    CHECK_INT(sched_side_seqs(&sched, 2), 2);
+    /* Equal numbers now; the one with more memory left gets the next. */
+    const struct sched_action *third = NULL;
+    for (int i = 0; i < got.n; i++)
+        if (got.items[i].kind == SCHED_STARTED && got.items[i].seq == 3)
+            third = &got.items[i];
+    CHECK(third != NULL);
+    uint32_t fuller = third->side;
+    submit(5, 3, 10);
+    tick(0);
+    CHECK_INT(find(SCHED_STARTED)->seq, 5);
+    CHECK(find(SCHED_STARTED)->side != fuller);
+    finish();
+}
+
+TEST(sched_gives_a_slow_side_less)
+{
+    begin(64);
+    side_up(1, 1000, 8, 32);
+    submit(1, 1, 100);
+    tick(0);
+    const struct sched_action *a = find(SCHED_SEND);
+    struct wire_step_sample sample = {.seq = 1, .sampled.token = 5};
+    struct wire_step_reply reply = {.step = a->step->step, .n_samples = 1, .samples = &sample};
+    struct sched_event done = {
+        .kind = SCHED_STEP_DONE, .side.id = 1, .step = reply.step, .reply = &reply};
+    done.now_ns = 400; /* below a microsecond nothing is slow */
+    event(&done);
+    side_up(2, 1000, 8, 32);
+    sched.config.patience_ns = INT64_MAX;
+    submit(2, 1, 100); /* on 2, the empty one */
+    tick(400);
+    for (int i = 0; i < got.n; i++)
+        if (got.items[i].kind == SCHED_SEND && got.items[i].side == 2) {
+            sample.seq = 2;
+            reply.step = got.items[i].step->step;
+        }
+    done.side.id = 2;
+    done.step = reply.step;
+    done.now_ns = 9400; /* 9 us against less than one */
+    event(&done);
+    uint32_t before = sched_side_seqs(&sched, 2);
+    for (uint64_t seq = 3; seq < 9; seq++)
+        submit_late(seq, 1, 100);
+    event(&(struct sched_event){.kind = SCHED_CANCEL, .seq = 1});
+    event(&(struct sched_event){.kind = SCHED_CANCEL, .seq = 2});
+    tick(9400);
+    CHECK_INT(before, 1);
+    CHECK(sched_side_seqs(&sched, 1) > 2 * sched_side_seqs(&sched, 2));
     finish();
 }
 
@@ -293,8 +550,9 @@ TEST(sched_does_not_trust_an_answer_that_does_not_fit)
     CHECK_INT(got.n, 0); /* another step's: nobody's */
     e.step = step;
     event(&e);
-    CHECK_INT(find(SCHED_FAIL)->code, E_INTERNAL);
     CHECK_INT(count(SCHED_TOKEN), 0);
+    CHECK_INT(find(SCHED_RELEASE)->seq, 1); /* it is replayed */
+    CHECK_INT(sched.n_running, 1);
     finish();
 }
 
@@ -333,27 +591,92 @@ TEST(sched_fails_what_is_too_late_wherever_it_is)
     finish();
 }
 
-TEST(sched_fails_everything_of_a_side_that_is_gone)
+TEST(sched_replays_the_sequences_of_a_side_that_is_gone)
 {
     begin(8);
     side_up(1, 100, 8, 1);
-    side_up(2, 200, 8, 1);
+    side_up(2, 200, 8, 2);
     submit(1, 3, 10); /* on 2, the roomier */
-    submit(2, 3, 10); /* on 1 */
-    submit(3, 3, 10); /* waits */
     tick(0);
-    CHECK_INT(count(SCHED_SEND), 2);
-    struct sched_event down = {
-        .kind = SCHED_SIDE_DOWN, .side.id = 2, .code = E_UNAVAILABLE, .text = "gone"};
-    event(&down);
-    CHECK_INT(count(SCHED_FAIL), 1);
-    CHECK_INT(find(SCHED_FAIL)->seq, 1);
-    CHECK_INT(find(SCHED_RELEASE)->side, 2);
+    CHECK_INT(find(SCHED_STARTED)->side, 2);
+    answer(5);
+    submit(2, 3, 10); /* on 1 */
+    tick(0);
+    submit(3, 3, 10); /* on 2 */
+    submit(4, 3, 10); /* waits */
+    tick(0);
     CHECK_INT(sched.n_queued, 1);
-    down.side.id = 1;
-    event(&down); /* the last one: there is nobody to wait for */
+    struct sched_event down = {
+        .kind = SCHED_SIDE_DOWN, .side.id = 1, .code = E_UNAVAILABLE, .text = "gone"};
+    event(&down);
+    CHECK_INT(got.n, 0); /* there is nobody to be told anything */
+    tick(0);
+    CHECK_INT(got.n, 0); /* 2 is full */
+    event(&(struct sched_event){.kind = SCHED_CANCEL, .seq = 3});
+    down.side.id = 2;
+    event(&down);
+    CHECK_INT(got.n, 0);
+    side_up(3, 100, 8, 2);
+    tick(0);
+    CHECK_INT(count(SCHED_MOVED), 2); /* before the one that waits */
+    CHECK_INT(count(SCHED_STARTED), 0);
+    const struct wire_step *s = find(SCHED_SEND)->step;
+    CHECK_INT(s->n_seqs, 2);
+    CHECK_INT(s->seqs[0].seq, 2);
+    CHECK_INT(s->seqs[0].n_tokens, 3);
+    CHECK_INT(s->seqs[1].seq, 1);
+    CHECK_INT(s->seqs[1].n_tokens, 4);
+    CHECK_INT(s->seqs[1].n_prompt, 3);
+    CHECK_INT(s->tokens[6], 5);
+    finish();
+}
+
+TEST(sched_waits_for_a_side_as_long_as_its_patience)
+{
+    begin(8);
+    side_up(1, 100, 8, 1);
+    submit(1, 3, 10);
+    submit(2, 3, 10);
+    tick(0);
+    event(&(struct sched_event){
+        .kind = SCHED_SIDE_DOWN, .side.id = 1, .code = E_UNAVAILABLE, .text = "its host burns"});
+    tick(10);
+    tick(10 + PATIENCE_NS - 1);
+    CHECK_INT(got.n, 0);
+    submit(3, 3, 10); /* whoever comes now is told at once */
+    CHECK_INT(find(SCHED_FAIL)->seq, 3);
+    tick(10 + PATIENCE_NS);
     CHECK_INT(count(SCHED_FAIL), 2);
-    CHECK_INT(sched.n_queued, 0);
+    CHECK_INT(got.items[0].code, E_UNAVAILABLE);
+    CHECK_HAS(got.items[0].text, "its host burns");
+    CHECK_INT(sched.n_running + sched.n_queued, 0);
+    finish();
+}
+
+TEST(sched_resumes_what_an_earlier_coordinator_began)
+{
+    begin(0); /* no queue: it was admitted before */
+    tokens_push(&outputs[1], 5);
+    tokens_push(&outputs[1], 6);
+    event(&(struct sched_event){.kind = SCHED_SUBMIT,
+                                .submit = {.seq = 1,
+                                           .prompt = PROMPT,
+                                           .output = &outputs[1],
+                                           .is_resumed = true,
+                                           .n_prompt = 3,
+                                           .max_tokens = 3,
+                                           .sampling = &SAMPLING,
+                                           .deadline_ns = 10 * PATIENCE_NS}});
+    tick(9 * PATIENCE_NS); /* nobody has joined yet */
+    CHECK_INT(got.n, 0);
+    side_up(1, 100, 8, 1);
+    tick(9 * PATIENCE_NS);
+    CHECK_INT(count(SCHED_STARTED), 1);
+    const struct wire_step *s = find(SCHED_SEND)->step;
+    CHECK_INT(s->n_tokens, 5);
+    CHECK_INT(s->tokens[4], 6);
+    answer(7);
+    CHECK_INT(find(SCHED_TOKEN)->finish, SCHED_LENGTH); /* the third of three */
     finish();
 }
 

@@ -63,6 +63,22 @@ static void run_one(struct world *w, uint64_t seq, uint32_t position, uint32_t n
     finish(w, 1);
 }
 
+TEST(seqs_are_cleared_all_at_once)
+{
+    struct world w;
+    open_world(&w);
+    for (uint64_t seq = 1; seq <= MAX_SEQS; seq++)
+        run_one(&w, seq, 0, 3);
+    CHECK_INT(seqs_count(w.seqs), MAX_SEQS);
+    seqs_clear(w.seqs);
+    CHECK_INT(seqs_count(w.seqs), 0);
+    CHECK_INT(kv_pages_free(w.kv), PAGES);
+    struct wire_step_seq s = {.seq = 1, .position = 3, .n_tokens = 1};
+    CHECK_INT(begin(&w, &s, 1), E_PRECONDITION);
+    run_one(&w, 1, 0, 3);
+    close_world(&w);
+}
+
 TEST(seqs_follow_their_positions)
 {
     struct world w;

@@ -12,6 +12,7 @@
 #include "tests/lib/tiny_model.h"
 
 struct world {
+    uint64_t session; /* of its steps */
     struct side *side;
     struct channel *channel;
     int code;
@@ -80,7 +81,8 @@ static void ask(struct world *w, int method, const struct buf *message, struct b
 static void step(struct world *w, const struct wire_step_seq *seqs, uint32_t n_seqs)
 {
     int32_t tokens[64];
-    struct wire_step s = {.step = 1, .n_seqs = n_seqs, .seqs = seqs, .tokens = tokens};
+    struct wire_step s = {
+        .step = 1, .session = w->session, .n_seqs = n_seqs, .seqs = seqs, .tokens = tokens};
     for (uint32_t i = 0; i < n_seqs; i++)
         s.n_tokens += seqs[i].n_tokens;
     for (int i = 0; i < 64; i++)
@@ -149,6 +151,27 @@ TEST(side_refuses_steps_and_says_why)
     ask(&w, ATTENTION_RELEASE, &release, NULL);
     CHECK_INT(w.code, 0);
     buf_fini(&release);
+    close_world(&w);
+}
+
+TEST(side_belongs_to_the_highest_session)
+{
+    struct world w;
+    open_world(&w);
+    struct buf empty = {0};
+    struct wire_step_seq s = at(1, 0, 4);
+    w.session = 5;
+    step(&w, &s, 1);
+    CHECK_INT(w.code, E_UNAVAILABLE); /* taken, although there are no experts */
+    w.session = 4;
+    step(&w, &s, 1);
+    CHECK_INT(w.code, E_DENIED);
+    CHECK_HAS(w.text, "session 4 is over");
+    ask(&w, ATTENTION_DESCRIBE, &empty, NULL);
+    CHECK_INT(w.description.session, 5);
+    w.session = 6;
+    step(&w, &s, 1);
+    CHECK_INT(w.code, E_UNAVAILABLE);
     close_world(&w);
 }
 

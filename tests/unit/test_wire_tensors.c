@@ -627,6 +627,7 @@ static void fill_step(struct rng *r, struct step_case *c)
 {
     memset(c, 0, sizeof(*c));
     c->m = (struct wire_step){.step = wire_random_64(r),
+                              .session = wire_random_64(r),
                               .n_seqs = 1 + (uint32_t)rng_below(r, 16),
                               .seqs = c->seqs,
                               .tokens = c->tokens};
@@ -869,8 +870,9 @@ TEST(wire_release_comes_back)
     struct buf message = {0};
     for (uint32_t n = 0; n <= 30; n += 15) {
         struct wire_release *out = NULL;
-        wire_release_encode(&(struct wire_release){n, seqs}, &message);
+        wire_release_encode(&(struct wire_release){n, seqs, 77 + n}, &message);
         CHECK_INT(wire_release_decode(buf_str(&message), &out, NULL), 0);
+        CHECK_INT(out->session, 77 + n);
         CHECK_INT(out->n_seqs, n);
         CHECK_BYTES(out->seqs, seqs, n * sizeof(*seqs));
         mem_free(out);
