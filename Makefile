@@ -3,6 +3,7 @@
 # make test         install what is missing, build, run every test (V=debug|asan|tsan make test)
 # make check        what CI runs: lint, gcc and clang with -Werror, tests under the sanitizers
 # make lint         include rules, header self-check, forbidden calls, formatting
+# make test-cluster every chaos scenario on hosts of their own inside this machine (root), then here
 # make fuzz         libFuzzer, FUZZ_SECONDS (20) for each target in tests/fuzz
 # make valgrind     the tiny model through the single process and the nodes, under memcheck
 # make deps         only install what is missing (Debian 12)
@@ -43,7 +44,7 @@ ROOMS   := coordinator attn_node expert_node
 SUITES  := unit kernel sim cluster reference
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
-.PHONY: all run test run-tests check lint fuzz valgrind deps format clean help bin FORCE
+.PHONY: all run test run-tests test-cluster check lint fuzz valgrind deps format clean help bin FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 all: $(ROOMS:%=$(B)/bin/%) $(B)/bin/polymath
@@ -119,6 +120,8 @@ check: lint
 	$(MAKE) V=tsan WERROR=-Werror run-tests TESTS='unit sim cluster'
 lint:
 	@tests/lint/lint.sh
+test-cluster: deps
+	@$(MAKE) --no-print-directory -j$$(nproc) V=$(V) all && tests/cluster/run.sh $(B)/bin $(CHAOS)
 fuzz: deps
 	@tests/fuzz/run.sh $(or $(FUZZ_SECONDS),20) $(FUZZERS)
 valgrind: deps

@@ -171,7 +171,7 @@ static int take_option(struct verb *v, int option)
         break;
     case OPTION_SET:
         /* the scenario's own come beside them */
-        fine = o->n_settings < RUNNER_MAX_SETTINGS - CHAOS_MAX_SETTINGS - 8;
+        fine = o->n_settings < LOCAL_CLUSTER_MAX_SETTINGS - CHAOS_MAX_SETTINGS - 8;
         if (fine)
             o->settings[o->n_settings++] = optarg;
         break;
@@ -307,13 +307,13 @@ static int make_model(struct verb *v, struct err *e)
 static int prepare(struct verb *v, struct err *e)
 {
     struct chaos *c = &v->chaos;
-    struct runner places = {0};
+    struct local_cluster places = {0};
     if (c->options.dir && mkdir(c->options.dir, 0755) < 0 && errno != EEXIST)
         return err_set_errno(e, errno, "create %s", c->options.dir);
-    int rc = runner_open(&places, NULL, e);
+    int rc = local_cluster_open(&places, NULL, e);
     if (rc == 0)
         v->bin_dir = mem_string(places.bin_dir);
-    runner_close(&places, RUNNER_DROP_LOGS);
+    local_cluster_close(&places, LOCAL_CLUSTER_DROP_LOGS);
     if (rc == 0)
         rc = read_help(v, "coordinator", &c->coordinator_help, e);
     if (rc == 0)
@@ -343,7 +343,7 @@ static void clean_up(struct verb *v)
     buf_fini(&c->expert_help);
     buf_fini(&c->attention_help);
     if (v->own_model) {
-        runner_remove_tree(v->own_model);
+        local_cluster_remove_tree(v->own_model);
         mem_free(v->own_model);
     }
     mem_free(v->bin_dir);

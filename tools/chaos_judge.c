@@ -10,6 +10,8 @@
 #include "base/mem.h"
 #include "base/must.h"
 
+enum { KIND_BYTES = 72 };
+
 struct pause {
     int64_t from_ns, to_ns;
 };
@@ -47,11 +49,12 @@ static bool is_changed(const struct chaos_stream *s, const struct chaos_answer *
            memcmp(s->tokens, known->tokens, (size_t)s->n_tokens * sizeof *s->tokens) != 0;
 }
 
-/* Numbers differ from one request to the next and would make every error its own kind. */
+/* Numbers, and what lies far behind, differ from one request to the next and would make every
+ * error its own kind. */
 static void kind_of(const char *error, char out[CHAOS_ERROR_BYTES])
 {
     size_t n = 0;
-    for (const char *c = error; *c && n < CHAOS_ERROR_BYTES - 1; c++)
+    for (const char *c = error; *c && n < KIND_BYTES - 1; c++)
         if (!isdigit((unsigned char)*c))
             out[n++] = *c;
         else if (n == 0 || out[n - 1] != '#')
@@ -138,17 +141,31 @@ static int by_size(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+/* A pause is put down to the first fault that falls into it, or to the latest one before it;
+ * -1: it was over before the first. */
+static int fault_of(const struct chaos_record *r, struct pause p)
+{
+    int low = 0, high = r->n_faults; /* the first fault not before the pause */
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (r->fault_ns[middle] < p.from_ns)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < r->n_faults && r->fault_ns[low] < p.to_ns ? low : low - 1;
+}
+
 /* The longest pause of each fault, then their 99th percentile. */
 static int64_t fault_p99(const struct chaos_record *r, const struct pauses *p)
 {
     if (r->n_faults == 0)
         return 0;
     int64_t *longest = mem_array((size_t)r->n_faults, sizeof *longest), p99;
-    for (int f = 0; f < r->n_faults; f++) {
-        int64_t next_ns = f + 1 < r->n_faults ? r->fault_ns[f + 1] : CLOCK_NEVER;
-        for (int i = 0; i < p->n; i++)
-            if (p->all[i].to_ns > r->fault_ns[f] && p->all[i].from_ns < next_ns)
-                longest[f] = longer(longest[f], length(p->all[i]));
+    for (int i = 0; i < p->n; i++) {
+        int f = fault_of(r, p->all[i]);
+        if (f >= 0)
+            longest[f] = longer(longest[f], length(p->all[i]));
     }
     qsort(longest, (size_t)r->n_faults, sizeof *longest, by_size);
     p99 = longest[(r->n_faults * 99 + 99) / 100 - 1];

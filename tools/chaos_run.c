@@ -28,17 +28,16 @@ static const int64_t ready_ns = 120 * CLOCK_S, whole_ns = 60 * CLOCK_S, request_
 struct run {
     struct chaos *chaos;
     const struct chaos_scenario *scenario;
-    struct runner runner;
-    struct runner_hosts hosts;
+    struct local_cluster cluster;
     struct chaos_net *net;
     struct chaos_load *load;
     struct rng rng;
     int replicas;
-    bool is_expected[2 * RUNNER_MAX_NODES + 1]; /* beside the processes: to be running */
+    bool is_expected[2 * LOCAL_CLUSTER_MAX_NODES + 1]; /* beside the processes: to be running */
     int64_t fault_ns[CHAOS_MAX_FAULTS];
     int n_faults;
     /* choices of the script since its first step */
-    struct runner_process *chosen[MAX_CHOICES];
+    struct local_process *chosen[MAX_CHOICES];
     int n_chosen, turn;
     char *texts[CHAOS_MAX_SETTINGS + 8];
     int n_texts;
@@ -59,16 +58,16 @@ static void reap(struct run *r)
 {
     int wait_status;
     for (pid_t pid; (pid = waitpid(-1, &wait_status, WNOHANG)) > 0;) {
-        struct runner_process *p = runner_ended(&r->runner, pid);
-        if (!p || !r->is_expected[p - r->runner.processes])
+        struct local_process *p = local_cluster_ended(&r->cluster, pid);
+        if (!p || !r->is_expected[p - r->cluster.processes])
             continue;
         char *text = WIFSIGNALED(wait_status)
                          ? mem_format("%s died of signal %d", p->name, WTERMSIG(wait_status))
                          : mem_format("%s ended with code %d", p->name, WEXITSTATUS(wait_status));
         add_why(r, text);
         mem_free(text);
-        r->is_expected[p - r->runner.processes] = false;
-        runner_print_log_tail(p);
+        r->is_expected[p - r->cluster.processes] = false;
+        local_cluster_print_log_tail(p);
     }
 }
 
@@ -90,18 +89,6 @@ static int pass(struct run *r, int64_t until_ns, struct err *e)
 
 /* ---- the cluster ----------------------------------------------------------------------------- */
 
-static const char *host_address(void *ud, int host)
-{
-    const struct run *r = ud;
-    return chaos_net_address(r->net, host);
-}
-
-static int host_enter(void *ud, int host)
-{
-    const struct run *r = ud;
-    return chaos_net_enter(r->net, host);
-}
-
 /* A port for the coordinator, the same after its restart. */
 static int free_port(void)
 {
@@ -120,10 +107,10 @@ static void set_text(struct run *r, const char *text)
 {
     const char *place = strstr(text, "%d");
     char *own =
-        place ? mem_format("%.*s%s%s", (int)(place - text), text, r->runner.run_dir, place + 2)
+        place ? mem_format("%.*s%s%s", (int)(place - text), text, r->cluster.run_dir, place + 2)
               : mem_string(text);
     r->texts[r->n_texts++] = own;
-    must(runner_set(&r->runner, own));
+    must(local_cluster_set(&r->cluster, own));
 }
 
 static void configure(struct run *r)
@@ -148,19 +135,18 @@ static void configure(struct run *r)
     for (int i = 0; i < CHAOS_MAX_SETTINGS && r->scenario->settings[i]; i++)
         set_text(r, r->scenario->settings[i]);
     for (int i = 0; i < o->n_settings; i++)
-        must(runner_set(&r->runner, o->settings[i]));
+        must(local_cluster_set(&r->cluster, o->settings[i]));
 }
 
 static int open_net(struct run *r, struct err *e)
 {
     const struct chaos_options *o = &r->chaos->options;
-    int n = 2 + r->runner.n_experts + r->runner.n_attention; /* the last one is the clients' */
+    int n = 2 + r->cluster.n_experts + r->cluster.n_attention; /* the last one is the clients' */
     int rc = chaos_net_open(n, &o->wire, &r->net, e);
     if (rc < 0)
         return rc;
-    r->hosts = (struct runner_hosts){host_address, host_enter, r};
-    r->runner.hosts = &r->hosts;
-    r->runner.host = chaos_net_address(r->net, 0);
+    r->cluster.net = r->net;
+    r->cluster.host = chaos_net_address(r->net, 0);
     if (chaos_net_enter(r->net, n - 1) < 0)
         return err_set_errno(e, errno, "enter the clients' host");
     return 0;
@@ -169,50 +155,50 @@ static int open_net(struct run *r, struct err *e)
 static int open_cluster(struct run *r, struct err *e)
 {
     const struct chaos_options *o = &r->chaos->options;
-    r->runner = (struct runner){.model = o->model,
-                                .format = o->format,
-                                .host = "127.0.0.1",
-                                .n_experts = o->n_nodes + r->scenario->has_spare,
-                                .n_attention = r->scenario->n_attention,
-                                .threads = 1,
-                                .death_signal = SIGKILL};
+    r->cluster = (struct local_cluster){.model = o->model,
+                                        .format = o->format,
+                                        .host = "127.0.0.1",
+                                        .n_experts = o->n_nodes + r->scenario->has_spare,
+                                        .n_attention = r->scenario->n_attention,
+                                        .threads = 1,
+                                        .death_signal = SIGKILL};
     char *dir = o->dir ? mem_format("%s/%s", o->dir, r->scenario->name) : NULL;
-    int rc = runner_open(&r->runner, dir, e);
+    int rc = local_cluster_open(&r->cluster, dir, e);
     mem_free(dir);
     if (rc == 0 && o->on_hosts)
         rc = open_net(r, e);
     if (rc < 0)
         return rc;
-    char *state = mem_format("%s/state", r->runner.run_dir);
+    char *state = mem_format("%s/state", r->cluster.run_dir);
     bool has_state = mkdir(state, 0700) == 0 || errno == EEXIST;
     mem_free(state);
     if (!has_state)
-        return err_set_errno(e, errno, "create a state directory in %s", r->runner.run_dir);
-    r->runner.port = o->on_hosts ? HTTP_PORT : free_port();
+        return err_set_errno(e, errno, "create a state directory in %s", r->cluster.run_dir);
+    r->cluster.port = o->on_hosts ? HTTP_PORT : free_port();
     configure(r);
-    runner_plan(&r->runner);
+    local_cluster_plan(&r->cluster);
     return 0;
 }
 
-static int start(struct run *r, struct runner_process *p, struct err *e)
+static int start(struct run *r, struct local_process *p, struct err *e)
 {
     if (p->pid)
         return err_set(e, E_INTERNAL, "%s runs already", p->name);
-    r->is_expected[p - r->runner.processes] = true;
-    return runner_start(&r->runner, p, e);
+    r->is_expected[p - r->cluster.processes] = true;
+    return local_cluster_start(&r->cluster, p, e);
 }
 
-static struct runner_process *spare(struct run *r)
+static struct local_process *spare(struct run *r)
 {
     char name[32];
-    snprintf(name, sizeof name, "expert-%d", r->runner.n_experts - 1);
-    return r->scenario->has_spare ? runner_find(&r->runner, name) : NULL;
+    snprintf(name, sizeof name, "expert-%d", r->cluster.n_experts - 1);
+    return r->scenario->has_spare ? local_cluster_find(&r->cluster, name) : NULL;
 }
 
 static int n_expected_nodes(const struct run *r)
 {
-    int n = r->runner.n_attention ? 0 : 1; /* the embedded side is a node too */
-    for (int i = 1; i < r->runner.n_processes; i++)
+    int n = r->cluster.n_attention ? 0 : 1; /* the embedded side is a node too */
+    for (int i = 1; i < r->cluster.n_processes; i++)
         n += r->is_expected[i];
     return n;
 }
@@ -221,7 +207,7 @@ static int n_expected_nodes(const struct run *r)
 static int wait_whole(struct run *r, int64_t within_ns, struct err *e)
 {
     int64_t deadline_ns = clock_now_ns() + within_ns;
-    while (!chaos_watch_is_whole(r->chaos->http, runner_url(&r->runner), r->replicas,
+    while (!chaos_watch_is_whole(r->chaos->http, local_cluster_url(&r->cluster), r->replicas,
                                  n_expected_nodes(r))) {
         if (clock_now_ns() > deadline_ns)
             return err_set(e, E_DEADLINE, "the cluster is not whole after %lld s",
@@ -238,9 +224,9 @@ static int wait_whole(struct run *r, int64_t within_ns, struct err *e)
 static int start_cluster(struct run *r, struct err *e)
 {
     int rc = 0;
-    for (int i = 0; i < r->runner.n_processes && rc == 0; i++)
-        if (&r->runner.processes[i] != spare(r))
-            rc = start(r, &r->runner.processes[i], e);
+    for (int i = 0; i < r->cluster.n_processes && rc == 0; i++)
+        if (&r->cluster.processes[i] != spare(r))
+            rc = start(r, &r->cluster.processes[i], e);
     return rc < 0 ? rc : wait_whole(r, ready_ns, e);
 }
 
@@ -253,17 +239,17 @@ static void note_fault(struct run *r)
 }
 
 /* Running processes whose name begins with `prefix`; picks one. */
-static struct runner_process *any(struct run *r, const char *prefix)
+static struct local_process *any(struct run *r, const char *prefix)
 {
-    struct runner_process *found[2 * RUNNER_MAX_NODES + 1];
+    struct local_process *found[2 * LOCAL_CLUSTER_MAX_NODES + 1];
     uint64_t n = 0;
-    for (int i = 0; i < r->runner.n_processes; i++)
-        if (r->is_expected[i] && strncmp(r->runner.processes[i].name, prefix, strlen(prefix)) == 0)
-            found[n++] = &r->runner.processes[i];
+    for (int i = 0; i < r->cluster.n_processes; i++)
+        if (r->is_expected[i] && strncmp(r->cluster.processes[i].name, prefix, strlen(prefix)) == 0)
+            found[n++] = &r->cluster.processes[i];
     return n ? found[rng_below(&r->rng, n)] : NULL;
 }
 
-static struct runner_process *choose(struct run *r, const char *who)
+static struct local_process *choose(struct run *r, const char *who)
 {
     if (strcmp(who, "expert-?") == 0)
         return any(r, "expert-");
@@ -276,22 +262,22 @@ static struct runner_process *choose(struct run *r, const char *who)
     if (strcmp(who, "first") == 0)
         return r->n_chosen ? r->chosen[0] : NULL;
     if (strcmp(who, "expert-+") != 0)
-        return runner_find(&r->runner, who);
+        return local_cluster_find(&r->cluster, who);
     char name[32];
-    snprintf(name, sizeof name, "expert-%d", r->turn++ % r->runner.n_experts);
-    return runner_find(&r->runner, name);
+    snprintf(name, sizeof name, "expert-%d", r->turn++ % r->cluster.n_experts);
+    return local_cluster_find(&r->cluster, name);
 }
 
-static int send_signal(const struct runner_process *p, int signal_number, struct err *e)
+static int send_signal(const struct local_process *p, int signal_number, struct err *e)
 {
     if (p->pid == 0 || kill(p->pid, signal_number) < 0)
         return err_set(e, E_UNAVAILABLE, "%s does not run any more", p->name);
     return 0;
 }
 
-static int act_kill(struct run *r, struct runner_process *p, struct err *e)
+static int act_kill(struct run *r, struct local_process *p, struct err *e)
 {
-    r->is_expected[p - r->runner.processes] = false;
+    r->is_expected[p - r->cluster.processes] = false;
     note_fault(r);
     int rc = send_signal(p, SIGKILL, e);
     while (rc == 0 && p->pid)
@@ -300,11 +286,11 @@ static int act_kill(struct run *r, struct runner_process *p, struct err *e)
 }
 
 /* SIGTERM; the process has 60 s to end by itself, with exit code 0. */
-static int act_drain(struct run *r, struct runner_process *p, struct err *e)
+static int act_drain(struct run *r, struct local_process *p, struct err *e)
 {
     int64_t deadline_ns = clock_now_ns() + 60 * CLOCK_S;
     pid_t pid = p->pid;
-    r->is_expected[p - r->runner.processes] = false;
+    r->is_expected[p - r->cluster.processes] = false;
     note_fault(r);
     int rc = send_signal(p, SIGTERM, e), wait_status = 0;
     while (rc == 0 && waitpid(pid, &wait_status, WNOHANG) == 0) {
@@ -324,7 +310,7 @@ static int act_drain(struct run *r, struct runner_process *p, struct err *e)
     return rc;
 }
 
-static int act_stutter(struct run *r, struct runner_process *p, int for_ms, struct err *e)
+static int act_stutter(struct run *r, struct local_process *p, int for_ms, struct err *e)
 {
     int64_t until_ns = clock_now_ns() + for_ms * CLOCK_MS;
     int rc = 0;
@@ -341,7 +327,7 @@ static int act_stutter(struct run *r, struct runner_process *p, int for_ms, stru
     return rc;
 }
 
-static int act_wire(struct run *r, const struct runner_process *p, const struct chaos_step *s)
+static int act_wire(struct run *r, const struct local_process *p, const struct chaos_step *s)
 {
     struct chaos_wire wire = r->chaos->options.wire;
     wire.is_cut = s->act == CHAOS_CUT;
@@ -353,7 +339,7 @@ static int act_wire(struct run *r, const struct runner_process *p, const struct 
     }
     if (s->act != CHAOS_HEAL)
         note_fault(r);
-    chaos_net_set(r->net, (int)(p - r->runner.processes), &wire);
+    chaos_net_set(r->net, (int)(p - r->cluster.processes), &wire);
     return 0;
 }
 
@@ -371,7 +357,7 @@ static int act_whole(struct run *r, struct err *e)
 
 static int act(struct run *r, const struct chaos_step *s, struct err *e)
 {
-    struct runner_process *p = s->who ? choose(r, s->who) : NULL;
+    struct local_process *p = s->who ? choose(r, s->who) : NULL;
     if (s->who && !p)
         return err_set(e, E_NOT_FOUND, "no process is \"%s\" here", s->who);
     if (p && r->n_chosen < MAX_CHOICES && strcmp(s->who, "first") != 0)
@@ -434,7 +420,7 @@ static int play_script(struct run *r, struct err *e)
 static int start_load(struct run *r, int n_rounds, struct err *e)
 {
     const struct chaos_options *o = &r->chaos->options;
-    struct chaos_load_options l = {.url = runner_url(&r->runner),
+    struct chaos_load_options l = {.url = local_cluster_url(&r->cluster),
                                    .prompts = r->chaos->prompts,
                                    .n_prompts = o->n_prompts,
                                    .n_clients = o->n_clients,
@@ -495,7 +481,7 @@ static void judge(struct run *r, const struct chaos_stream *streams, int n)
     chaos_misses(&out->verdict, &r->scenario->target, out->whole_ns, &misses);
     if (misses.len > 0)
         add_why(r, misses.data);
-    chaos_watch_metrics(r->chaos->http, runner_url(&r->runner), &metrics);
+    chaos_watch_metrics(r->chaos->http, local_cluster_url(&r->cluster), &metrics);
     out->retries = chaos_metric(buf_str(&metrics), "retr");
     out->hedges = chaos_metric(buf_str(&metrics), "hedge");
     out->outcome = out->why.len > 0 ? CHAOS_MISSED : CHAOS_KEPT;
@@ -510,7 +496,7 @@ static int disturb(struct run *r, struct err *e)
     int n, rc = start_load(r, 0, e);
     if (rc < 0)
         return rc;
-    rc = pass(r, clock_now_ns() + (still_ns > 2 * CLOCK_S ? still_ns : 2 * CLOCK_S), e);
+    rc = pass(r, clock_now_ns() + (still_ns > CLOCK_S ? still_ns : CLOCK_S), e);
     if (rc == 0)
         rc = play_script(r, e);
     if (rc == 0)
@@ -566,6 +552,8 @@ int chaos_run(struct chaos *c, const struct chaos_scenario *s, struct chaos_resu
                      .result = out,
                      .rng = rng_seed(c->options.seed),
                      .replicas = s->replicas ? s->replicas : c->options.replicas};
+    if (!chaos_knows(c, "coordinator.placement.replicas"))
+        r.replicas = 1;
     int rc = open_cluster(&r, e);
     if (rc == 0)
         rc = start_cluster(&r, e);
@@ -573,9 +561,10 @@ int chaos_run(struct chaos *c, const struct chaos_scenario *s, struct chaos_resu
         rc = record(&r, e);
     if (rc == 0)
         rc = disturb(&r, e);
-    runner_stop(&r.runner);
+    local_cluster_stop(&r.cluster);
     chaos_net_close(&r.net);
-    runner_close(&r.runner, c->options.dir ? RUNNER_KEEP_LOGS : RUNNER_DROP_LOGS);
+    local_cluster_close(&r.cluster,
+                        c->options.dir ? LOCAL_CLUSTER_KEEP_LOGS : LOCAL_CLUSTER_DROP_LOGS);
     for (int i = 0; i < r.n_texts; i++)
         mem_free(r.texts[i]);
     if (rc < 0 && rc != E_CANCELLED) {

@@ -12,11 +12,11 @@
 #include "tools/chaos_load.h"
 #include "tools/chaos_net.h"
 #include "tools/chaos_scenario.h"
-#include "tools/runner.h"
+#include "tools/local_cluster.h"
 
 struct chaos_options {
     const char *model, *format, *dir; /* dir: where logs stay; NULL: nowhere */
-    const char *settings[RUNNER_MAX_SETTINGS];
+    const char *settings[LOCAL_CLUSTER_MAX_SETTINGS];
     int n_settings;
     int n_nodes, replicas, n_clients, n_prompts, n_tokens, seconds;
     uint64_t seed;

@@ -46,7 +46,7 @@ struct chaos_scenario {
     bool resumes;     /* clients ask again for what broke */
     /* "PROGRAM.KEY" of an option without which the scenario makes no sense; NULL: none */
     const char *needs;
-    const char *settings[CHAOS_MAX_SETTINGS]; /* for runner_set(); %d: the run directory */
+    const char *settings[CHAOS_MAX_SETTINGS]; /* for local_cluster_set(); %d: the run directory */
     struct chaos_step steps[CHAOS_MAX_STEPS];
     struct chaos_target target;
 };

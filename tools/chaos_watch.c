@@ -17,7 +17,7 @@ static long long number(const json_t *object, const char *key)
 /* Copies of experts that can be used, and whether anything is still to come. */
 struct census {
     long long live, wanted;
-    int n_ready, n_experts;
+    int n_ready, n_experts, n_idle; /* idle: an expert node that has got nothing yet */
 };
 
 static void count_node(const json_t *node, struct census *c)
@@ -27,7 +27,10 @@ static void count_node(const json_t *node, struct census *c)
     if (!role || !state || strcmp(state, "ready") != 0)
         return;
     c->n_ready++;
-    c->n_experts += strcmp(role, "expert") == 0;
+    if (strcmp(role, "expert") != 0)
+        return;
+    c->n_experts++;
+    c->n_idle += number(node, "experts_wanted") == 0;
     c->live += number(node, "experts_live");
     c->wanted += number(node, "experts_wanted");
 }
@@ -43,7 +46,7 @@ bool chaos_is_whole(struct str text, int replicas, int n_nodes)
     long long experts = number(coverage, "experts");
     int copies = replicas < c.n_experts ? replicas : c.n_experts;
     bool whole = json_is_true(json_object_get(root, "ready")) && experts > 0 &&
-                 number(coverage, "live") == experts && c.n_ready >= n_nodes &&
+                 number(coverage, "live") == experts && c.n_ready >= n_nodes && c.n_idle == 0 &&
                  c.live >= experts * copies && c.live == c.wanted;
     json_decref(root);
     return whole;

@@ -7,7 +7,8 @@
 #include "tools/http_client.h"
 
 /* /cluster: every expert has `replicas` live holders (as many as there are nodes, if fewer),
- * nothing is still to be loaded, requests are accepted, and `n_nodes` nodes are ready. */
+ * nothing is still to be loaded, requests are accepted, `n_nodes` nodes are ready, and every
+ * expert node has its share. */
 bool chaos_watch_is_whole(struct http_client *http, const char *url, int replicas, int n_nodes);
 /* The same of a /cluster body. */
 bool chaos_is_whole(struct str cluster_json, int replicas, int n_nodes);

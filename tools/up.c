@@ -23,7 +23,7 @@
 #include "base/thread.h"
 #include "model/format.h"
 #include "tools/http_client.h"
-#include "tools/runner.h"
+#include "tools/local_cluster.h"
 
 enum { QUICK_FAILURES = 5 };
 /* A child that lived shorter than this failed to start; it is not simply restarted. */
@@ -36,10 +36,10 @@ struct fate {
 };
 
 struct up {
-    struct runner runner;
+    struct local_cluster cluster;
     const char *ask;
     bool was_ready;
-    struct fate fates[2 * RUNNER_MAX_NODES + 1]; /* beside the runner's processes */
+    struct fate fates[2 * LOCAL_CLUSTER_MAX_NODES + 1]; /* beside the cluster's processes */
     pid_t asking;
     struct http_client *http;
     char last_why[256];
@@ -71,9 +71,9 @@ static void usage(FILE *out)
 }
 
 /* false: this process will not come up; the whole cluster should end. */
-static bool process_ended(struct up *u, struct runner_process *p, int wait_status)
+static bool process_ended(struct up *u, struct local_process *p, int wait_status)
 {
-    struct fate *f = &u->fates[p - u->runner.processes];
+    struct fate *f = &u->fates[p - u->cluster.processes];
     int64_t now = clock_now_ns();
     bool quick = now - p->started_ns < quick_ns;
     char how[64];
@@ -86,7 +86,7 @@ static bool process_ended(struct up *u, struct runner_process *p, int wait_statu
                     WEXITSTATUS(wait_status) != 0;
     if (hopeless || f->quick_failures >= QUICK_FAILURES) {
         fprintf(stderr, "polymath up: %s %s; its last words:\n", p->name, how);
-        runner_print_log_tail(p);
+        local_cluster_print_log_tail(p);
         return false;
     }
     f->restart_ns = now + (500 * CLOCK_MS << f->quick_failures);
@@ -104,7 +104,7 @@ static bool reap(struct up *u)
             return true;
         if (pid == u->asking)
             u->asking = 0;
-        struct runner_process *p = runner_ended(&u->runner, pid);
+        struct local_process *p = local_cluster_ended(&u->cluster, pid);
         if (p && !process_ended(u, p, wait_status))
             return false;
     }
@@ -113,11 +113,11 @@ static bool reap(struct up *u)
 static int restart_dead(struct up *u, struct err *e)
 {
     int64_t now = clock_now_ns();
-    for (int i = 0; i < u->runner.n_processes; i++) {
-        struct runner_process *p = &u->runner.processes[i];
+    for (int i = 0; i < u->cluster.n_processes; i++) {
+        struct local_process *p = &u->cluster.processes[i];
         if (p->pid || now < u->fates[i].restart_ns)
             continue;
-        int rc = runner_start(&u->runner, p, e);
+        int rc = local_cluster_start(&u->cluster, p, e);
         if (rc < 0)
             return rc;
         if (u->was_ready)
@@ -139,10 +139,10 @@ static void say_why_not(struct up *u, const struct buf *answer)
 
 static bool is_ready(struct up *u)
 {
-    if (!runner_url(&u->runner))
+    if (!local_cluster_url(&u->cluster))
         return false;
     struct buf answer = {0};
-    char *url = mem_format("%s/ready", u->runner.url);
+    char *url = mem_format("%s/ready", u->cluster.url);
     int status = 0;
     struct http_exchange x = {.url = url, .timeout_ns = CLOCK_S};
     bool ready = http_exchange(u->http, &x, &status, &answer, NULL) == 0 && status == 200;
@@ -162,11 +162,11 @@ static void ask(struct up *u)
         sigset_t none;
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, NULL);
-        char *self = mem_format("%s/polymath", u->runner.bin_dir);
+        char *self = mem_format("%s/polymath", u->cluster.bin_dir);
         char *const argv[] = {self,
                               "chat",
                               "--url",
-                              u->runner.url,
+                              u->cluster.url,
                               "--max-tokens",
                               "48",
                               "--once",
@@ -182,7 +182,7 @@ static void ask(struct up *u)
 
 static void announce(struct up *u)
 {
-    const struct runner *r = &u->runner;
+    const struct local_cluster *r = &u->cluster;
     printf("ready: %s  (%d expert node%s", r->url, r->n_experts, r->n_experts == 1 ? "" : "s");
     if (r->n_attention)
         printf(", %d attention node%s", r->n_attention, r->n_attention == 1 ? "" : "s");
@@ -253,28 +253,28 @@ static int parse_options(struct up *u, int argc, char **argv, const char **dir)
         bool fine = true;
         switch (o) {
         case 'm':
-            u->runner.model = optarg;
+            u->cluster.model = optarg;
             break;
         case 'e':
-            fine = parse_count(optarg, 1, RUNNER_MAX_NODES, &u->runner.n_experts);
+            fine = parse_count(optarg, 1, LOCAL_CLUSTER_MAX_NODES, &u->cluster.n_experts);
             break;
         case 'a':
-            fine = parse_count(optarg, 0, RUNNER_MAX_NODES, &u->runner.n_attention);
+            fine = parse_count(optarg, 0, LOCAL_CLUSTER_MAX_NODES, &u->cluster.n_attention);
             break;
         case 'p':
-            fine = parse_count(optarg, 0, 65535, &u->runner.port);
+            fine = parse_count(optarg, 0, 65535, &u->cluster.port);
             break;
         case 'H':
-            u->runner.host = optarg;
+            u->cluster.host = optarg;
             break;
         case 't':
-            fine = parse_count(optarg, 1, 1024, &u->runner.threads);
+            fine = parse_count(optarg, 1, 1024, &u->cluster.threads);
             break;
         case 'f':
-            u->runner.format = optarg;
+            u->cluster.format = optarg;
             break;
         case 's':
-            fine = runner_set(&u->runner, optarg);
+            fine = local_cluster_set(&u->cluster, optarg);
             break;
         case 'd':
             *dir = optarg;
@@ -293,17 +293,17 @@ static int parse_options(struct up *u, int argc, char **argv, const char **dir)
             return 2;
         }
     }
-    if (optind < argc || !u->runner.model) {
+    if (optind < argc || !u->cluster.model) {
         fprintf(stderr,
-                u->runner.model ? "polymath up: unexpected argument '%s'\n"
-                                : "polymath up: --model DIR is missing; `polymath synth --preset "
-                                  "m2-tiny --out DIR` makes a small one\n",
-                u->runner.model ? argv[optind] : "");
+                u->cluster.model ? "polymath up: unexpected argument '%s'\n"
+                                 : "polymath up: --model DIR is missing; `polymath synth --preset "
+                                   "m2-tiny --out DIR` makes a small one\n",
+                u->cluster.model ? argv[optind] : "");
         return 2;
     }
     struct format_set formats;
     struct err e = {0};
-    if (u->runner.format && format_set_parse(u->runner.format, &formats, &e) < 0) {
+    if (u->cluster.format && format_set_parse(u->cluster.format, &formats, &e) < 0) {
         fprintf(stderr, "polymath up: --format: %s\n", e.text);
         return 2;
     }
@@ -313,13 +313,13 @@ static int parse_options(struct up *u, int argc, char **argv, const char **dir)
 int up_main(int argc, char **argv)
 {
     static struct up u = {
-        .runner = {.host = "127.0.0.1", .n_experts = 4, .port = 8080, .death_signal = SIGTERM}};
+        .cluster = {.host = "127.0.0.1", .n_experts = 4, .port = 8080, .death_signal = SIGTERM}};
     const char *dir = NULL;
     struct err e = {0};
     int code = parse_options(&u, argc, argv, &dir);
     if (code >= 0)
         return code;
-    if (runner_open(&u.runner, dir, &e) < 0) {
+    if (local_cluster_open(&u.cluster, dir, &e) < 0) {
         fprintf(stderr, "polymath up: %s\n", e.text);
         return 1;
     }
@@ -333,12 +333,12 @@ int up_main(int argc, char **argv)
     int signal_fd = signalfd(-1, &signals, SFD_CLOEXEC);
     must(signal_fd >= 0);
     u.http = http_client_new();
-    runner_plan(&u.runner);
+    local_cluster_plan(&u.cluster);
     code = supervise(&u, signal_fd);
     if (u.asking)
         kill(u.asking, SIGTERM);
-    runner_stop(&u.runner);
-    runner_close(&u.runner, code == 0 ? RUNNER_DROP_LOGS : RUNNER_KEEP_LOGS);
+    local_cluster_stop(&u.cluster);
+    local_cluster_close(&u.cluster, code == 0 ? LOCAL_CLUSTER_DROP_LOGS : LOCAL_CLUSTER_KEEP_LOGS);
     http_client_free(&u.http);
     close(signal_fd);
     return code;

@@ -1,5 +1,5 @@
-/* tools/runner.c - see runner.h. */
-#include "tools/runner.h"
+/* tools/local_cluster.c - see local_cluster.h. */
+#include "tools/local_cluster.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -23,28 +23,29 @@ enum { CLUSTER_PORT = 7070, NODE_PORT = 7071 };
 
 /* ---- which processes, with which options ------------------------------------------------ */
 
-static void argument(struct runner_process *p, char *text)
+static void argument(struct local_process *p, char *text)
 {
-    must(p->argc < RUNNER_MAX_ARGUMENTS - 1);
+    must(p->argc < LOCAL_CLUSTER_MAX_ARGUMENTS - 1);
     p->argv[p->argc++] = text;
 }
 
-static void setting(struct runner_process *p, char *assignment)
+static void setting(struct local_process *p, char *assignment)
 {
     argument(p, mem_string("--set"));
     argument(p, assignment);
 }
 
-bool runner_set(struct runner *r, const char *text)
+bool local_cluster_set(struct local_cluster *r, const char *text)
 {
-    if (r->n_settings == RUNNER_MAX_SETTINGS)
+    if (r->n_settings == LOCAL_CLUSTER_MAX_SETTINGS)
         return false;
     r->settings[r->n_settings++] = text;
     return true;
 }
 
 /* Adds what was set for this program, then what for this process alone. */
-static void own_settings(const struct runner *r, struct runner_process *p, const char *program)
+static void own_settings(const struct local_cluster *r, struct local_process *p,
+                         const char *program)
 {
     const char *const whose[] = {program, p->name};
     for (int k = 0; k < (strcmp(program, p->name) == 0 ? 1 : 2); k++) {
@@ -55,10 +56,11 @@ static void own_settings(const struct runner *r, struct runner_process *p, const
     }
 }
 
-static struct runner_process *add_process(struct runner *r, const char *program, const char *name)
+static struct local_process *add_process(struct local_cluster *r, const char *program,
+                                         const char *name)
 {
     must(r->n_processes < (int)(sizeof r->processes / sizeof r->processes[0]));
-    struct runner_process *p = &r->processes[r->n_processes++];
+    struct local_process *p = &r->processes[r->n_processes++];
     p->name = mem_string(name);
     p->log_path = mem_format("%s/%s.log", r->run_dir, name);
     argument(p, mem_format("%s/%s", r->bin_dir, program));
@@ -69,32 +71,32 @@ static struct runner_process *add_process(struct runner *r, const char *program,
     return p;
 }
 
-static char *cluster_endpoint(const struct runner *r)
+static char *cluster_endpoint(const struct local_cluster *r)
 {
-    if (r->hosts)
-        return mem_format("tcp://%s:%d", r->hosts->address(r->hosts->ud, 0), CLUSTER_PORT);
+    if (r->net)
+        return mem_format("tcp://%s:%d", chaos_net_address(r->net, 0), CLUSTER_PORT);
     return mem_format("ipc://%s/cluster.sock", r->run_dir);
 }
 
-static struct runner_process *add_node(struct runner *r, const char *program, const char *prefix,
-                                       int index)
+static struct local_process *add_node(struct local_cluster *r, const char *program,
+                                      const char *prefix, int index)
 {
     char name[32];
     snprintf(name, sizeof name, "%s-%d", prefix, index);
     int host = r->n_processes;
-    struct runner_process *p = add_process(r, program, name);
+    struct local_process *p = add_process(r, program, name);
     char *cluster = cluster_endpoint(r);
     setting(p, mem_format("coordinator.endpoint=%s", cluster));
-    if (r->hosts)
-        setting(p, mem_format("node.listen=tcp://%s:%d", r->hosts->address(r->hosts->ud, host),
-                              NODE_PORT));
+    if (r->net)
+        setting(p,
+                mem_format("node.listen=tcp://%s:%d", chaos_net_address(r->net, host), NODE_PORT));
     else
         setting(p, mem_format("node.listen=ipc://%s/%s.sock", r->run_dir, name));
     mem_free(cluster);
     return p;
 }
 
-static void own_cpus(struct runner_process *p, const struct cpus *cpus)
+static void own_cpus(struct local_process *p, const struct cpus *cpus)
 {
     char *text = mem_alloc(CPUS_TEXT_BYTES);
     setting(p, mem_format("compute.cpus=%s", cpus_text(cpus, text, CPUS_TEXT_BYTES)));
@@ -102,7 +104,8 @@ static void own_cpus(struct runner_process *p, const struct cpus *cpus)
 }
 
 /* The attention side's place: `prefix` is where its program keeps the number of threads. */
-static void place_side(struct runner *r, struct runner_process *p, const char *prefix, int index)
+static void place_side(struct local_cluster *r, struct local_process *p, const char *prefix,
+                       int index)
 {
     if (r->plan.is_shared) {
         setting(p, mem_string("attention.spin_us=0"));
@@ -113,7 +116,7 @@ static void place_side(struct runner *r, struct runner_process *p, const char *p
     own_cpus(p, &cpus);
 }
 
-static void place_expert(struct runner *r, struct runner_process *p, int index)
+static void place_expert(struct local_cluster *r, struct local_process *p, int index)
 {
     setting(p, mem_format("compute.threads=%d", r->plan.expert_cpus));
     if (r->plan.is_shared) {
@@ -124,11 +127,11 @@ static void place_expert(struct runner *r, struct runner_process *p, int index)
     own_cpus(p, &cpus);
 }
 
-void runner_plan(struct runner *r)
+void local_cluster_plan(struct local_cluster *r)
 {
     r->n_sides = r->n_attention ? r->n_attention : 1;
     r->plan = cpu_plan_new(thread_cpu_count(), r->n_sides, r->n_experts, r->threads);
-    struct runner_process *p = add_process(r, "coordinator", "coordinator");
+    struct local_process *p = add_process(r, "coordinator", "coordinator");
     setting(p, mem_format("http.host=%s", r->host));
     setting(p, mem_format("http.port=%d", r->port));
     char *cluster = cluster_endpoint(r);
@@ -150,7 +153,7 @@ void runner_plan(struct runner *r)
     }
 }
 
-struct runner_process *runner_find(struct runner *r, const char *name)
+struct local_process *local_cluster_find(struct local_cluster *r, const char *name)
 {
     for (int i = 0; i < r->n_processes; i++)
         if (strcmp(r->processes[i].name, name) == 0)
@@ -161,14 +164,15 @@ struct runner_process *runner_find(struct runner *r, const char *name)
 /* ---- start and end ----------------------------------------------------------------------- */
 
 /* In the child between fork and exec. */
-static _Noreturn void become(const struct runner *r, const struct runner_process *p, pid_t parent)
+static _Noreturn void become(const struct local_cluster *r, const struct local_process *p,
+                             pid_t parent)
 {
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     prctl(PR_SET_PDEATHSIG, r->death_signal);
     if (getppid() != parent)
-        _exit(1); /* the runner died before the line above took effect */
+        _exit(1); /* the supervisor died before the line above took effect */
     int log = open(p->log_path, O_WRONLY | O_CREAT | O_APPEND, 0644);
     int null = open("/dev/null", O_RDONLY);
     if (log < 0 || null < 0)
@@ -176,18 +180,18 @@ static _Noreturn void become(const struct runner *r, const struct runner_process
     dup2(null, STDIN_FILENO);
     dup2(log, STDOUT_FILENO);
     dup2(log, STDERR_FILENO);
-    if (r->hosts && r->hosts->enter(r->hosts->ud, (int)(p - r->processes)) < 0) {
+    if (r->net && chaos_net_enter(r->net, (int)(p - r->processes)) < 0) {
         dprintf(STDERR_FILENO, "cannot enter the host of %s: %s\n", p->name, strerror(errno));
         _exit(127);
     }
-    /* An own group, so that Ctrl-C reaches the runner alone and the end is orderly. */
+    /* An own group, so that Ctrl-C reaches the supervisor alone and the end is orderly. */
     setpgid(0, 0);
     execv(p->argv[0], p->argv);
     dprintf(STDERR_FILENO, "cannot start %s: %s\n", p->argv[0], strerror(errno));
     _exit(127);
 }
 
-int runner_start(struct runner *r, struct runner_process *p, struct err *e)
+int local_cluster_start(struct local_cluster *r, struct local_process *p, struct err *e)
 {
     must(p->pid == 0);
     pid_t parent = getpid();
@@ -201,7 +205,7 @@ int runner_start(struct runner *r, struct runner_process *p, struct err *e)
     return 0;
 }
 
-struct runner_process *runner_ended(struct runner *r, pid_t pid)
+struct local_process *local_cluster_ended(struct local_cluster *r, pid_t pid)
 {
     for (int i = 0; i < r->n_processes; i++)
         if (r->processes[i].pid == pid) {
@@ -212,7 +216,7 @@ struct runner_process *runner_ended(struct runner *r, pid_t pid)
 }
 
 /* SIGCONT, because a stopped process does not see SIGTERM. */
-static void end_process(const struct runner_process *p, int signal_number)
+static void end_process(const struct local_process *p, int signal_number)
 {
     if (p->pid) {
         kill(p->pid, signal_number);
@@ -220,7 +224,7 @@ static void end_process(const struct runner_process *p, int signal_number)
     }
 }
 
-void runner_stop(struct runner *r)
+void local_cluster_stop(struct local_cluster *r)
 {
     int64_t deadline = clock_now_ns() + 10 * CLOCK_S;
     bool killed = false;
@@ -229,7 +233,7 @@ void runner_stop(struct runner *r)
     for (;;) {
         int running = 0;
         for (int i = 0; i < r->n_processes; i++) {
-            struct runner_process *p = &r->processes[i];
+            struct local_process *p = &r->processes[i];
             if (p->pid && waitpid(p->pid, NULL, WNOHANG) != 0)
                 p->pid = 0;
             running += p->pid != 0;
@@ -245,7 +249,7 @@ void runner_stop(struct runner *r)
     }
 }
 
-void runner_print_log_tail(const struct runner_process *p)
+void local_cluster_print_log_tail(const struct local_process *p)
 {
     struct buf log = {0};
     if (buf_read_file(&log, p->log_path, 64 << 20, NULL) == 0) {
@@ -258,7 +262,7 @@ void runner_print_log_tail(const struct runner_process *p)
 }
 
 /* With port 0 the coordinator's latest log line ev=http.ready tells the address. */
-const char *runner_url(struct runner *r)
+const char *local_cluster_url(struct local_cluster *r)
 {
     struct buf log = {0};
     if (r->url)
@@ -281,7 +285,7 @@ const char *runner_url(struct runner *r)
 
 /* ---- the run directory -------------------------------------------------------------------- */
 
-static int find_bin_dir(struct runner *r, struct err *e)
+static int find_bin_dir(struct local_cluster *r, struct err *e)
 {
     char path[4096];
     ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
@@ -293,7 +297,7 @@ static int find_bin_dir(struct runner *r, struct err *e)
     return 0;
 }
 
-static int make_run_dir(struct runner *r, const char *dir, struct err *e)
+static int make_run_dir(struct local_cluster *r, const char *dir, struct err *e)
 {
     if (dir) {
         r->run_dir = mem_string(dir);
@@ -312,13 +316,13 @@ static int make_run_dir(struct runner *r, const char *dir, struct err *e)
     return 0;
 }
 
-int runner_open(struct runner *r, const char *dir, struct err *e)
+int local_cluster_open(struct local_cluster *r, const char *dir, struct err *e)
 {
     int rc = find_bin_dir(r, e);
     return rc < 0 ? rc : make_run_dir(r, dir, e);
 }
 
-static void remove_socket(const struct runner *r, const char *name)
+static void remove_socket(const struct local_cluster *r, const char *name)
 {
     char *path = mem_format("%s/%s.sock", r->run_dir, name);
     unlink(path);
@@ -334,12 +338,12 @@ static int remove_entry(const char *path, const struct stat *st, int type, struc
     return 0;
 }
 
-void runner_remove_tree(const char *dir)
+void local_cluster_remove_tree(const char *dir)
 {
     nftw(dir, remove_entry, 8, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
 }
 
-static void process_fini(struct runner_process *p)
+static void process_fini(struct local_process *p)
 {
     for (int i = 0; i < p->argc; i++)
         mem_free(p->argv[i]);
@@ -347,19 +351,19 @@ static void process_fini(struct runner_process *p)
     mem_free(p->log_path);
 }
 
-void runner_close(struct runner *r, enum runner_logs logs)
+void local_cluster_close(struct local_cluster *r, enum local_logs logs)
 {
     for (int i = 0; i < r->n_processes; i++)
         remove_socket(r, r->processes[i].name);
     if (r->run_dir) {
         remove_socket(r, "cluster");
-        if (r->run_dir_is_ours && logs == RUNNER_DROP_LOGS)
-            runner_remove_tree(r->run_dir);
+        if (r->run_dir_is_ours && logs == LOCAL_CLUSTER_DROP_LOGS)
+            local_cluster_remove_tree(r->run_dir);
     }
     for (int i = 0; i < r->n_processes; i++)
         process_fini(&r->processes[i]);
     mem_free(r->bin_dir);
     mem_free(r->run_dir);
     mem_free(r->url);
-    *r = (struct runner){0};
+    *r = (struct local_cluster){0};
 }

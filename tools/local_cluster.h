@@ -1,4 +1,4 @@
-/* tools/runner.h - the processes of a cluster on this machine: which ones, with which
+/* tools/local_cluster.h - the processes of a cluster on this machine: which ones, with which
  * options, and how they start and end.
  *
  * `polymath up` and `polymath chaos` both run clusters through this; what to do when a process
@@ -14,65 +14,63 @@
 
 #include "base/buf.h"
 #include "base/err.h"
+#include "tools/chaos_net.h"
 #include "tools/cpu_plan.h"
 
-enum { RUNNER_MAX_NODES = 64, RUNNER_MAX_ARGUMENTS = 96, RUNNER_MAX_SETTINGS = 48 };
+enum {
+    LOCAL_CLUSTER_MAX_NODES = 64,
+    LOCAL_CLUSTER_MAX_ARGUMENTS = 96,
+    LOCAL_CLUSTER_MAX_SETTINGS = 48
+};
 
-struct runner_process {
+struct local_process {
     char *name, *log_path;
-    char *argv[RUNNER_MAX_ARGUMENTS];
+    char *argv[LOCAL_CLUSTER_MAX_ARGUMENTS];
     int argc;
     pid_t pid; /* 0: not running */
     int64_t started_ns;
 };
 
-/* A network of hosts that processes are put on; process i (the coordinator is 0) runs on host i.
- * NULL in struct runner: all on this host, over ipc. */
-struct runner_hosts {
-    const char *(*address)(void *ud, int host); /* as text; stays valid */
-    int (*enter)(void *ud, int host);           /* puts the calling process there; 0 or -1 */
-    void *ud;
-};
-
-struct runner {
+struct local_cluster {
     /* what the caller wants; borrowed */
     const char *model, *host, *format;
     /* "WHO.KEY=VALUE", WHO a program or a process's name; a later one wins */
-    const char *settings[RUNNER_MAX_SETTINGS];
+    const char *settings[LOCAL_CLUSTER_MAX_SETTINGS];
     int n_settings;
     int n_experts, n_attention, port;
     int threads;      /* of each expert node; 0: the CPUs are divided */
-    int death_signal; /* what processes get if the runner dies */
-    const struct runner_hosts *hosts;
+    int death_signal; /* what processes get if the supervisor dies */
+    /* Process i (the coordinator is 0) runs on host i; NULL: all on this host, over ipc. */
+    const struct chaos_net *net;
     /* what came of it */
     struct cpu_plan plan;
     int n_sides;
     char *bin_dir, *run_dir, *url; /* url: NULL until known */
     bool run_dir_is_ours;
-    struct runner_process processes[2 * RUNNER_MAX_NODES + 1];
+    struct local_process processes[2 * LOCAL_CLUSTER_MAX_NODES + 1];
     int n_processes;
 };
 
 /* Finds the programs and makes the run directory: `dir`, or a temporary one if NULL. */
-int runner_open(struct runner *r, const char *dir, struct err *e);
+int local_cluster_open(struct local_cluster *r, const char *dir, struct err *e);
 /* One more "WHO.KEY=VALUE"; false if there are too many. */
-bool runner_set(struct runner *r, const char *setting);
+bool local_cluster_set(struct local_cluster *r, const char *setting);
 /* Coordinator, expert nodes, attention nodes with all their options; starts none. */
-void runner_plan(struct runner *r);
+void local_cluster_plan(struct local_cluster *r);
 /* NULL if there is none of that name. */
-struct runner_process *runner_find(struct runner *r, const char *name);
-int runner_start(struct runner *r, struct runner_process *p, struct err *e);
+struct local_process *local_cluster_find(struct local_cluster *r, const char *name);
+int local_cluster_start(struct local_cluster *r, struct local_process *p, struct err *e);
 /* Notes which process has ended, for the caller's waitpid(); NULL: none of ours. */
-struct runner_process *runner_ended(struct runner *r, pid_t pid);
+struct local_process *local_cluster_ended(struct local_cluster *r, pid_t pid);
 /* Where the coordinator answers, once it has said so in its log; NULL before. */
-const char *runner_url(struct runner *r);
+const char *local_cluster_url(struct local_cluster *r);
 /* SIGTERM to all, nodes first so that they say goodbye; SIGKILL after ten seconds. */
-void runner_stop(struct runner *r);
-/* After runner_stop().  Removes sockets, and a temporary run directory unless its logs are to
+void local_cluster_stop(struct local_cluster *r);
+/* After local_cluster_stop().  Removes sockets, and a temporary run directory unless its logs are to
  * be kept. */
-enum runner_logs { RUNNER_DROP_LOGS, RUNNER_KEEP_LOGS };
-void runner_close(struct runner *r, enum runner_logs logs);
+enum local_logs { LOCAL_CLUSTER_DROP_LOGS, LOCAL_CLUSTER_KEEP_LOGS };
+void local_cluster_close(struct local_cluster *r, enum local_logs logs);
 /* A directory of ours with all that is in it. */
-void runner_remove_tree(const char *dir);
+void local_cluster_remove_tree(const char *dir);
 /* The last lines of a process's log, where the reason of its end stands, on stderr. */
-void runner_print_log_tail(const struct runner_process *p);
+void local_cluster_print_log_tail(const struct local_process *p);

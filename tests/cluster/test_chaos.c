@@ -1,0 +1,144 @@
+/* tests/cluster/test_chaos.c - `polymath chaos` itself, in its short form: what it finds, and
+ * that nothing is left of it, however it ends. */
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "tests/lib/cluster.h"
+#include "tests/lib/test.h"
+
+/* Runs `polymath chaos` on the tests' model; the exit code. */
+static int chaos(const char *const *more, struct buf *output)
+{
+    const char *argv[32] = {"chaos",     "--model", cluster_model(), "--seed", "3",
+                            "--seconds", "1",       "--clients",     "4",      "--tokens",
+                            "24"};
+    int n = 11;
+    for (int i = 0; more[i]; i++)
+        argv[n++] = more[i];
+    buf_reset(output);
+    return cluster_run("polymath", argv, output);
+}
+
+TEST_WITHIN(chaos_finds_nothing_where_nothing_happens, 60)
+{
+    static const char *const more[] = {"--scenario", "still", "--nodes", "2", NULL};
+    struct buf output = {0};
+    if (chaos(more, &output) != 0)
+        test_fail(__FILE__, __LINE__, "%s", output.data);
+    CHECK_HAS(output.data, "still ");
+    CHECK_HAS(output.data, "kept");
+    buf_fini(&output);
+}
+
+/* One copy of everything and nobody who has it while the node is stopped: it must be seen. */
+TEST_WITHIN(chaos_finds_what_a_fault_costs, 90)
+{
+    static const char *const more[] = {"--scenario", "stop", "--nodes", "1",
+                                       "--replicas", "1",    "--json",  NULL};
+    struct buf output = {0};
+    CHECK_INT(chaos(more, &output), 1);
+    json_t *root = json_loadb(output.data, output.len, 0, NULL);
+    if (!root)
+        test_fail(__FILE__, __LINE__, "not JSON: %s", output.data);
+    CHECK_STR(json_string_value(json_object_get(root, "scenario")), "stop");
+    CHECK_STR(json_string_value(json_object_get(root, "outcome")), "MISSED");
+    CHECK_INT(json_integer_value(json_object_get(root, "faults")), 1);
+    CHECK(json_integer_value(json_object_get(root, "lost")) > 0 ||
+          json_real_value(json_object_get(root, "pause_ms")) > 600);
+    CHECK_INT(json_integer_value(json_object_get(root, "other_tokens")), 0);
+    json_decref(root);
+    buf_fini(&output);
+}
+
+/* A node that joins costs nobody anything; all tokens stay the same. */
+TEST_WITHIN(chaos_a_node_that_joins_disturbs_nobody, 60)
+{
+    static const char *const more[] = {"--scenario", "join", "--nodes", "2", "--json", NULL};
+    struct buf output = {0};
+    chaos(more, &output);
+    json_t *root = json_loadb(output.data, output.len, 0, NULL);
+    if (!root)
+        test_fail(__FILE__, __LINE__, "not JSON: %s", output.data);
+    /* pauses are not asserted on: the tests' machine does other things too */
+    if (json_integer_value(json_object_get(root, "lost")) != 0 ||
+        json_integer_value(json_object_get(root, "other_tokens")) != 0 ||
+        json_integer_value(json_object_get(root, "requests")) == 0 ||
+        json_real_value(json_object_get(root, "whole_s")) <= 0)
+        test_fail(__FILE__, __LINE__, "%s", output.data);
+    json_decref(root);
+    buf_fini(&output);
+}
+
+TEST(chaos_refuses_what_it_does_not_know)
+{
+    struct buf output = {0};
+    CHECK_INT(chaos((const char *const[]){"--scenario", "earthquake", NULL}, &output), 2);
+    CHECK_HAS(output.data, "earthquake");
+    CHECK_INT(chaos((const char *const[]){"--replicas", "5", NULL}, &output), 2);
+    CHECK_HAS(output.data, "out of range");
+    CHECK_INT(chaos((const char *const[]){"--list", NULL}, &output), 0);
+    CHECK_HAS(output.data, "attention");
+    CHECK_INT(chaos((const char *const[]){"--scenario", "cut", NULL}, &output), 0);
+    CHECK_HAS(output.data, "skipped");
+    buf_fini(&output);
+}
+
+/* Processes whose command line names this directory. */
+static int processes_in(const char *dir)
+{
+    int n = 0;
+    FILE *f = popen("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n'", "r");
+    char line[4096];
+    CHECK(f);
+    while (fgets(line, sizeof line, f))
+        n += strstr(line, dir) != NULL && strstr(line, "node.listen") != NULL;
+    pclose(f);
+    return n;
+}
+
+static void wait_for_processes(const char *dir, bool some)
+{
+    int64_t deadline_ns = clock_now_ns() + (test_is_slow_build() ? 80 : 20) * CLOCK_S;
+    while ((processes_in(dir) > 0) != some) {
+        if (clock_now_ns() > deadline_ns)
+            test_fail(__FILE__, __LINE__, "%d processes run", processes_in(dir));
+        clock_sleep_until(clock_now_ns() + 20 * CLOCK_MS);
+    }
+}
+
+/* SIGINT, and SIGKILL, in the middle of it. */
+TEST_WITHIN(chaos_leaves_no_process_behind, 60)
+{
+    static const int signals[] = {SIGINT, SIGKILL};
+    char dir[4096];
+    CHECK(getcwd(dir, sizeof dir - 8));
+    strncat(dir, "/run", sizeof dir - strlen(dir) - 1);
+    char *program = mem_format("%s/polymath", test_bin_dir());
+    for (int i = 0; i < 2; i++) {
+        pid_t pid = fork();
+        CHECK(pid >= 0);
+        if (pid == 0) {
+            int fd = open("chaos.log", O_WRONLY | O_CREAT | O_APPEND, 0644);
+            dup2(fd, STDOUT_FILENO);
+            dup2(fd, STDERR_FILENO);
+            execl(program, program, "chaos", "--model", cluster_model(), "--scenario", "kills",
+                  "--seconds", "60", "--dir", dir, (char *)NULL);
+            _exit(127);
+        }
+        wait_for_processes(dir, true);
+        int wait_status;
+        CHECK(kill(pid, signals[i]) == 0);
+        CHECK(waitpid(pid, &wait_status, 0) == pid);
+        if (signals[i] == SIGINT)
+            CHECK_INT(WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : -1, 1);
+        wait_for_processes(dir, false);
+    }
+    mem_free(program);
+}
