@@ -10,6 +10,7 @@
 #include "rpc/wire.h"
 
 #define AT(field) offsetof(struct attn_node_config, field)
+#define AT_LADDER(field) AT(ladder.field)
 #define TIB (1024.0 * 1024 * 1024 * 1024)
 
 static const struct conf_option options[] = {
@@ -53,6 +54,7 @@ static const struct conf_option options[] = {
      "one layer's experts must have answered by then"},
     {"attention.spin_us", CONF_INT, AT(spin_us), "50", 0, 100000, NULL,
      "busy wait for experts before sleeping"},
+    LADDER_OPTIONS(AT_LADDER),
 };
 
 const struct conf_table attn_node_options = {
@@ -99,5 +101,6 @@ struct side_config attn_node_side(const struct attn_node_config *c)
         .max_seqs = (int)c->max_seqs,
         .call_timeout_ns = c->call_timeout_ns,
         .spin_ns = c->spin_us * CLOCK_US,
+        .ladder = c->ladder,
     };
 }

@@ -13,6 +13,7 @@ struct attn_node_config {
     char *kernels, *cpus, *cache;
     bool copies, locks, verifies;
     int64_t threads, kv_bytes, max_rows, max_seqs, call_timeout_ns, spin_us;
+    struct ladder ladder;
 };
 
 extern const struct conf_table attn_node_options;

@@ -1,15 +1,20 @@
 /* attn_node/moe_remote.c - see moe_remote.h.
  *
- * scatter() plans the round and sends what can be sent; gather() sends the rest (a node
- * that was not connected yet, a full channel, rows that are asked again), waits and folds.
- * No call outlives its round: when a round fails the open ones are cancelled, so a trip's
- * memory can be used again by the next round. */
+ * scatter() plans the round and sends what can be sent; gather() then turns in a loop: look at
+ * the nodes, ask elsewhere for what is late or slow, send what is planned, mind the experts
+ * that are nowhere, wait.  No call outlives its round: when a round ends the open ones are
+ * cancelled, so a trip's memory can be used again by the next round.
+ *
+ * A sampled check (verify.h) has calls of its own, outside any round. */
 #include "attn_node/moe_remote.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
+#include "attn_node/expert_peers.h"
 #include "attn_node/round.h"
+#include "attn_node/verify.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -20,46 +25,57 @@ _Static_assert((int)ROUND_NO_HOLDER == (int)WIRE_NO_HOLDER, "the table is used a
 
 enum {
     LANES = 1,         /* forward_step() uses one */
-    MAX_CALLS = 1024,  /* open at a time per node; more wait in gather */
     POOLED_BLOBS = 16, /* of each kind; beyond that the heap serves */
 };
-/* A node that the table names but that is not connected may be about to be. */
-#define CONNECT_TIMEOUT_NS (1 * CLOCK_S)
 /* A full channel gives no event when it drains. */
 #define UNSENT_POLL_NS (2 * CLOCK_MS)
-
-struct peer {
-    struct channel *channel; /* NULL if the endpoint is unusable */
-    uint64_t incarnation;
-    char endpoint[LINK_ENDPOINT_BYTES];
-};
+/* How often experts that are nowhere, and late parcels that nobody else has, are looked at. */
+#define RETRY_NS (100 * CLOCK_MS)
+#define LATE_RETRY_NS (10 * CLOCK_MS)
+#define MIN_HEDGE_NS (1 * CLOCK_MS)
+/* A round that waits longer is counted and logged. */
+#define WAIT_COUNTS_NS (50 * CLOCK_MS)
 
 /* One call of one round. */
 struct trip {
     struct moe_remote *moe;
-    int lane;
+    struct expert_peer *peer;
+    int lane, n_routes;
     struct round_ticket ticket;
-    uint64_t call_id;
+    uint64_t call_id; /* 0: not open */
+    int64_t sent_ns, hedge_ns, late_ns, deadline_ns;
+    bool is_late, is_hedged, is_checked;
 };
 
 struct lane {
     struct round *round;
     struct trip *trips; /* [round_max_parcels()] */
-    int64_t begun_ns, deadline_ns;
+    int64_t begun_ns;
+    int64_t waits_since_ns; /* experts are nowhere; 0: none */
+    int64_t next_retry_ns;
+    bool is_wait_counted;
+    uint32_t n_good; /* nodes of good standing when orphans were looked at last */
 };
 
 struct moe_remote {
     struct moe_remote_options options;
+    struct pace_limits pace_limits;
+    struct pace_budget hedges;
     struct wire_table *table;
-    uint16_t *first_holder; /* [n_layers][n_experts] of the table */
-    struct peer *peers;     /* [table->n_nodes] */
-    struct channel **channels;
-    int n_peers, n_channels;
+    struct expert_peers peers; /* as the table numbers them */
     struct lane lanes[LANES];
+    bool is_under_way; /* a round is between scatter and the end of gather */
 
     uint64_t step;
     int64_t step_deadline_ns, experts_ns, late_replies;
+    int n_left_out;
     struct err error;
+    struct wire_ladder_counters counters;
+
+    int until_check;    /* parcels */
+    bool is_check_next; /* the call of the check is to be made */
+    uint64_t check_call;
+    struct verify verify;
 
     struct blob_pool *route_blobs, *row_blobs;
     struct buf message;
@@ -70,8 +86,20 @@ struct moe_remote *moe_remote_new(const struct moe_remote_options *o)
 {
     struct moe_remote *m = mem_alloc(sizeof(*m));
     m->options = *o;
-    struct round_limits limits = {
-        .kernels = o->kernels, .max_rows = o->max_rows, .top_k = o->top_k, .hidden = o->hidden};
+    const struct ladder *ladder = &o->ladder;
+    m->pace_limits = (struct pace_limits){
+        .min_ns = ladder->deadline_min_ns ? ladder->deadline_min_ns : 20 * CLOCK_MS,
+        .max_ns = ladder->deadline_max_ns ? ladder->deadline_max_ns : 500 * CLOCK_MS,
+        .min_hedge_ns = MIN_HEDGE_NS,
+    };
+    m->hedges.percent = (int)ladder->hedge_percent;
+    m->until_check = (int)ladder->verify_one_in;
+    m->peers.auth = o->auth;
+    struct round_limits limits = {.kernels = o->kernels,
+                                  .max_rows = o->max_rows,
+                                  .top_k = o->top_k,
+                                  .hidden = o->hidden,
+                                  .n_experts = o->n_experts};
     for (int i = 0; i < LANES; i++) {
         m->lanes[i].round = round_new(&limits);
         m->lanes[i].trips = mem_array((size_t)round_max_parcels(&limits), sizeof(struct trip));
@@ -88,22 +116,14 @@ struct moe_remote *moe_remote_new(const struct moe_remote_options *o)
     return m;
 }
 
-static void close_peers(struct peer *peers, int n)
-{
-    for (int i = 0; i < n; i++)
-        if (peers[i].channel)
-            channel_close(&peers[i].channel);
-    mem_free(peers);
-}
-
 void moe_remote_free(struct moe_remote **moe)
 {
     struct moe_remote *m = *moe;
     if (!m)
         return;
     *moe = NULL;
-    close_peers(m->peers, m->n_peers);
-    mem_free(m->channels);
+    expert_peers_free(&m->peers);
+    verify_fini(&m->verify);
     for (int i = 0; i < LANES; i++) {
         round_free(&m->lanes[i].round);
         mem_free(m->lanes[i].trips);
@@ -112,7 +132,6 @@ void moe_remote_free(struct moe_remote **moe)
     blob_pool_free(&m->row_blobs);
     buf_fini(&m->message);
     mem_free(m->table);
-    mem_free(m->first_holder);
     mem_free(m);
 }
 
@@ -148,48 +167,56 @@ static int check_table(const struct moe_remote *m, const struct wire_table *t, s
     return wire_table_check(t, e);
 }
 
-/* The channel of the same process at the same address, taken out of the old table. */
-static struct channel *keep_channel(struct moe_remote *m, const struct wire_table_node *n)
+/* The numbers of the nodes, as the round knows them; one too many, so that it is never empty. */
+static struct round_node *list_nodes(const struct moe_remote *m, const struct wire_table *t)
 {
-    for (int i = 0; i < m->n_peers; i++) {
-        struct peer *p = &m->peers[i];
-        if (!p->channel || p->incarnation != n->incarnation || strcmp(p->endpoint, n->endpoint))
-            continue;
-        struct channel *kept = p->channel;
-        p->channel = NULL;
-        return kept;
-    }
-    return NULL;
-}
-
-static struct peer open_peer(struct moe_remote *m, const struct wire_table_node *n)
-{
-    struct peer p = {.incarnation = n->incarnation};
-    memcpy(p.endpoint, n->endpoint, sizeof(p.endpoint));
-    p.channel = keep_channel(m, n);
-    if (p.channel)
-        return p;
-    struct err e = {0};
-    struct channel_options o = {
-        .endpoint = n->endpoint, .peer_name = n->name, .max_calls = MAX_CALLS};
-    if (channel_open(&o, &p.channel, &e) < 0)
-        log_error("moe.peer_refused", "peer=%s why=%s", log_quote(n->name).text,
-                  log_quote(e.text).text);
-    return p;
-}
-
-static void install_rounds(struct moe_remote *m)
-{
-    const struct wire_table *t = m->table;
     struct round_node *nodes = mem_array(t->n_nodes + 1, sizeof(*nodes));
-    for (uint32_t i = 0; i < t->n_nodes; i++) {
-        uint32_t most = (uint32_t)m->options.max_rows;
-        nodes[i].name = t->nodes[i].name;
-        nodes[i].max_rows = (int)(t->nodes[i].max_rows < most ? t->nodes[i].max_rows : most);
+    uint32_t most = (uint32_t)m->options.max_rows;
+    for (uint32_t i = 0; i < t->n_nodes; i++)
+        nodes[i] = (struct round_node){
+            .name = t->nodes[i].name,
+            .max_rows = (int)(t->nodes[i].max_rows < most ? t->nodes[i].max_rows : most),
+            .standing = expert_peer_standing(m->peers.items[i])};
+    return nodes;
+}
+
+/* Ends the calls of a round whose answers nobody waits for: all that are open, or those of
+ * parcels that were dropped. */
+enum which_calls { ALL_CALLS, DROPPED_CALLS };
+static void cancel_calls(struct moe_remote *m, int lane, enum which_calls which)
+{
+    struct lane *l = &m->lanes[lane];
+    for (int i = 0; i < round_n_parcels(l->round); i++) {
+        struct trip *t = &l->trips[i];
+        if (t->call_id == 0)
+            continue;
+        if (which == DROPPED_CALLS && round_parcel(l->round, i)->state != PARCEL_DROPPED)
+            continue;
+        uint64_t call_id = t->call_id;
+        t->call_id = 0;
+        pace_take_at_least(&t->peer->pace, t->n_routes, clock_now_ns() - t->sent_ns);
+        channel_cancel(t->peer->channel, call_id);
     }
-    for (int i = 0; i < LANES; i++)
-        round_install(m->lanes[i].round, nodes, (int)t->n_nodes);
-    mem_free(nodes);
+}
+
+static void change_round(struct moe_remote *m, int lane, const struct wire_table *t,
+                         const struct round_node *nodes, const int32_t *moved)
+{
+    struct lane *l = &m->lanes[lane];
+    if (!m->is_under_way) {
+        round_install(l->round, nodes, (int)t->n_nodes);
+        return;
+    }
+    if (round_state(l->round) != ROUND_RUNNING && round_state(l->round) != ROUND_WAITING)
+        return;
+    if (round_state(l->round) == ROUND_WAITING)
+        cancel_calls(m, lane, ALL_CALLS);
+    round_change(l->round, &(struct round_change){
+                               .nodes = nodes,
+                               .n_nodes = (int)t->n_nodes,
+                               .moved = moved,
+                               .holders = wire_table_holders(t, (uint32_t)round_layer(l->round), 0),
+                               .n_replicas = (int)t->n_replicas});
 }
 
 int moe_remote_install(struct moe_remote *m, struct wire_table **table, struct err *e)
@@ -203,24 +230,17 @@ int moe_remote_install(struct moe_remote *m, struct wire_table **table, struct e
         mem_free(t);
         return rc;
     }
-    struct peer *peers = mem_array(t->n_nodes + 1, sizeof(*peers));
-    for (uint32_t i = 0; i < t->n_nodes; i++)
-        peers[i] = open_peer(m, &t->nodes[i]);
-    close_peers(m->peers, m->n_peers);
-    m->peers = peers;
-    m->n_peers = (int)t->n_nodes;
-    m->channels = mem_resize(m->channels, (t->n_nodes + 1) * sizeof(*m->channels));
-    m->n_channels = 0;
-    for (int i = 0; i < m->n_peers; i++)
-        if (peers[i].channel)
-            m->channels[m->n_channels++] = peers[i].channel;
+    struct expert_peers gone;
+    int32_t *moved = mem_array((size_t)m->peers.n + 1, sizeof(*moved));
+    expert_peers_install(&m->peers, t, moved, &gone);
+    struct round_node *nodes = list_nodes(m, t);
+    for (int i = 0; i < LANES; i++)
+        change_round(m, i, t, nodes, moved);
+    mem_free(nodes);
+    mem_free(moved);
+    expert_peers_free(&gone);
     mem_free(m->table);
     m->table = t;
-    size_t n = (size_t)t->n_layers * t->n_experts;
-    m->first_holder = mem_resize(m->first_holder, n * sizeof(*m->first_holder));
-    for (size_t i = 0; i < n; i++)
-        m->first_holder[i] = t->holders[i * t->n_replicas];
-    install_rounds(m);
     log_info("moe.table", "epoch=%" PRIu64 " nodes=%u", t->epoch, t->n_nodes);
     return 0;
 }
@@ -279,19 +299,163 @@ static struct blob *pack_rows(struct moe_remote *m, const struct wire_forward *w
     return b;
 }
 
+/* ---- sampled checks ------------------------------------------------------------------ */
+
+static struct expert_peer *peer_of_id(const struct moe_remote *m, uint32_t node_id)
+{
+    for (int i = 0; i < m->peers.n; i++)
+        if (m->peers.items[i]->node_id == node_id)
+            return m->peers.items[i];
+    return NULL;
+}
+
+static bool holds_all(const struct moe_remote *m, int node, int layer, const struct round_parcel *p)
+{
+    for (int i = 0; i < p->n_routes; i++) {
+        const uint16_t *h = wire_table_holders(m->table, (uint32_t)layer, p->experts[i]);
+        bool is_holder = false;
+        for (uint32_t k = 0; k < m->table->n_replicas; k++)
+            is_holder |= h[k] == node;
+        if (!is_holder)
+            return false;
+    }
+    return true;
+}
+
+/* Other nodes that could answer the parcel as it is; false if there is none.  The next parcel
+ * is tried then: small ones nearly always have one. */
+static bool find_replicas(const struct moe_remote *m, int layer, const struct round_parcel *p,
+                          uint32_t nodes[VERIFY_NODES])
+{
+    int n = 0;
+    memset(nodes, 0, VERIFY_NODES * sizeof(*nodes));
+    nodes[n++] = m->peers.items[p->node]->node_id;
+    for (int i = 0; i < m->peers.n && n < VERIFY_NODES; i++)
+        if (i != p->node && expert_peer_standing(m->peers.items[i]) == STANDING_GOOD &&
+            holds_all(m, i, layer, p))
+            nodes[n++] = m->peers.items[i]->node_id;
+    return n > 1;
+}
+
+static void end_check(struct moe_remote *m)
+{
+    verify_end(&m->verify);
+    m->is_check_next = false;
+    m->until_check = (int)m->options.ladder.verify_one_in;
+}
+
+static void maybe_begin_check(struct moe_remote *m, struct trip *t, const struct wire_forward *w,
+                              const struct round_parcel *p, struct blob *const *payloads)
+{
+    uint32_t nodes[VERIFY_NODES];
+    if (m->options.ladder.verify_one_in == 0 || m->verify.is_open)
+        return;
+    if (m->until_check > 1) {
+        m->until_check--;
+        return;
+    }
+    if (!find_replicas(m, (int)w->layer, p, nodes))
+        return;
+    verify_begin(&m->verify, w, payloads[0], payloads[1], nodes);
+    t->is_checked = true;
+}
+
+static void blame(struct moe_remote *m, uint32_t node_id, const char *why)
+{
+    struct expert_peer *p = peer_of_id(m, node_id);
+    if (p)
+        expert_peer_ban(p, why);
+}
+
+static void judge(struct moe_remote *m, enum verify_outcome outcome)
+{
+    const struct verify *v = &m->verify;
+    char why[160];
+    if (outcome == VERIFY_GOES_ON) {
+        m->is_check_next = true;
+        return;
+    }
+    if (outcome != VERIFY_EQUAL) {
+        m->counters.mismatches++;
+        snprintf(why, sizeof(why), "layer %u: its answer has other bits than a replica's",
+                 v->forward.layer);
+        log_error("verify.mismatch", "layer=%u nodes=%u,%u,%u decided=%d", v->forward.layer,
+                  v->nodes[0], v->nodes[1], v->nodes[2], outcome == VERIFY_WRONG);
+    }
+    if (outcome == VERIFY_WRONG)
+        blame(m, v->nodes[verify_wrong(v)], why);
+    /* Nobody knows who: both are asked last until they have answered a probe, and told of. */
+    for (int i = 0; outcome == VERIFY_UNDECIDED && i < 2; i++) {
+        struct expert_peer *p = peer_of_id(m, v->nodes[i]);
+        if (p)
+            p->wrongs++;
+        if (p)
+            expert_peer_suspect(p, why);
+    }
+    end_check(m);
+}
+
+static void on_check(void *ud, const struct reply *reply)
+{
+    struct moe_remote *m = ud;
+    m->check_call = 0;
+    if (!m->verify.is_open)
+        return;
+    int rc = reply->code;
+    if (rc == 0)
+        rc = wire_forward_reply_decode(reply->message, reply->payloads, reply->n_payloads,
+                                       &m->verify.forward, &m->reply, NULL);
+    if (rc < 0)
+        end_check(m);
+    else
+        judge(m, verify_take(&m->verify, &m->reply, reply->payloads[0].data,
+                             reply->payloads[0].size_bytes));
+}
+
+/* Between steps, so that no step waits for it. */
+static void send_check(struct moe_remote *m)
+{
+    struct verify *v = &m->verify;
+    if (!m->is_check_next || m->check_call != 0)
+        return;
+    m->is_check_next = false;
+    struct expert_peer *p = peer_of_id(m, v->nodes[verify_whom(v)]);
+    if (!p || expert_peer_standing(p) == STANDING_AWAY) {
+        end_check(m);
+        return;
+    }
+    buf_reset(&m->message);
+    wire_forward_encode(&v->forward, &m->message);
+    struct blob *payloads[] = {v->routes, v->rows};
+    struct call call = {
+        .method = wire_method(WIRE_EXPERT, EXPERT_FORWARD),
+        .message = &m->message,
+        .payloads = payloads,
+        .n_payloads = 2,
+        .deadline_ns = clock_now_ns() + m->options.call_timeout_ns,
+        .done = on_check,
+        .ud = m,
+    };
+    if (v->n_answers == 1)
+        m->counters.checks++;
+    if (channel_call(p->channel, &call, &m->check_call) < 0)
+        end_check(m);
+}
+
+/* ---- answers ------------------------------------------------------------------------- */
+
 /* What the reply must match is told by the round itself. */
-static int decode_reply(struct trip *t, const struct reply *reply, struct round_reply *out,
-                        struct err *e)
+static int take_reply(struct trip *t, const struct reply *reply, struct err *e)
 {
     struct moe_remote *m = t->moe;
-    struct lane *l = &m->lanes[t->lane];
-    const struct round_parcel *p = round_parcel(l->round, t->ticket.parcel);
-    struct wire_forward expect = describe(m, t->lane, round_layer(l->round), p);
+    struct round *round = m->lanes[t->lane].round;
+    const struct round_parcel *p = round_parcel(round, t->ticket.parcel);
+    struct wire_forward expect = describe(m, t->lane, round_layer(round), p);
     int rc = wire_forward_reply_decode(reply->message, reply->payloads, reply->n_payloads, &expect,
                                        &m->reply, e);
     if (rc < 0)
-        return rc;
-    *out = (struct round_reply){
+        return e->code = E_CORRUPT; /* the node's fault, not the question's */
+    struct round_reply taken = {
         .mode = m->reply.mode,
         .n_rows = (int)m->reply.n_rows,
         .data = reply->payloads[0].data,
@@ -299,7 +463,23 @@ static int decode_reply(struct trip *t, const struct reply *reply, struct round_
         .overflow_rows = m->reply.overflow_rows,
         .n_overflow = (int)m->reply.n_overflow,
     };
-    return 0;
+    rc = round_take(round, t->ticket, &taken, e);
+    if (rc == 0 && t->is_checked)
+        judge(m, verify_take(&m->verify, &m->reply, taken.data, taken.bytes));
+    return rc;
+}
+
+static void note_failure(struct trip *t, int code, const char *why)
+{
+    struct moe_remote *m = t->moe;
+    t->peer->failovers++;
+    m->counters.not_finite += code == E_CORRUPT;
+    if (code == E_DEADLINE) {
+        t->peer->lates += !t->is_late;
+        m->counters.lates += !t->is_late;
+    }
+    if (code == E_DEADLINE || code == E_UNAVAILABLE)
+        expert_peer_suspect(t->peer, why);
 }
 
 static void on_reply(void *ud, const struct reply *reply)
@@ -307,21 +487,45 @@ static void on_reply(void *ud, const struct reply *reply)
     struct trip *t = ud;
     struct moe_remote *m = t->moe;
     struct round *round = m->lanes[t->lane].round;
-    if (!round_is_out(round, t->ticket)) {
-        m->late_replies++;
-        return;
-    }
+    t->call_id = 0;
+    bool is_waited_for = round_is_out(round, t->ticket);
     struct err e = {0};
-    struct round_reply taken;
     int code = reply->code;
-    if (code < 0)
+    if (!is_waited_for)
+        m->late_replies++;
+    else if (code < 0)
         err_set(&e, code, "%s", reply->text && reply->text[0] ? reply->text : err_text(code));
     else
-        code = decode_reply(t, reply, &taken, &e);
-    if (code == 0)
-        code = round_take(round, t->ticket, &taken, &e);
-    if (code < 0)
+        code = take_reply(t, reply, &e);
+    if (t->is_checked && !m->is_check_next && m->verify.n_answers == 0)
+        end_check(m); /* the answer did not count */
+    t->is_checked = false;
+    if (!is_waited_for)
+        return;
+    if (code == 0) {
+        pace_take(&t->peer->pace, t->n_routes, clock_now_ns() - t->sent_ns);
+        m->counters.hedge_wins += round_parcel(round, t->ticket.parcel)->reason == REASON_HEDGE;
+    } else {
+        note_failure(t, code, e.text);
         round_fail(round, t->ticket, code, e.text);
+    }
+    int liar = round_take_liar(round);
+    if (liar >= 0)
+        expert_peer_ban(m->peers.items[liar], "a value that is not finite where a replica's is");
+}
+
+/* ---- sending parcels ----------------------------------------------------------------- */
+
+static void note_sent(struct moe_remote *m, struct trip *t, const struct round_parcel *p)
+{
+    m->counters.calls++;
+    m->counters.retries += p->reason == REASON_RETRY || p->reason == REASON_LATE;
+    m->counters.hedges += p->reason == REASON_HEDGE;
+    if (p->reason == REASON_FIRST)
+        pace_earn(&m->hedges, 1);
+    t->sent_ns = clock_now_ns();
+    t->late_ns = t->sent_ns + pace_deadline_ns(&t->peer->pace, &m->pace_limits, p->n_routes);
+    t->hedge_ns = t->sent_ns + pace_hedge_ns(&t->peer->pace, &m->pace_limits, p->n_routes);
 }
 
 /* 0, or what channel_call() said. */
@@ -329,64 +533,192 @@ static int send_parcel(struct moe_remote *m, int lane, int index)
 {
     struct lane *l = &m->lanes[lane];
     const struct round_parcel *p = round_parcel(l->round, index);
-    struct channel *channel = m->peers[p->node].channel;
-    if (!channel || !channel_is_connected(channel))
+    struct expert_peer *peer = m->peers.items[p->node];
+    if (!peer->channel || !channel_is_connected(peer->channel))
         return E_UNAVAILABLE;
     struct wire_forward w = describe(m, lane, round_layer(l->round), p);
     buf_reset(&m->message);
     wire_forward_encode(&w, &m->message);
     struct blob *payloads[] = {pack_routes(m, &w, p), pack_rows(m, &w, p, round_rows(l->round))};
     struct trip *t = &l->trips[index];
-    *t = (struct trip){.moe = m, .lane = lane};
+    int64_t deadline_ns = clock_now_ns() + m->options.call_timeout_ns;
+    *t = (struct trip){.moe = m, .peer = peer, .lane = lane, .n_routes = p->n_routes};
     struct call call = {
         .method = wire_method(WIRE_EXPERT, EXPERT_FORWARD),
         .message = &m->message,
         .payloads = payloads,
         .n_payloads = 2,
-        .deadline_ns = l->deadline_ns,
+        .deadline_ns = deadline_ns < m->step_deadline_ns ? deadline_ns : m->step_deadline_ns,
         .done = on_reply,
         .ud = t,
     };
-    int rc = channel_call(channel, &call, &t->call_id);
-    if (rc == 0)
+    int rc = channel_call(peer->channel, &call, &t->call_id);
+    if (rc == 0) {
+        maybe_begin_check(m, t, &w, p, payloads);
+        note_sent(m, t, p);
         t->ticket = round_sent(l->round, index);
+    }
     blob_unref(&payloads[0]);
     blob_unref(&payloads[1]);
     return rc;
 }
 
-/* Sends what can be sent; true if something is left that must wait. */
-static bool send_parcels(struct moe_remote *m, int lane)
+/* A parcel that no node took: elsewhere. */
+static void give_up_unsent(struct moe_remote *m, int lane, int index, int code)
+{
+    struct round *round = m->lanes[lane].round;
+    struct expert_peer *peer = m->peers.items[round_parcel(round, index)->node];
+    peer->failovers++;
+    if (code == E_UNAVAILABLE)
+        expert_peer_suspect(peer, "the connection broke");
+    round_fail_unsent(round, index, code,
+                      code == E_UNAVAILABLE ? "not connected"
+                      : code == E_BUSY      ? "its queue stayed full"
+                                            : "could not be sent");
+}
+
+/* Sends what can be sent; true if something is left that must wait for a full channel. */
+static bool send_parcels(struct moe_remote *m, int lane, int64_t now_ns)
 {
     struct lane *l = &m->lanes[lane];
     bool is_left = false;
     for (int i = round_next(l->round, -1); i >= 0; i = round_next(l->round, i)) {
         int rc = send_parcel(m, lane, i);
-        if (rc == 0)
-            continue;
-        if (rc != E_UNAVAILABLE && rc != E_BUSY) {
-            round_fail_unsent(l->round, i, rc, "could not be sent");
-            return false;
-        }
-        is_left = true;
+        if (rc == E_BUSY && now_ns < l->begun_ns + m->options.call_timeout_ns)
+            is_left = true;
+        else if (rc < 0)
+            give_up_unsent(m, lane, i, rc);
     }
     return is_left;
 }
 
-/* A parcel that could not be sent in time. */
-static void give_up_unsent(struct moe_remote *m, int lane, int64_t now_ns)
+/* ---- mending ------------------------------------------------------------------------- */
+
+static int64_t earlier(int64_t a_ns, int64_t b_ns)
+{
+    return a_ns < b_ns ? a_ns : b_ns;
+}
+
+static void hedge(struct moe_remote *m, struct trip *t)
+{
+    t->is_hedged = true;
+    if (!pace_may_spend(&m->hedges))
+        return;
+    pace_spend(&m->hedges, round_hedge(m->lanes[t->lane].round, t->ticket));
+}
+
+static int64_t be_late(struct moe_remote *m, struct trip *t, int64_t now_ns)
+{
+    struct round *round = m->lanes[t->lane].round;
+    if (!t->is_late) {
+        t->is_late = true;
+        m->counters.lates++;
+        t->peer->lates++;
+        t->peer->failovers++;
+        pace_take_at_least(&t->peer->pace, t->n_routes, now_ns - t->sent_ns);
+        expert_peer_suspect(t->peer, "no answer in time");
+    }
+    if (!round_parcel(round, t->ticket.parcel)->is_asked_twice)
+        round_late(round, t->ticket);
+    return now_ns + LATE_RETRY_NS;
+}
+
+/* Asks elsewhere for what is late or slow; returns when something is next. */
+static int64_t mind_parcels(struct moe_remote *m, int lane, int64_t now_ns)
 {
     struct lane *l = &m->lanes[lane];
-    int64_t connect_by = l->begun_ns + CONNECT_TIMEOUT_NS;
-    int i = round_next(l->round, -1);
-    if (i < 0)
-        return;
-    struct channel *channel = m->peers[round_parcel(l->round, i)->node].channel;
-    bool is_connected = channel && channel_is_connected(channel);
-    if (!is_connected && (now_ns >= connect_by || now_ns >= l->deadline_ns))
-        round_fail_unsent(l->round, i, E_UNAVAILABLE, "not connected");
-    else if (now_ns >= l->deadline_ns)
-        round_fail_unsent(l->round, i, E_DEADLINE, "its queue stayed full");
+    int64_t next_ns = CLOCK_NEVER;
+    int n = round_n_parcels(l->round);
+    for (int i = 0; i < n; i++) {
+        struct trip *t = &l->trips[i];
+        const struct round_parcel *p = round_parcel(l->round, i);
+        if (p->state != PARCEL_OUT)
+            continue;
+        if (now_ns >= t->late_ns) {
+            int64_t again_ns = be_late(m, t, now_ns);
+            if (!p->is_asked_twice)
+                next_ns = earlier(next_ns, again_ns);
+            continue;
+        }
+        bool may_hedge = m->hedges.percent > 0 && !t->is_hedged && !p->is_asked_twice;
+        if (may_hedge && now_ns >= t->hedge_ns)
+            hedge(m, t);
+        else if (may_hedge)
+            next_ns = earlier(next_ns, t->hedge_ns);
+        next_ns = earlier(next_ns, t->late_ns);
+    }
+    return next_ns;
+}
+
+static bool is_any_fresh(const struct moe_remote *m, int64_t now_ns)
+{
+    for (int i = 0; i < m->peers.n; i++)
+        if (expert_peer_is_fresh(m->peers.items[i], now_ns))
+            return true;
+    return false;
+}
+
+static void count_wait(struct moe_remote *m, struct lane *l)
+{
+    l->is_wait_counted = true;
+    m->counters.waits++;
+    log_warn("round.waiting", "step=%" PRIu64 " layer=%d selections=%d epoch=%" PRIu64, m->step,
+             round_layer(l->round), round_n_orphans(l->round), moe_remote_epoch(m));
+}
+
+/* Experts that no node can be asked for: a table, or a node that comes back, may help. */
+static int64_t mind_orphans(struct moe_remote *m, int lane, int64_t now_ns)
+{
+    struct lane *l = &m->lanes[lane];
+    const struct ladder *ladder = &m->options.ladder;
+    if (round_n_orphans(l->round) == 0) {
+        l->waits_since_ns = 0;
+        return CLOCK_NEVER;
+    }
+    if (l->waits_since_ns == 0) {
+        l->waits_since_ns = l->next_retry_ns = now_ns;
+        l->is_wait_counted = false;
+    }
+    if (now_ns >= l->next_retry_ns) {
+        l->next_retry_ns = now_ns + RETRY_NS;
+        if (round_state(l->round) == ROUND_WAITING)
+            cancel_calls(m, lane, ALL_CALLS);
+        if (round_retry(l->round) > 0)
+            return now_ns;
+    }
+    int64_t waited_ns = now_ns - l->waits_since_ns;
+    bool is_fresh = is_any_fresh(m, now_ns);
+    if (waited_ns >= WAIT_COUNTS_NS && !l->is_wait_counted)
+        count_wait(m, l);
+    if (ladder->is_degraded && !is_fresh) {
+        round_leave_out(l->round);
+        return now_ns;
+    }
+    if (now_ns >= m->step_deadline_ns || (waited_ns >= ladder->wait_ns && !is_fresh)) {
+        char text[48];
+        snprintf(text, sizeof(text), "waited %lld ms", (long long)(waited_ns / CLOCK_MS));
+        round_give_up(l->round, text);
+        return now_ns;
+    }
+    int64_t until_ns = earlier(l->next_retry_ns, l->waits_since_ns + ladder->wait_ns);
+    return earlier(until_ns, is_fresh ? now_ns + 10 * CLOCK_MS : until_ns);
+}
+
+/* What has become known of the nodes since the last turn; returns when probes are due. */
+static int64_t mind_nodes(struct moe_remote *m, int lane, int64_t now_ns)
+{
+    struct lane *l = &m->lanes[lane];
+    int64_t next_ns = expert_peers_mind(&m->peers, now_ns);
+    uint32_t n_good = 0;
+    for (int i = 0; i < m->peers.n; i++) {
+        enum standing standing = expert_peer_standing(m->peers.items[i]);
+        round_stand(l->round, i, standing);
+        n_good += standing != STANDING_AWAY;
+    }
+    if (n_good > l->n_good)
+        l->next_retry_ns = now_ns; /* whoever came may have what is nowhere */
+    l->n_good = n_good;
+    return next_ns;
 }
 
 /* ---- moe_ops ------------------------------------------------------------------------- */
@@ -396,6 +728,7 @@ void moe_remote_begin_step(struct moe_remote *m, uint64_t step, int64_t deadline
     m->step = step;
     m->step_deadline_ns = deadline_ns;
     m->experts_ns = 0;
+    m->n_left_out = 0;
     m->error = (struct err){0};
 }
 
@@ -405,33 +738,42 @@ static int scatter(void *ud, int lane, const struct moe_rows *rows)
     must(lane >= 0 && lane < LANES);
     struct lane *l = &m->lanes[lane];
     l->begun_ns = clock_now_ns();
-    l->deadline_ns = l->begun_ns + m->options.call_timeout_ns;
-    if (m->step_deadline_ns < l->deadline_ns)
-        l->deadline_ns = m->step_deadline_ns;
+    l->waits_since_ns = 0;
     if (!m->table)
         return err_set(&m->error, E_UNAVAILABLE, "no table of expert nodes yet");
     must(m->options.group ? rows->rows.group == m->options.group : rows->rows.f32 != NULL);
     struct round_plan plan = {
         .rows = rows,
         .mode = m->options.mode,
-        .holder = m->first_holder + (size_t)rows->layer * m->table->n_experts,
+        .holders = wire_table_holders(m->table, (uint32_t)rows->layer, 0),
+        .n_replicas = (int)m->table->n_replicas,
     };
-    int rc = round_begin(l->round, &plan, &m->error);
-    if (rc == 0)
-        send_parcels(m, lane);
-    return rc;
+    mind_nodes(m, lane, l->begun_ns);
+    round_begin(l->round, &plan);
+    m->is_under_way = true;
+    send_parcels(m, lane, l->begun_ns);
+    return 0;
 }
 
-/* Nothing of a failed round may answer into the next one. */
-static void cancel_calls(struct moe_remote *m, int lane)
+static bool is_going_on(const struct lane *l)
+{
+    return round_state(l->round) == ROUND_RUNNING || round_state(l->round) == ROUND_WAITING;
+}
+
+/* One turn of gather's loop, up to the wait; returns until when to wait. */
+static int64_t turn(struct moe_remote *m, int lane)
 {
     struct lane *l = &m->lanes[lane];
-    for (int i = 0; i < round_n_parcels(l->round); i++) {
-        const struct round_parcel *p = round_parcel(l->round, i);
-        if (p->state == PARCEL_OUT)
-            channel_cancel(m->peers[p->node].channel, l->trips[i].call_id);
-    }
-    round_abandon(l->round);
+    int64_t now_ns = clock_now_ns();
+    int64_t until_ns = mind_nodes(m, lane, now_ns);
+    cancel_calls(m, lane, DROPPED_CALLS);
+    if (round_n_orphans(l->round) > 0 && m->options.take_tables)
+        m->options.take_tables(m->options.ud);
+    until_ns = earlier(until_ns, mind_parcels(m, lane, now_ns));
+    until_ns = earlier(until_ns, mind_orphans(m, lane, now_ns));
+    if (is_going_on(l) && send_parcels(m, lane, now_ns))
+        until_ns = earlier(until_ns, now_ns + UNSENT_POLL_NS);
+    return until_ns;
 }
 
 static int gather(void *ud, int lane, float *x)
@@ -439,25 +781,27 @@ static int gather(void *ud, int lane, float *x)
     struct moe_remote *m = ud;
     must(lane >= 0 && lane < LANES);
     struct lane *l = &m->lanes[lane];
-    while (round_state(l->round) == ROUND_RUNNING) {
-        bool is_left = send_parcels(m, lane);
-        int64_t now_ns = clock_now_ns();
-        if (is_left)
-            give_up_unsent(m, lane, now_ns);
-        if (round_state(l->round) != ROUND_RUNNING)
+    while (is_going_on(l)) {
+        int64_t until_ns = turn(m, lane);
+        if (!is_going_on(l))
             break;
-        int64_t until_ns = l->deadline_ns;
-        if (is_left && now_ns + UNSENT_POLL_NS < until_ns)
-            until_ns = now_ns + UNSENT_POLL_NS;
-        channel_wait(m->channels, m->n_channels, -1, until_ns, m->options.spin_ns);
+        int fd = round_n_orphans(l->round) > 0 ? m->options.tables_fd : -1;
+        channel_wait(m->peers.channels, m->peers.n_channels, fd, until_ns, m->options.spin_ns);
     }
+    cancel_calls(m, lane, ALL_CALLS);
+    m->is_under_way = false;
     int rc = 0;
     if (round_state(l->round) == ROUND_DONE) {
+        m->n_left_out += round_n_left_out(l->round);
+        m->counters.left_out += (uint64_t)round_n_left_out(l->round);
+        if (round_n_left_out(l->round) > 0)
+            log_warn("round.left_out", "step=%" PRIu64 " layer=%d selections=%d", m->step,
+                     round_layer(l->round), round_n_left_out(l->round));
         round_fold(l->round, x);
     } else {
         m->error = *round_error(l->round);
         rc = m->error.code;
-        cancel_calls(m, lane);
+        round_abandon(l->round);
     }
     m->experts_ns += clock_now_ns() - l->begun_ns;
     return rc;
@@ -475,7 +819,43 @@ int64_t moe_remote_experts_ns(const struct moe_remote *m)
     return m->experts_ns;
 }
 
+int moe_remote_left_out(const struct moe_remote *m)
+{
+    return m->n_left_out;
+}
+
+const struct wire_ladder_counters *moe_remote_counters(const struct moe_remote *m)
+{
+    return &m->counters;
+}
+
+uint32_t moe_remote_node_health(const struct moe_remote *m, struct wire_node_health *out,
+                                uint32_t most)
+{
+    static const enum wire_standing names[] = {[STANDING_GOOD] = WIRE_STANDING_GOOD,
+                                               [STANDING_DOUBTFUL] = WIRE_STANDING_SUSPECT,
+                                               [STANDING_AWAY] = WIRE_STANDING_AWAY};
+    uint32_t n = 0;
+    for (int i = 0; i < m->peers.n && n < most; i++) {
+        const struct expert_peer *p = m->peers.items[i];
+        struct wire_node_health h = {
+            .node_id = p->node_id,
+            .incarnation = p->incarnation,
+            .standing = p->is_banned ? WIRE_STANDING_WRONG : names[expert_peer_standing(p)],
+            .failovers = p->failovers,
+            .lates = p->lates,
+            .wrongs = p->wrongs,
+            .usual_us = (uint64_t)(pace_usual_ns(&p->pace, m->options.top_k) / CLOCK_US)};
+        if (h.standing != WIRE_STANDING_GOOD || h.failovers > 0 || h.wrongs > 0)
+            out[n++] = h;
+    }
+    return n;
+}
+
+/* Probes and checks go on while the thread waits for work. */
 void moe_remote_wait(struct moe_remote *m, int fd, int64_t deadline_ns)
 {
-    channel_wait(m->channels, m->n_channels, fd, deadline_ns, 0);
+    send_check(m);
+    int64_t probe_ns = expert_peers_mind(&m->peers, clock_now_ns());
+    channel_wait(m->peers.channels, m->peers.n_channels, fd, earlier(deadline_ns, probe_ns), 0);
 }

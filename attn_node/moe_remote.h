@@ -1,13 +1,17 @@
 /* attn_node/moe_remote.h - the expert half of a layer over the wire (steps 8, 9 and 11).
  *
  * Drives round.c with real channels and deadlines: one channel per expert node, one Forward
- * per parcel, posted to all nodes before any answer is awaited.
+ * per parcel, posted to all nodes before any answer is awaited.  What goes wrong is mended
+ * inside the layer (cluster.md 4): lost and late parcels are asked elsewhere, slow ones are
+ * hedged, and a round whose experts are nowhere waits for a table.
  *
- * Owner: engine thread.  Log events: moe.table, moe.table_refused, moe.peer_refused. */
+ * Owner: engine thread.  Log events: moe.table, moe.table_refused, round.waiting,
+ * round.left_out, verify.mismatch, and those of expert_peers.h. */
 #pragma once
 
 #include <stdint.h>
 
+#include "attn_node/ladder.h"
 #include "base/err.h"
 #include "engine/forward.h"
 #include "rpc/wire.h"
@@ -19,6 +23,13 @@ struct moe_remote_options {
     enum combine_mode mode;
     uint64_t fingerprint;
     int64_t call_timeout_ns, spin_ns;
+    struct ladder ladder;
+    struct auth *auth; /* borrowed; NULL: no keys */
+    /* Optional: a round that waits looks for tables.  take_tables() installs those that there
+     * are; `tables_fd` is readable when there are some (-1: none). */
+    int tables_fd;
+    void (*take_tables)(void *ud);
+    void *ud;
 };
 
 struct moe_remote;
@@ -28,8 +39,9 @@ void moe_remote_free(struct moe_remote **m);
 
 /* A table in one allocation, freed with mem_free(); for handing it to the engine thread. */
 struct wire_table *moe_remote_copy_table(const struct wire_table *t);
-/* Takes the table; only between steps.  Channels to nodes that stay (same endpoint, same
- * incarnation) stay open.  E_INVALID: a table for another model; the old one stays. */
+/* Takes the table; between steps, or from take_tables().  Channels to nodes that stay (same
+ * endpoint, same incarnation) stay open.  E_INVALID: a table for another model; the old one
+ * stays. */
 int moe_remote_install(struct moe_remote *m, struct wire_table **t, struct err *e);
 /* Of the table in use; 0 before the first. */
 uint64_t moe_remote_epoch(const struct moe_remote *m);
@@ -42,6 +54,14 @@ extern const struct moe_ops moe_remote_ops;
 const struct err *moe_remote_error(const struct moe_remote *m);
 /* Wall time of this step between scatter and the end of gather. */
 int64_t moe_remote_experts_ns(const struct moe_remote *m);
+/* Selections that were left out of this step (degraded mode). */
+int moe_remote_left_out(const struct moe_remote *m);
+/* Since the start. */
+const struct wire_ladder_counters *moe_remote_counters(const struct moe_remote *m);
+/* Nodes that something is to be said about (trouble since the start, or not well now), at most
+ * `most`; returns how many. */
+uint32_t moe_remote_node_health(const struct moe_remote *m, struct wire_node_health *out,
+                                uint32_t most);
 
 /* Keeps the channels alive between steps, until `fd` is readable or the deadline. */
 void moe_remote_wait(struct moe_remote *m, int fd, int64_t deadline_ns);

@@ -17,9 +17,12 @@
 #include "base/queue.h"
 #include "base/thread.h"
 
+enum { MAX_HEALTH = 512 /* nodes that one step's reply tells of */ };
+
 struct runner {
     struct runner_options options;
     struct queue *jobs, *done;
+    struct queue *tables; /* jobs too, but of those a step may take while it runs */
     struct thread *thread;
     struct runner_job wake; /* ends the wait of a thread that shall stop */
     _Atomic int pages_total, pages_free;
@@ -35,6 +38,7 @@ struct runner {
     struct sampler *sampler;
     struct step_seq *step_seqs;       /* [max_seqs] */
     struct wire_step_sample *samples; /* [max_seqs] */
+    struct wire_node_health *health;  /* [MAX_HEALTH] */
     int64_t layers_done_ns;
 };
 
@@ -62,6 +66,8 @@ static size_t choose_kv_bytes(const struct runner *r)
         bytes = most;
     return bytes;
 }
+
+static void take_tables(void *ud);
 
 static int set_up(struct runner *r, struct err *e)
 {
@@ -97,10 +103,15 @@ static int set_up(struct runner *r, struct err *e)
         .call_timeout_ns = o->call_timeout_ns,
         /* On a single CPU waiting busily keeps the network's thread from bringing the answer. */
         .spin_ns = thread_cpu_count() > 1 ? o->spin_ns : 0,
+        .ladder = o->ladder,
+        .tables_fd = queue_fd(r->tables),
+        .take_tables = take_tables,
+        .ud = r,
     };
     r->moe = moe_remote_new(&m);
     r->step_seqs = mem_array((size_t)o->max_seqs, sizeof(*r->step_seqs));
     r->samples = mem_array((size_t)o->max_seqs, sizeof(*r->samples));
+    r->health = mem_array(MAX_HEALTH, sizeof(*r->health));
     return 0;
 }
 
@@ -114,6 +125,7 @@ static void tear_down(struct runner *r)
     pool_free(&r->compute.pool);
     mem_free(r->step_seqs);
     mem_free(r->samples);
+    mem_free(r->health);
 }
 
 /* ---- a step -------------------------------------------------------------------------- */
@@ -159,6 +171,10 @@ static void encode_reply(struct runner *r, struct runner_job *job, uint32_t n_sa
         .experts_us = (uint64_t)(experts_ns / CLOCK_US),
         .head_us = (uint64_t)((now_ns - r->layers_done_ns) / CLOCK_US),
         .kv_pages_free = (uint32_t)kv_pages_free(r->kv),
+        .degraded = moe_remote_left_out(r->moe) > 0,
+        .ladder = *moe_remote_counters(r->moe),
+        .n_nodes = moe_remote_node_health(r->moe, r->health, MAX_HEALTH),
+        .nodes = r->health,
     };
     buf_reset(&job->message);
     wire_step_reply_encode(&reply, &job->message);
@@ -266,6 +282,16 @@ static void hand_back(struct runner *r, struct runner_job *job)
     must_zero(queue_push(r->done, (void **)&job));
 }
 
+/* Between steps, and in the middle of one that waits for a table. */
+static void take_tables(void *ud)
+{
+    struct runner *r = ud;
+    for (struct runner_job *job; (job = queue_pop(r->tables));) {
+        run_job(r, job);
+        hand_back(r, job);
+    }
+}
+
 static void engine_main(struct thread *t, void *arg)
 {
     struct runner *r = arg;
@@ -277,6 +303,7 @@ static void engine_main(struct thread *t, void *arg)
     if (rc < 0)
         return;
     while (!thread_should_stop(t)) {
+        take_tables(r);
         struct runner_job *job = queue_pop(r->jobs);
         if (!job) {
             moe_remote_wait(r->moe, queue_fd(r->jobs), clock_now_ns() + CLOCK_S);
@@ -300,11 +327,12 @@ static void free_runner(struct runner **runner)
 {
     struct runner *r = *runner;
     *runner = NULL;
-    while (queue_pop(r->jobs))
+    while (queue_pop(r->jobs) || queue_pop(r->tables))
         ;
     while (queue_pop(r->done))
         ;
     queue_free(&r->jobs);
+    queue_free(&r->tables);
     queue_free(&r->done);
     mem_free(r);
 }
@@ -316,6 +344,7 @@ int runner_start(const struct runner_options *o, struct runner **out, struct err
     struct runner *r = mem_alloc(sizeof(*r));
     r->options = *o;
     r->jobs = queue_new(o->max_jobs);
+    r->tables = queue_new(o->max_jobs);
     r->done = queue_new(o->max_jobs);
     int rc = thread_start("engine", engine_main, r, &r->thread, e);
     if (rc < 0)
@@ -335,7 +364,12 @@ void runner_stop(struct runner **runner)
 int runner_submit(struct runner *r, struct runner_job **job)
 {
     (*job)->submitted_ns = clock_now_ns();
-    return queue_push(r->jobs, (void **)job);
+    if ((*job)->kind != RUNNER_TABLE)
+        return queue_push(r->jobs, (void **)job);
+    int rc = queue_push(r->tables, (void **)job);
+    if (queue_len(r->jobs) == 0) /* otherwise it will look by itself */
+        wake_engine(r);
+    return rc;
 }
 
 int runner_done_fd(const struct runner *r)

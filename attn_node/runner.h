@@ -9,6 +9,7 @@
 
 #include <stdint.h>
 
+#include "attn_node/ladder.h"
 #include "base/err.h"
 #include "engine/gemm.h"
 #include "model/checkpoint.h"
@@ -44,6 +45,7 @@ struct runner_options {
     int64_t kv_bytes; /* 0: a quarter of the memory that is free */
     int max_rows, max_seqs, max_jobs;
     int64_t call_timeout_ns, spin_ns;
+    struct ladder ladder;
 };
 
 struct runner;

@@ -394,9 +394,10 @@ static int open_side(struct side *s, struct err *e)
         .kv_bytes = c->kv_bytes,
         .max_rows = c->max_rows,
         .max_seqs = c->max_seqs,
-        .max_jobs = MAX_CALLS + 2, /* a table and the call to stop */
+        .max_jobs = MAX_CALLS + 3, /* a table, its call to wake and that to stop */
         .call_timeout_ns = c->call_timeout_ns,
         .spin_ns = c->spin_ns,
+        .ladder = c->ladder,
     };
     rc = runner_start(&o, &s->runner, e);
     if (rc == 0)

@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "attn_node/ladder.h"
 #include "base/err.h"
 #include "model/checkpoint.h"
 #include "model/format.h"
@@ -28,6 +29,7 @@ struct side_config {
     int64_t kv_bytes;        /* 0: a quarter of the memory that is free at start */
     int max_rows, max_seqs;  /* of one step; sequences with KV */
     int64_t call_timeout_ns; /* one layer's experts must have answered by then */
+    struct ladder ladder;    /* what is done about trouble with expert nodes */
     int64_t spin_ns;         /* busy-wait before sleeping in gather; 0: nothing in here spins */
 };
 

@@ -12,6 +12,7 @@
 
 #define FIELD(name) offsetof(struct coordinator_config, name)
 
+#define LADDER_FIELD(name) FIELD(ladder.name)
 static const struct conf_option options[] = {
     {"node.name", CONF_STRING, FIELD(node_name), "coordinator", 0, 0, NULL,
      "name of this process in logs"},
@@ -64,6 +65,7 @@ static const struct conf_option options[] = {
     {"weights.kernels", CONF_STRING, FIELD(weights_kernels), "", 0, 0, NULL,
      "kernel level of the embedded side; empty: the best for this CPU"},
     {"weights.copy", CONF_BOOL, FIELD(weights_copies), "false", 0, 0, NULL,
+    LADDER_OPTIONS(LADDER_FIELD),
      "of a packed directory: copy weights into huge pages instead of mapping the files"},
     {"weights.lock", CONF_BOOL, FIELD(weights_locks), "false", 0, 0, NULL,
      "of a packed directory: lock what is used into memory"},

@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "attn_node/side.h"
 #include "base/conf.h"
 
 struct coordinator_config {
@@ -19,6 +20,7 @@ struct coordinator_config {
     int64_t attention_threads, attention_kv_bytes, attention_max_rows, attention_max_seqs;
     int64_t attention_call_timeout_ns, attention_spin_us;
     char *weights_format; /* for format_set_parse() */
+    struct ladder ladder; /* of the embedded side */
     int weights_combine;
     char *weights_kernels, *weights_cache, *compute_cpus;
     bool weights_copies, weights_locks, weights_verifies;

@@ -99,6 +99,7 @@ int embed_start(struct loop *l, const struct coordinator_config *c,
                                      .max_rows = (int)c->attention_max_rows,
                                      .max_seqs = (int)c->attention_max_seqs,
                                      .call_timeout_ns = c->attention_call_timeout_ns,
+                                     .ladder = c->ladder,
                                      .spin_ns = c->attention_spin_us * CLOCK_US};
     must_zero(format_set_parse(c->weights_format, &m->config.formats, NULL));
     m->check = (struct loop_timer){.deadline_ns = CLOCK_NEVER, .cb = on_check, .ud = m};

@@ -292,12 +292,47 @@ struct wire_step_sample {
     int code; /* 0, or E_* if this sequence alone failed (non-finite logits) */
     struct sampled sampled;
 };
+/* What was done about trouble with expert nodes, since the attention side started. */
+struct wire_ladder_counters {
+    uint64_t calls;      /* Forward calls in all */
+    uint64_t retries;    /* of these, asked elsewhere after a failure or a deadline */
+    uint64_t lates;      /* deadlines that passed */
+    uint64_t hedges;     /* calls made because another was slow */
+    uint64_t hedge_wins; /* of these, answered first */
+    uint64_t waits;      /* layers that waited for an expert that was nowhere */
+    uint64_t left_out;   /* selections that were left out (degraded mode) */
+    uint64_t checks;     /* answers that a replica was asked for as well */
+    uint64_t mismatches; /* of these, with other bits */
+    uint64_t not_finite; /* answers refused for a NaN or an infinity */
+};
+enum wire_standing {
+    WIRE_STANDING_GOOD,
+    WIRE_STANDING_SUSPECT, /* until it answers a probe */
+    WIRE_STANDING_AWAY,    /* not connected */
+    WIRE_STANDING_WRONG,   /* gave a wrong answer: quarantine it */
+    WIRE_STANDINGS
+};
+const char *wire_standing_name(enum wire_standing s);
+/* One expert node, as an attention side sees it. */
+struct wire_node_health {
+    uint32_t node_id;
+    uint64_t incarnation;
+    enum wire_standing standing;
+    uint64_t failovers; /* parcels asked elsewhere because of it */
+    uint64_t lates;     /* of these, because of a deadline */
+    uint64_t wrongs;    /* wrong answers */
+    uint64_t usual_us;  /* of a small parcel */
+};
 struct wire_step_reply {
     uint64_t step, epoch;
     uint32_t n_samples;
     const struct wire_step_sample *samples;     /* in order of the step's seqs with `sample` */
     uint64_t attention_us, experts_us, head_us; /* where the step's time went */
     uint32_t kv_pages_free;
+    bool degraded; /* experts were left out: every answer of this step is to be marked */
+    struct wire_ladder_counters ladder;
+    uint32_t n_nodes; /* at most WIRE_MAX_NODES: those that something is to be said about */
+    const struct wire_node_health *nodes;
 };
 void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message);
 /* One allocation, freed with mem_free(). */

@@ -289,9 +289,86 @@ static void view_sample(const struct wire_step_sample *m, struct sample_view *v)
     v->message.top_logprobs = v->logprobs;
 }
 
+const char *wire_standing_name(enum wire_standing s)
+{
+    static const char *const names[WIRE_STANDINGS] = {"good", "suspect", "away", "wrong"};
+    return s < WIRE_STANDINGS ? names[s] : "unknown";
+}
+
+static void view_ladder(const struct wire_ladder_counters *m, Polymath__V1__LadderCounters *p)
+{
+    polymath__v1__ladder_counters__init(p);
+    p->calls = m->calls;
+    p->retries = m->retries;
+    p->lates = m->lates;
+    p->hedges = m->hedges;
+    p->hedge_wins = m->hedge_wins;
+    p->waits = m->waits;
+    p->left_out = m->left_out;
+    p->checks = m->checks;
+    p->mismatches = m->mismatches;
+    p->not_finite = m->not_finite;
+}
+
+static struct wire_ladder_counters read_ladder(const Polymath__V1__LadderCounters *p)
+{
+    if (!p)
+        return (struct wire_ladder_counters){0};
+    return (struct wire_ladder_counters){
+        .calls = p->calls,
+        .retries = p->retries,
+        .lates = p->lates,
+        .hedges = p->hedges,
+        .hedge_wins = p->hedge_wins,
+        .waits = p->waits,
+        .left_out = p->left_out,
+        .checks = p->checks,
+        .mismatches = p->mismatches,
+        .not_finite = p->not_finite,
+    };
+}
+
+static void view_health(const struct wire_node_health *m, Polymath__V1__NodeHealth *p)
+{
+    polymath__v1__node_health__init(p);
+    p->node_id = m->node_id;
+    p->incarnation = m->incarnation;
+    p->standing = (Polymath__V1__NodeStanding)m->standing;
+    p->failovers = m->failovers;
+    p->lates = m->lates;
+    p->wrongs = m->wrongs;
+    p->usual_us = m->usual_us;
+}
+
+static int read_health(const Polymath__V1__NodeHealth *p, struct wire_node_health *out,
+                       struct err *e)
+{
+    if (p->node_id == 0 || (unsigned)p->standing >= WIRE_STANDINGS)
+        return wire_invalid(e, "node %u of standing %d", p->node_id, (int)p->standing);
+    *out = (struct wire_node_health){
+        .node_id = p->node_id,
+        .incarnation = p->incarnation,
+        .standing = (enum wire_standing)p->standing,
+        .failovers = p->failovers,
+        .lates = p->lates,
+        .wrongs = p->wrongs,
+        .usual_us = p->usual_us,
+    };
+    return 0;
+}
+
 void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message)
 {
-    must(m->n_samples <= WIRE_MAX_SEQS);
+    must(m->n_samples <= WIRE_MAX_SEQS && m->n_nodes <= WIRE_MAX_NODES);
+    Polymath__V1__LadderCounters ladder;
+    view_ladder(&m->ladder, &ladder);
+    Polymath__V1__NodeHealth *nodes = mem_array(m->n_nodes, sizeof(*nodes));
+    Polymath__V1__NodeHealth **node_pointers =
+        mem_array(m->n_nodes, sizeof(Polymath__V1__NodeHealth *));
+    for (uint32_t i = 0; i < m->n_nodes; i++) {
+        view_health(&m->nodes[i], &nodes[i]);
+        node_pointers[i] = &nodes[i];
+    }
     struct sample_view *views = mem_array(m->n_samples, sizeof(*views));
     Polymath__V1__StepSample **pointers =
         mem_array(m->n_samples, sizeof(Polymath__V1__StepSample *));
@@ -309,7 +386,13 @@ void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message
     p.experts_us = m->experts_us;
     p.head_us = m->head_us;
     p.kv_pages_free = m->kv_pages_free;
+    p.degraded = m->degraded;
+    p.ladder = &ladder;
+    p.n_nodes = m->n_nodes;
+    p.nodes = node_pointers;
     wire_pack(&p.base, message);
+    mem_free(node_pointers);
+    mem_free(nodes);
     mem_free(pointers);
     mem_free(views);
 }
@@ -347,13 +430,15 @@ static int read_sample(const Polymath__V1__StepSample *p, struct wire_step_sampl
 static int read_step_reply(const Polymath__V1__StepReply *p, struct wire_step_reply **out,
                            struct err *e)
 {
-    if (p->n_samples > WIRE_MAX_SEQS)
-        return wire_invalid(e, "%zu samples", p->n_samples);
+    if (p->n_samples > WIRE_MAX_SEQS || p->n_nodes > WIRE_MAX_NODES)
+        return wire_invalid(e, "%zu samples, %zu nodes", p->n_samples, p->n_nodes);
     struct wire_step_reply *r =
-        mem_try_aligned(sizeof(*r) + p->n_samples * sizeof(struct wire_step_sample));
+        mem_try_aligned(sizeof(*r) + p->n_samples * sizeof(struct wire_step_sample) +
+                        p->n_nodes * sizeof(struct wire_node_health));
     if (!r)
         return err_set(e, E_NOMEM, "no memory for %zu samples", p->n_samples);
     struct wire_step_sample *samples = (struct wire_step_sample *)(void *)(r + 1);
+    struct wire_node_health *nodes = (struct wire_node_health *)(void *)(samples + p->n_samples);
     *r = (struct wire_step_reply){.step = p->step,
                                   .epoch = p->epoch,
                                   .n_samples = (uint32_t)p->n_samples,
@@ -361,10 +446,16 @@ static int read_step_reply(const Polymath__V1__StepReply *p, struct wire_step_re
                                   .attention_us = p->attention_us,
                                   .experts_us = p->experts_us,
                                   .head_us = p->head_us,
-                                  .kv_pages_free = p->kv_pages_free};
+                                  .kv_pages_free = p->kv_pages_free,
+                                  .degraded = p->degraded,
+                                  .ladder = read_ladder(p->ladder),
+                                  .n_nodes = (uint32_t)p->n_nodes,
+                                  .nodes = nodes};
     int rc = 0;
     for (size_t i = 0; i < p->n_samples && rc == 0; i++)
         rc = read_sample(p->samples[i], &samples[i], e);
+    for (size_t i = 0; i < p->n_nodes && rc == 0; i++)
+        rc = read_health(p->nodes[i], &nodes[i], e);
     if (rc < 0)
         mem_free(r);
     else

@@ -1,6 +1,7 @@
-/* tests/sim/test_round_sim.c - rounds in simulated time: answers are delayed, lost, doubled
- * and come after their round has ended; nodes die and come back under another table between
- * steps.  Every round that ends well has the same bits as one without any trouble. */
+/* tests/sim/test_round_sim.c - rounds in simulated time: answers are delayed, lost, doubled,
+ * overtaken and come after their round has ended; nodes die and come back, tables change in the
+ * middle, parcels are hedged.  Every round has the bits of one without any trouble, or fails by
+ * its rule: when an expert stayed without a node for WAIT_US. */
 #include "attn_node/round.h"
 
 #include <stdio.h>
@@ -10,9 +11,9 @@
 #include "tests/lib/test.h"
 
 enum { ROWS = 8, TOP_K = 4, HIDDEN = 16, EXPERTS = 24, NODES = 6, SLOTS = ROWS * TOP_K };
-enum { TIMEOUT_US = 1000, MAX_EVENTS = 8 * SLOTS };
+enum { REPLICAS = 3, LATE_US = 400, TIMEOUT_US = 2000, WAIT_US = 2000, MAX_EVENTS = 4096 };
 
-enum event_kind { REPLY, DISCONNECT, TIMEOUT };
+enum event_kind { REPLY, DISCONNECT, HEDGE, LATE, TIMEOUT };
 struct event {
     int64_t at_us;
     enum event_kind kind;
@@ -29,9 +30,12 @@ struct sim {
     int64_t now_us;
     struct event *events[MAX_EVENTS];
     int n_events;
-    bool is_dead[NODES];
+    bool is_dead[NODES]; /* by name: node i of a table is names[order[i]] */
+    int order[NODES];
     struct round_node nodes[NODES];
-    uint16_t holder[EXPERTS];
+    uint16_t holders[EXPERTS][REPLICAS];
+    int64_t waiting_since_us; /* 0: nothing is without a node */
+    bool is_hopeless;         /* nothing helps in this round */
     struct round *round;
 
     struct moe_rows rows;
@@ -40,7 +44,7 @@ struct sim {
     float weights[SLOTS];
     int16_t exponents[ROWS];
     float outputs[ROWS][EXPERTS][HIDDEN];
-    int n_done, n_failed, n_stale;
+    int n_done, n_failed, n_stale, n_hedges, n_late, n_waits, n_tables;
 };
 
 static void post(struct sim *s, struct event *e, int64_t delay_us)
@@ -59,8 +63,8 @@ static struct event *next_event(struct sim *s)
             first = i;
     struct event *e = s->events[first];
     s->events[first] = s->events[--s->n_events];
-    CHECK(e->at_us >= s->now_us);
-    s->now_us = e->at_us;
+    if (e->at_us > s->now_us)
+        s->now_us = e->at_us;
     return e;
 }
 
@@ -103,48 +107,65 @@ static struct event *new_event(enum event_kind kind, struct round_ticket t)
 }
 
 /* What the network makes of one parcel: an answer (perhaps late, perhaps twice), silence,
- * or a broken connection.  The deadline comes in any case. */
+ * or a broken connection.  The deadlines come in any case. */
 static void send_parcel(struct sim *s, int index)
 {
     const struct round_parcel *p = round_parcel(s->round, index);
-    int node = p->node;
+    bool is_dead = s->is_dead[s->order[p->node]];
     struct round_ticket t = round_sent(s->round, index);
     post(s, new_event(TIMEOUT, t), TIMEOUT_US);
-    uint64_t fate = rng_below(&s->rng, 200);
-    if (s->is_dead[node]) {
+    post(s, new_event(LATE, t), LATE_US);
+    if (rng_below(&s->rng, 4) == 0)
+        post(s, new_event(HEDGE, t), (int64_t)rng_below(&s->rng, 200));
+    uint64_t fate = rng_below(&s->rng, 100);
+    if (is_dead && fate < 70) {
         post(s, new_event(DISCONNECT, t), 1 + (int64_t)rng_below(&s->rng, 20));
         return;
     }
-    if (fate == 0)
+    if (is_dead || fate < 3)
         return;
-    int copies = fate < 30 ? 2 : 1;
+    int copies = fate < 20 ? 2 : 1;
     for (int i = 0; i < copies; i++) {
         struct event *e = new_event(REPLY, t);
         compute(s, p, e);
-        /* Some answers come after the deadline, into a later round. */
-        post(s, e, 10 + (int64_t)rng_below(&s->rng, fate == 199 ? 3 * TIMEOUT_US : 300));
+        /* Some answers come after the deadlines, into a later round. */
+        post(s, e, 10 + (int64_t)rng_below(&s->rng, fate > 90 ? 2 * TIMEOUT_US : 300));
     }
+}
+
+static void take_reply(struct sim *s, struct event *e)
+{
+    struct round_reply r = {.mode = e->mode,
+                            .n_rows = e->n_rows,
+                            .data = e->bytes,
+                            .bytes = (size_t)(e->mode == COMBINE_EXPERT ? e->n_routes : e->n_rows) *
+                                     HIDDEN * 4,
+                            .overflow_rows = e->overflow,
+                            .n_overflow = e->n_overflow};
+    int rc = round_take(s->round, e->ticket, &r, NULL);
+    CHECK(rc == 0 || rc == E_STALE);
+    s->n_stale += rc == E_STALE;
 }
 
 static void deliver(struct sim *s, struct event *e)
 {
-    int rc = 0;
-    if (e->kind == REPLY) {
-        struct round_reply r = {
-            .mode = e->mode,
-            .n_rows = e->n_rows,
-            .data = e->bytes,
-            .bytes = (size_t)(e->mode == COMBINE_EXPERT ? e->n_routes : e->n_rows) * HIDDEN * 4,
-            .overflow_rows = e->overflow,
-            .n_overflow = e->n_overflow};
-        rc = round_take(s->round, e->ticket, &r, NULL);
-    } else if (e->kind == DISCONNECT) {
-        rc = round_fail(s->round, e->ticket, E_UNAVAILABLE, "the connection broke");
-    } else {
-        rc = round_fail(s->round, e->ticket, E_DEADLINE, "no answer in time");
+    switch (e->kind) {
+    case REPLY:
+        take_reply(s, e);
+        break;
+    case HEDGE:
+        s->n_hedges += round_hedge(s->round, e->ticket) > 0;
+        break;
+    case LATE:
+        s->n_late += round_late(s->round, e->ticket) > 0;
+        break;
+    case DISCONNECT:
+        round_fail(s->round, e->ticket, E_UNAVAILABLE, "the connection broke");
+        break;
+    case TIMEOUT:
+        round_fail(s->round, e->ticket, E_DEADLINE, "no answer in time");
+        break;
     }
-    CHECK(rc == 0 || rc == E_STALE);
-    s->n_stale += e->kind == REPLY && rc == E_STALE;
     mem_free(e);
 }
 
@@ -168,19 +189,114 @@ static void fold_without_trouble(const struct sim *s, enum combine_mode mode, fl
     }
 }
 
+static int live_node(const struct sim *s)
+{
+    for (int i = 0; i < NODES; i++)
+        if (!s->is_dead[s->order[i]])
+            return i;
+    return 0;
+}
+
+/* Nodes in another order and number, experts at living nodes for the most part. */
+static void make_table(struct sim *s)
+{
+    static const char *const names[NODES] = {"n-0", "n-1", "n-2", "n-3", "n-4", "n-5"};
+    for (int i = 0; i < NODES; i++)
+        s->order[i] = i;
+    for (int i = NODES - 1; i > 0; i--) {
+        int k = (int)rng_below(&s->rng, (uint64_t)i + 1), kept = s->order[i];
+        s->order[i] = s->order[k];
+        s->order[k] = kept;
+    }
+    for (int i = 0; i < NODES; i++)
+        s->nodes[i] = (struct round_node){.name = names[s->order[i]],
+                                          .max_rows = 1 + (int)rng_below(&s->rng, ROWS),
+                                          .standing = rng_below(&s->rng, 5) == 0 ? STANDING_DOUBTFUL
+                                                                                 : STANDING_GOOD};
+    for (int i = 0; i < EXPERTS; i++) {
+        int n = 1 + (int)rng_below(&s->rng, REPLICAS), first = (int)rng_below(&s->rng, NODES);
+        for (int k = 0; k < REPLICAS; k++) {
+            s->holders[i][k] = k < n ? (uint16_t)((first + k) % NODES) : (uint16_t)ROUND_NO_HOLDER;
+            if (k < n && s->is_dead[s->order[s->holders[i][k]]] && rng_below(&s->rng, 8) > 0)
+                s->holders[i][k] = (uint16_t)(k > 0 ? ROUND_NO_HOLDER : live_node(s));
+            if (s->holders[i][k] == ROUND_NO_HOLDER)
+                n = k;
+        }
+    }
+    s->n_tables++;
+}
+
+static void revive(struct sim *s)
+{
+    for (int i = 0; i < NODES; i++)
+        s->is_dead[i] = s->is_dead[i] && rng_below(&s->rng, 3) > 0;
+}
+
+static void change_table(struct sim *s)
+{
+    int32_t moved[NODES], was[NODES];
+    for (int i = 0; i < NODES; i++)
+        was[i] = s->order[i];
+    make_table(s);
+    for (int i = 0; i < NODES; i++) {
+        moved[i] = -1;
+        for (int k = 0; k < NODES; k++)
+            if (s->order[k] == was[i] && rng_below(&s->rng, 10) > 0)
+                moved[i] = k;
+    }
+    round_change(s->round, &(struct round_change){.nodes = s->nodes,
+                                                  .n_nodes = NODES,
+                                                  .moved = moved,
+                                                  .holders = s->holders[0],
+                                                  .n_replicas = REPLICAS});
+}
+
+/* What the owner does about experts without a node: a node comes back, a table comes, or the
+ * time is up. */
+static void mind_orphans(struct sim *s)
+{
+    if (round_n_orphans(s->round) == 0) {
+        s->waiting_since_us = 0;
+        return;
+    }
+    if (s->waiting_since_us == 0) {
+        s->waiting_since_us = s->now_us;
+        s->n_waits++;
+    }
+    if (s->now_us - s->waiting_since_us > WAIT_US) {
+        round_give_up(s->round, "waited");
+        return;
+    }
+    if (round_state(s->round) == ROUND_WAITING)
+        s->now_us += 500;
+    if (!s->is_hopeless && rng_below(&s->rng, 10) == 0)
+        revive(s);
+    if (!s->is_hopeless && rng_below(&s->rng, 6) == 0)
+        change_table(s);
+    else if (round_state(s->round) == ROUND_WAITING || rng_below(&s->rng, 10) == 0)
+        round_retry(s->round);
+}
+
 /* One layer: to its good or bad end.  Events of older rounds come in between. */
 static void run_round(struct sim *s, enum combine_mode mode)
 {
     float got[ROWS * HIDDEN], want[ROWS * HIDDEN];
     for (int i = 0; i < ROWS * HIDDEN; i++)
         got[i] = want[i] = (float)rng_normal(&s->rng);
-    struct round_plan plan = {.rows = &s->rows, .mode = mode, .holder = s->holder};
-    struct err e = {0};
-    CHECK_INT(round_begin(s->round, &plan, &e), 0);
-    while (round_state(s->round) == ROUND_RUNNING) {
+    struct round_plan plan = {
+        .rows = &s->rows, .mode = mode, .holders = s->holders[0], .n_replicas = REPLICAS};
+    round_begin(s->round, &plan);
+    s->waiting_since_us = 0;
+    s->is_hopeless = rng_below(&s->rng, 20) == 0;
+    while (round_state(s->round) == ROUND_RUNNING || round_state(s->round) == ROUND_WAITING) {
         for (int i = round_next(s->round, -1); i >= 0; i = round_next(s->round, i))
             send_parcel(s, i);
-        deliver(s, next_event(s));
+        if (round_state(s->round) == ROUND_RUNNING)
+            deliver(s, next_event(s));
+        if (round_state(s->round) == ROUND_RUNNING && rng_below(&s->rng, 100) == 0)
+            change_table(s);
+        if (round_state(s->round) == ROUND_RUNNING || round_state(s->round) == ROUND_WAITING)
+            mind_orphans(s);
     }
     if (round_state(s->round) == ROUND_DONE) {
         round_fold(s->round, got);
@@ -188,9 +304,9 @@ static void run_round(struct sim *s, enum combine_mode mode)
         CHECK_BYTES(got, want, sizeof(got));
         s->n_done++;
     } else {
-        CHECK(round_error(s->round)->code == E_UNAVAILABLE ||
-              round_error(s->round)->code == E_DEADLINE);
-        CHECK_HAS(round_error(s->round)->text, "node n-");
+        CHECK(s->now_us - s->waiting_since_us > WAIT_US);
+        CHECK_HAS(round_error(s->round)->text, "experts ");
+        CHECK_HAS(round_error(s->round)->text, "waited");
         round_abandon(s->round);
         s->n_failed++;
     }
@@ -214,28 +330,14 @@ static void make_step(struct sim *s)
     }
 }
 
-/* A new table, as after a change of membership: only nodes that live hold anything. */
-static void change_table(struct sim *s)
-{
-    static const char *const names[NODES] = {"n-0", "n-1", "n-2", "n-3", "n-4", "n-5"};
-    for (int i = 0; i < NODES; i++) {
-        s->is_dead[i] = i > 0 && rng_below(&s->rng, 4) == 0;
-        s->nodes[i] =
-            (struct round_node){.name = names[i], .max_rows = 1 + (int)rng_below(&s->rng, ROWS)};
-    }
-    for (int i = 0; i < EXPERTS; i++) {
-        do
-            s->holder[i] = (uint16_t)rng_below(&s->rng, NODES);
-        while (s->is_dead[s->holder[i]]);
-    }
-    round_install(s->round, s->nodes, NODES);
-}
-
-TEST(round_sim_ends_with_the_right_bits_or_a_named_failure)
+TEST_WITHIN(round_sim_ends_with_the_right_bits_or_a_named_failure, 120)
 {
     struct sim *s = mem_alloc(sizeof(*s));
-    struct round_limits limits = {
-        .kernels = kernels_named("portable"), .max_rows = ROWS, .top_k = TOP_K, .hidden = HIDDEN};
+    struct round_limits limits = {.kernels = kernels_named("portable"),
+                                  .max_rows = ROWS,
+                                  .top_k = TOP_K,
+                                  .hidden = HIDDEN,
+                                  .n_experts = EXPERTS};
     s->rng = test_rng();
     s->round = round_new(&limits);
     s->routing = (struct routing){
@@ -246,21 +348,25 @@ TEST(round_sim_ends_with_the_right_bits_or_a_named_failure)
         .rows = {.n_rows = ROWS, .cols = HIDDEN, .f32 = s->outputs[0][0], .f32_stride = HIDDEN},
         .exponents = s->exponents,
         .routing = &s->routing};
-    for (int step = 0; step < 400; step++) {
-        if (step % 4 == 0)
-            change_table(s);
-        /* A node dies after the table was made, until the next one. */
-        if (step % 40 == 3)
-            s->is_dead[s->holder[0]] = true;
+    for (int step = 0; step < 700; step++) {
+        if (step % 4 == 0) {
+            revive(s);
+            make_table(s);
+            round_install(s->round, s->nodes, NODES);
+        }
+        if (rng_below(&s->rng, 3) == 0)
+            s->is_dead[rng_below(&s->rng, NODES)] = true;
         make_step(s);
         for (int layer = 0; layer < 3; layer++) {
             s->rows.layer = layer;
             run_round(s, step % 2 ? COMBINE_FIXED : COMBINE_EXPERT);
         }
     }
-    test_say("%d rounds done, %d failed, %d answers came late or twice", s->n_done, s->n_failed,
-             s->n_stale);
-    CHECK(s->n_done > 600 && s->n_failed > 0 && s->n_stale > 0);
+    test_say("%d rounds done, %d failed; %d answers late or twice, %d hedges, %d late parcels, "
+             "%d waits, %d tables",
+             s->n_done, s->n_failed, s->n_stale, s->n_hedges, s->n_late, s->n_waits, s->n_tables);
+    CHECK(s->n_done > 1500 && s->n_failed > 0 && s->n_stale > 0);
+    CHECK(s->n_hedges > 100 && s->n_late > 100 && s->n_waits > 100 && s->n_tables > 300);
     while (s->n_events > 0)
         deliver(s, next_event(s));
     round_free(&s->round);

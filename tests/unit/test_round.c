@@ -2,6 +2,7 @@
  * answer counts once, and the sum has the bits of the in-process fold whatever the order. */
 #include "attn_node/round.h"
 
+#include <math.h>
 #include <stdio.h>
 
 #include "base/mem.h"
@@ -9,6 +10,7 @@
 #include "tests/lib/test.h"
 
 enum { MAX_ROWS = 13, TOP_K = 3, HIDDEN = 20, EXPERTS = 12, NODES = 7, SLOTS = MAX_ROWS * TOP_K };
+enum { REPLICAS = 3 };
 
 /* Rows, their routing, and what every expert would say about every row. */
 struct world {
@@ -19,7 +21,7 @@ struct world {
     int16_t exponents[MAX_ROWS];
     float x[MAX_ROWS * HIDDEN];
     float outputs[MAX_ROWS][EXPERTS][HIDDEN];
-    uint16_t holder[EXPERTS];
+    uint16_t holders[EXPERTS][REPLICAS];
     struct round_node nodes[NODES];
     int n_nodes;
 };
@@ -31,8 +33,33 @@ static void place_experts(struct world *w, struct rng *r)
     w->n_nodes = 1 + (int)rng_below(r, NODES);
     for (int i = 0; i < w->n_nodes; i++)
         w->nodes[i] = (struct round_node){.name = names[i], .max_rows = 1 + (int)rng_below(r, 9)};
+    for (int i = 0; i < EXPERTS; i++) {
+        int n = 1 + (int)rng_below(r, REPLICAS), first = (int)rng_below(r, (uint64_t)w->n_nodes);
+        for (int k = 0; k < REPLICAS; k++)
+            w->holders[i][k] = k < n && k < w->n_nodes ? (uint16_t)((first + k) % w->n_nodes)
+                                                       : (uint16_t)ROUND_NO_HOLDER;
+    }
+}
+
+/* Every expert on one node alone. */
+static void place_once(struct world *w)
+{
     for (int i = 0; i < EXPERTS; i++)
-        w->holder[i] = (uint16_t)rng_below(r, (uint64_t)w->n_nodes);
+        w->holders[i][1] = w->holders[i][2] = ROUND_NO_HOLDER;
+}
+
+static bool is_holder(const struct world *w, int expert, int node)
+{
+    bool found = false;
+    for (int k = 0; k < REPLICAS; k++)
+        found |= w->holders[expert][k] == node;
+    return found;
+}
+
+static struct round_plan plan_of(const struct world *w, enum combine_mode mode)
+{
+    return (struct round_plan){
+        .rows = &w->rows, .mode = mode, .holders = w->holders[0], .n_replicas = REPLICAS};
 }
 
 static void make_outputs(struct world *w, struct rng *r, int row)
@@ -162,11 +189,12 @@ static struct round *new_round(void)
     struct round_limits l = {.kernels = kernels_named("portable"),
                              .max_rows = MAX_ROWS,
                              .top_k = TOP_K,
-                             .hidden = HIDDEN};
+                             .hidden = HIDDEN,
+                             .n_experts = EXPERTS};
     return round_new(&l);
 }
 
-enum { MAX_OUT = 4 * SLOTS };
+enum { MAX_OUT = 8 * SLOTS };
 
 /* Sends everything that is planned now; returns how many answers wait. */
 static int send_all(struct round *round, const struct world *w, struct answer *answers, int n)
@@ -184,8 +212,8 @@ static void play(struct round *round, const struct world *w, enum combine_mode m
                  struct answer *answers, float *x)
 {
     struct err e = {0};
-    struct round_plan plan = {.rows = &w->rows, .mode = mode, .holder = w->holder};
-    CHECK_INT(round_begin(round, &plan, &e), 0);
+    struct round_plan plan = plan_of(w, mode);
+    round_begin(round, &plan);
     int n = 0;
     while (round_state(round) == ROUND_RUNNING) {
         n = send_all(round, w, answers, n);
@@ -265,8 +293,8 @@ TEST(round_asks_every_slot_once_and_every_row_once_per_node)
         int slots[SLOTS] = {0}, rows[NODES][MAX_ROWS] = {{0}};
         make_world(w, &r);
         round_install(round, w->nodes, w->n_nodes);
-        struct round_plan plan = {.rows = &w->rows, .mode = COMBINE_FIXED, .holder = w->holder};
-        CHECK_INT(round_begin(round, &plan, NULL), 0);
+        struct round_plan plan = plan_of(w, COMBINE_FIXED);
+        round_begin(round, &plan);
         for (int k = 0; k < round_n_parcels(round); k++) {
             const struct round_parcel *p = round_parcel(round, k);
             CHECK(p->n_rows >= 1 && p->n_rows <= w->nodes[p->node].max_rows);
@@ -279,7 +307,7 @@ TEST(round_asks_every_slot_once_and_every_row_once_per_node)
                     CHECK_INT(p->slots[t] / TOP_K, p->rows[j]);
                     CHECK_INT(slots[p->slots[t]]++, 0);
                     CHECK_INT(p->experts[t], w->experts[p->slots[t]]);
-                    CHECK_INT(w->holder[p->experts[t]], p->node);
+                    CHECK(is_holder(w, p->experts[t], p->node));
                     CHECK(p->weights[t] == w->weights[p->slots[t]]);
                 }
             }
@@ -300,8 +328,8 @@ TEST(round_refuses_answers_of_the_wrong_shape_and_goes_on)
     struct round *round = new_round();
     make_world(w, &r);
     round_install(round, w->nodes, w->n_nodes);
-    struct round_plan plan = {.rows = &w->rows, .mode = COMBINE_FIXED, .holder = w->holder};
-    CHECK_INT(round_begin(round, &plan, NULL), 0);
+    struct round_plan plan = plan_of(w, COMBINE_FIXED);
+    round_begin(round, &plan);
     int n = send_all(round, w, answers, 0);
     struct round_reply good = answers[0].reply, bad = good;
     uint32_t outside = (uint32_t)good.n_rows;
@@ -338,67 +366,383 @@ TEST(round_refuses_answers_of_the_wrong_shape_and_goes_on)
     mem_free(answers);
 }
 
-TEST(round_fails_with_node_layer_and_experts_and_forgets_it)
+/* Takes all answers but those of `node`. */
+static void take_all_but(struct round *round, struct answer *answers, int n, int node)
 {
-    struct rng r = test_rng();
-    struct answer *answers = mem_array(MAX_OUT, sizeof(*answers));
-    struct world *w = mem_alloc(sizeof(*w));
-    struct round *round = new_round();
-    make_world(w, &r);
-    round_install(round, w->nodes, w->n_nodes);
-    struct round_plan plan = {.rows = &w->rows, .mode = COMBINE_FIXED, .holder = w->holder};
-    CHECK_INT(round_begin(round, &plan, NULL), 0);
-    send_all(round, w, answers, 0);
-    CHECK_INT(round_fail(round, answers[0].ticket, E_DEADLINE, "no answer in 500 ms"), 0);
-    CHECK_INT(round_state(round), ROUND_FAILED);
-    CHECK_INT(round_error(round)->code, E_DEADLINE);
-    char expect[64];
-    const struct round_parcel *p = round_parcel(round, answers[0].ticket.parcel);
-    snprintf(expect, sizeof(expect), "node %s: layer 3, experts %d", names[p->node], p->experts[0]);
-    CHECK_HAS(round_error(round)->text, expect);
-    CHECK_HAS(round_error(round)->text, "no answer in 500 ms");
-    CHECK_INT(round_fail(round, answers[0].ticket, E_DEADLINE, "again"), E_STALE);
-    CHECK_INT(round_take(round, answers[0].ticket, &answers[0].reply, NULL), E_STALE);
-    CHECK_INT(round_next(round, -1), -1);
-    struct answer late = answers[0];
-    late.reply.data = late.bytes + 1;
-    round_abandon(round);
-    /* The next round is not touched by what comes late. */
-    CHECK_INT(round_begin(round, &plan, NULL), 0);
-    send_all(round, w, answers, 0);
-    CHECK_INT(round_take(round, late.ticket, &late.reply, NULL), E_STALE);
-    CHECK_INT(round_fail(round, late.ticket, E_UNAVAILABLE, "late"), E_STALE);
-    CHECK_INT(round_state(round), ROUND_RUNNING);
-    round_abandon(round);
+    for (int i = 0; i < n; i++)
+        if (round_parcel(round, answers[i].ticket.parcel)->node != node)
+            CHECK_INT(round_take(round, answers[i].ticket, &answers[i].reply, NULL), 0);
+}
+
+static void check_bits(const struct world *w, struct round *round, enum combine_mode mode)
+{
     float got[MAX_ROWS * HIDDEN], want[MAX_ROWS * HIDDEN];
     memcpy(got, w->x, sizeof(got));
     memcpy(want, w->x, sizeof(want));
-    play(round, w, COMBINE_FIXED, &r, answers, got);
-    fold_locally(w, COMBINE_FIXED, want);
+    CHECK_INT(round_state(round), ROUND_DONE);
+    round_fold(round, got);
+    fold_locally(w, mode, want);
     CHECK_BYTES(got, want, (size_t)w->rows.n_rows * HIDDEN * sizeof(float));
-    round_free(&round);
-    mem_free(w);
-    mem_free(answers);
 }
 
-TEST(round_without_a_holder_names_the_expert)
+/* What every test below begins with: all is sent, nothing has come. */
+struct scene {
+    struct rng rng;
+    struct answer *answers;
+    struct world *w;
+    struct round *round;
+    struct round_plan plan;
+    int n;
+};
+
+static void open_scene(struct scene *s, enum combine_mode mode, int n_replicas)
+{
+    s->rng = test_rng();
+    s->answers = mem_array(MAX_OUT, sizeof(*s->answers));
+    s->w = mem_alloc(sizeof(*s->w));
+    s->round = new_round();
+    do
+        make_world(s->w, &s->rng);
+    while (s->w->n_nodes < 4 || s->w->rows.n_rows < 4);
+    for (int i = 0; i < EXPERTS; i++)
+        for (int k = 0; k < REPLICAS; k++)
+            s->w->holders[i][k] =
+                k < n_replicas ? (uint16_t)((i + k) % s->w->n_nodes) : (uint16_t)ROUND_NO_HOLDER;
+    round_install(s->round, s->w->nodes, s->w->n_nodes);
+    s->plan = plan_of(s->w, mode);
+    round_begin(s->round, &s->plan);
+    s->n = send_all(s->round, s->w, s->answers, 0);
+}
+
+static void close_scene(struct scene *s)
+{
+    round_free(&s->round);
+    mem_free(s->w);
+    mem_free(s->answers);
+}
+
+/* Sends what is planned and takes every answer, until nothing is left to do. */
+static void finish(struct scene *s)
+{
+    for (int done = 0; done < s->n || round_next(s->round, -1) >= 0;) {
+        s->n = send_all(s->round, s->w, s->answers, s->n);
+        for (; done < s->n; done++) {
+            int rc = round_take(s->round, s->answers[done].ticket, &s->answers[done].reply, NULL);
+            CHECK(rc == 0 || rc == E_STALE);
+        }
+    }
+}
+
+TEST(round_asks_exactly_the_missing_selections_elsewhere)
+{
+    struct scene s;
+    open_scene(&s, COMBINE_EXPERT, 2);
+    const struct round_parcel *lost = round_parcel(s.round, s.answers[0].ticket.parcel);
+    int first = round_n_parcels(s.round), asked[SLOTS] = {0};
+    CHECK_INT(round_fail(s.round, s.answers[0].ticket, E_UNAVAILABLE, "gone"), 0);
+    CHECK(round_n_parcels(s.round) > first);
+    for (int i = first; i < round_n_parcels(s.round); i++) {
+        const struct round_parcel *p = round_parcel(s.round, i);
+        CHECK_INT(p->reason, REASON_RETRY);
+        CHECK(p->node != lost->node);
+        for (int k = 0; k < p->n_routes; k++)
+            asked[p->slots[k]]++;
+    }
+    for (int k = 0; k < lost->n_routes; k++)
+        CHECK_INT(asked[lost->slots[k]]--, 1);
+    for (int k = 0; k < SLOTS; k++)
+        CHECK_INT(asked[k], 0);
+    finish(&s);
+    check_bits(s.w, s.round, COMBINE_EXPERT);
+    close_scene(&s);
+}
+
+TEST(round_counts_the_first_whole_answer_to_a_late_parcel)
+{
+    for (int late_first = 0; late_first < 2; late_first++) {
+        struct scene s;
+        open_scene(&s, COMBINE_FIXED, 2);
+        struct answer late = s.answers[0];
+        late.reply.data = late.bytes + 1;
+        int first = s.n;
+        int n_more = round_late(s.round, late.ticket);
+        CHECK(n_more > 0);
+        CHECK_INT(round_late(s.round, late.ticket), 0);
+        s.n = send_all(s.round, s.w, s.answers, s.n);
+        CHECK_INT(s.n, first + n_more);
+        if (late_first) {
+            CHECK_INT(round_take(s.round, late.ticket, &late.reply, NULL), 0);
+            for (int i = first; i < s.n; i++) {
+                CHECK_INT(round_parcel(s.round, s.answers[i].ticket.parcel)->state, PARCEL_DROPPED);
+                CHECK_INT(round_take(s.round, s.answers[i].ticket, &s.answers[i].reply, NULL),
+                          E_STALE);
+            }
+        } else {
+            CHECK_INT(round_take(s.round, s.answers[first].ticket, &s.answers[first].reply, NULL),
+                      0);
+            CHECK_INT(round_parcel(s.round, late.ticket.parcel)->state, PARCEL_DROPPED);
+            CHECK_INT(round_take(s.round, late.ticket, &late.reply, NULL), E_STALE);
+        }
+        finish(&s);
+        check_bits(s.w, s.round, COMBINE_FIXED);
+        close_scene(&s);
+    }
+}
+
+TEST(round_hedges_only_with_nodes_of_good_standing)
+{
+    struct scene s;
+    open_scene(&s, COMBINE_FIXED, 2);
+    for (int i = 0; i < s.w->n_nodes; i++)
+        round_stand(s.round, i, STANDING_DOUBTFUL);
+    CHECK_INT(round_hedge(s.round, s.answers[0].ticket), 0);
+    CHECK(round_late(s.round, s.answers[0].ticket) > 0);
+    finish(&s);
+    check_bits(s.w, s.round, COMBINE_FIXED);
+    close_scene(&s);
+}
+
+/* The hedge fails: its selections are still out at the first node, and nobody else is asked.
+ * Then the first fails too. */
+TEST(round_falls_back_when_hedge_and_parcel_fail)
+{
+    struct scene s;
+    open_scene(&s, COMBINE_FIXED, 3);
+    int first = s.n;
+    CHECK(round_hedge(s.round, s.answers[0].ticket) > 0);
+    s.n = send_all(s.round, s.w, s.answers, s.n);
+    int n_parcels = round_n_parcels(s.round);
+    for (int i = first; i < n_parcels; i++)
+        CHECK_INT(round_fail(s.round, s.answers[i].ticket, E_DEADLINE, ""), 0);
+    CHECK_INT(round_n_parcels(s.round), n_parcels);
+    CHECK_INT(round_fail(s.round, s.answers[0].ticket, E_UNAVAILABLE, "gone"), 0);
+    CHECK(round_n_parcels(s.round) > n_parcels || round_n_orphans(s.round) > 0);
+    finish(&s);
+    if (round_state(s.round) == ROUND_WAITING) {
+        CHECK(round_retry(s.round) > 0);
+        s.n = send_all(s.round, s.w, s.answers, 0);
+        finish(&s);
+    }
+    check_bits(s.w, s.round, COMBINE_FIXED);
+    close_scene(&s);
+}
+
+TEST(round_waits_for_a_table_and_goes_on_with_what_is_missing)
+{
+    struct scene s;
+    open_scene(&s, COMBINE_FIXED, 1);
+    int dead = round_parcel(s.round, s.answers[0].ticket.parcel)->node;
+    int n_wanted = 0;
+    for (int i = 0; i < s.n; i++) {
+        const struct round_parcel *p = round_parcel(s.round, s.answers[i].ticket.parcel);
+        n_wanted += p->node == dead ? p->n_routes : 0;
+        if (p->node == dead)
+            CHECK_INT(round_fail(s.round, s.answers[i].ticket, E_UNAVAILABLE, "gone"), 0);
+    }
+    CHECK_INT(round_n_orphans(s.round), n_wanted);
+    CHECK_INT(round_state(s.round), s.n > 1 ? ROUND_RUNNING : ROUND_WAITING);
+    take_all_but(s.round, s.answers, s.n, dead);
+    CHECK_INT(round_state(s.round), ROUND_WAITING);
+    /* The numbers change: the dead node is gone, all others move up, one is new. */
+    struct round_node nodes[NODES];
+    int32_t moved[NODES];
+    int n_nodes = 0;
+    for (int i = 0; i < s.w->n_nodes; i++) {
+        moved[i] = i == dead ? -1 : n_nodes;
+        if (i != dead)
+            nodes[n_nodes++] = s.w->nodes[i];
+    }
+    nodes[n_nodes++] = (struct round_node){.name = "new", .max_rows = 2};
+    for (int i = 0; i < EXPERTS; i++) {
+        int32_t to = moved[s.w->holders[i][0]];
+        s.w->holders[i][0] = (uint16_t)(to >= 0 ? to : n_nodes - 1);
+    }
+    round_change(s.round, &(struct round_change){.nodes = nodes,
+                                                 .n_nodes = n_nodes,
+                                                 .moved = moved,
+                                                 .holders = s.w->holders[0],
+                                                 .n_replicas = REPLICAS});
+    CHECK_INT(round_state(s.round), ROUND_RUNNING);
+    int n_asked = 0;
+    for (int i = 0; i < round_n_parcels(s.round); i++) {
+        CHECK_INT(round_parcel(s.round, i)->node, n_nodes - 1);
+        n_asked += round_parcel(s.round, i)->n_routes;
+    }
+    CHECK_INT(n_asked, n_wanted);
+    s.n = send_all(s.round, s.w, s.answers, 0);
+    finish(&s);
+    check_bits(s.w, s.round, COMBINE_FIXED);
+    close_scene(&s);
+}
+
+/* Answers of a table's nodes that stay count under the new numbers. */
+TEST(round_keeps_what_is_out_when_the_table_changes)
+{
+    struct scene s;
+    open_scene(&s, COMBINE_FIXED, 2);
+    struct round_node nodes[NODES];
+    int32_t moved[NODES];
+    int n = s.w->n_nodes;
+    for (int i = 0; i < n; i++) {
+        moved[i] = n - 1 - i;
+        nodes[n - 1 - i] = s.w->nodes[i];
+    }
+    for (int i = 0; i < EXPERTS; i++)
+        for (int k = 0; k < 2; k++)
+            s.w->holders[i][k] = (uint16_t)moved[s.w->holders[i][k]];
+    int was = round_parcel(s.round, s.answers[0].ticket.parcel)->node;
+    round_change(s.round, &(struct round_change){.nodes = nodes,
+                                                 .n_nodes = n,
+                                                 .moved = moved,
+                                                 .holders = s.w->holders[0],
+                                                 .n_replicas = REPLICAS});
+    CHECK_INT(round_parcel(s.round, s.answers[0].ticket.parcel)->node, moved[was]);
+    CHECK_INT(round_next(s.round, -1), -1);
+    finish(&s);
+    check_bits(s.w, s.round, COMBINE_FIXED);
+    close_scene(&s);
+}
+
+TEST(round_leaves_lost_experts_out_and_scales_the_rest)
+{
+    struct scene s;
+    open_scene(&s, COMBINE_EXPERT, 1);
+    int dead = round_parcel(s.round, s.answers[0].ticket.parcel)->node;
+    for (int i = 0; i < s.n; i++)
+        if (round_parcel(s.round, s.answers[i].ticket.parcel)->node == dead)
+            CHECK_INT(round_fail(s.round, s.answers[i].ticket, E_UNAVAILABLE, "gone"), 0);
+    take_all_but(s.round, s.answers, s.n, dead);
+    int n_orphans = round_n_orphans(s.round);
+    round_leave_out(s.round);
+    CHECK_INT(round_n_left_out(s.round), n_orphans);
+    CHECK_INT(round_state(s.round), ROUND_DONE);
+    float got[MAX_ROWS * HIDDEN];
+    memcpy(got, s.w->x, sizeof(got));
+    round_fold(s.round, got);
+    for (int row = 0; row < s.w->rows.n_rows; row++)
+        for (int i = 0; i < HIDDEN; i++) {
+            double all = 0, rest = 0, sum = 0;
+            for (int k = row * TOP_K; k < (row + 1) * TOP_K; k++) {
+                all += (double)s.w->weights[k];
+                if (is_holder(s.w, s.w->experts[k], dead))
+                    continue;
+                rest += (double)s.w->weights[k];
+                sum += (double)s.w->weights[k] * (double)s.w->outputs[row][s.w->experts[k]][i];
+            }
+            double want = (double)s.w->x[row * HIDDEN + i] + (rest > 0 ? sum * all / rest : 0);
+            /* float sums of three products of up to 4e6 */
+            CHECK_NEAR(got[row * HIDDEN + i], want,
+                       1e-5 * (1 + fabs(sum * all / (rest + 1e-9))) + 1e-5);
+        }
+    close_scene(&s);
+}
+
+TEST(round_believes_a_nan_only_when_two_say_so)
+{
+    for (int truth = 0; truth < 2; truth++) {
+        struct scene s;
+        open_scene(&s, COMBINE_EXPERT, 2);
+        const struct round_parcel *p = round_parcel(s.round, s.answers[0].ticket.parcel);
+        int liar = p->node, row = p->rows[0], expert = p->experts[0];
+        struct answer wrong = s.answers[0];
+        wrong.reply.data = wrong.bytes + 1;
+        uint32_t infinity = 0x7f800000;
+        memcpy(wrong.bytes + 1 + 5 * sizeof(float), &infinity, sizeof(infinity));
+        if (truth)
+            memcpy(&s.w->outputs[row][expert][5], &infinity, sizeof(infinity));
+        struct err e = {0};
+        CHECK_INT(round_take(s.round, wrong.ticket, &wrong.reply, &e), E_CORRUPT);
+        CHECK_HAS(e.text, "not finite");
+        CHECK_INT(round_fail(s.round, wrong.ticket, E_CORRUPT, e.text), 0);
+        finish(&s);
+        CHECK_INT(round_take_liar(s.round), truth ? -1 : liar);
+        check_bits(s.w, s.round, COMBINE_EXPERT);
+        close_scene(&s);
+    }
+}
+
+TEST(round_stops_at_what_every_node_would_say)
+{
+    struct scene s;
+    open_scene(&s, COMBINE_FIXED, 2);
+    CHECK_INT(round_fail(s.round, s.answers[0].ticket, E_PRECONDITION, "another model"), 0);
+    CHECK_INT(round_state(s.round), ROUND_FAILED);
+    CHECK_INT(round_error(s.round)->code, E_PRECONDITION);
+    CHECK_HAS(round_error(s.round)->text, "another model");
+    round_abandon(s.round);
+    close_scene(&s);
+}
+
+/* Nodes that fail again and again use the room for parcels up; the round then tidies up. */
+TEST(round_may_be_retried_without_end)
+{
+    struct scene s;
+    open_scene(&s, COMBINE_FIXED, 1);
+    for (int i = 0; i < 100; i++) {
+        for (int k = 0; k < s.n; k++)
+            CHECK_INT(round_fail(s.round, s.answers[k].ticket, E_BUSY, "full"), 0);
+        CHECK_INT(round_state(s.round), ROUND_WAITING);
+        struct round_ticket old = s.answers[0].ticket;
+        CHECK(round_retry(s.round) > 0);
+        s.n = send_all(s.round, s.w, s.answers, 0);
+        CHECK_INT(round_take(s.round, old, &s.answers[0].reply, NULL), E_STALE);
+    }
+    finish(&s);
+    check_bits(s.w, s.round, COMBINE_FIXED);
+    close_scene(&s);
+}
+
+TEST(round_gives_up_with_node_layer_and_experts_and_forgets_it)
+{
+    struct scene s;
+    open_scene(&s, COMBINE_FIXED, 1);
+    CHECK_INT(round_fail(s.round, s.answers[0].ticket, E_DEADLINE, "no answer in 500 ms"), 0);
+    CHECK(round_n_orphans(s.round) > 0);
+    round_give_up(s.round, "waited 60000 ms");
+    CHECK_INT(round_state(s.round), ROUND_FAILED);
+    CHECK_INT(round_error(s.round)->code, E_DEADLINE);
+    char expect[64];
+    const struct round_parcel *p = round_parcel(s.round, s.answers[0].ticket.parcel);
+    snprintf(expect, sizeof(expect), "node %s: layer 3, experts %d", names[p->node], p->experts[0]);
+    CHECK_HAS(round_error(s.round)->text, expect);
+    CHECK_HAS(round_error(s.round)->text, "no answer in 500 ms (waited 60000 ms)");
+    CHECK_INT(round_fail(s.round, s.answers[0].ticket, E_DEADLINE, "again"), E_STALE);
+    CHECK_INT(round_take(s.round, s.answers[0].ticket, &s.answers[0].reply, NULL), E_STALE);
+    CHECK_INT(round_next(s.round, -1), -1);
+    struct answer late = s.answers[0];
+    late.reply.data = late.bytes + 1;
+    round_abandon(s.round);
+    /* The next round is not touched by what comes late. */
+    round_begin(s.round, &s.plan);
+    s.n = send_all(s.round, s.w, s.answers, 0);
+    CHECK_INT(round_take(s.round, late.ticket, &late.reply, NULL), E_STALE);
+    CHECK_INT(round_fail(s.round, late.ticket, E_UNAVAILABLE, "late"), E_STALE);
+    CHECK_INT(round_state(s.round), ROUND_RUNNING);
+    finish(&s);
+    check_bits(s.w, s.round, COMBINE_FIXED);
+    close_scene(&s);
+}
+
+TEST(round_without_a_holder_names_the_experts)
 {
     struct rng r = test_rng();
     struct world *w = mem_alloc(sizeof(*w));
     struct round *round = new_round();
     make_world(w, &r);
+    place_once(w);
     round_install(round, w->nodes, w->n_nodes);
-    int gone = w->experts[0];
-    w->holder[gone] = ROUND_NO_HOLDER;
-    struct round_plan plan = {.rows = &w->rows, .mode = COMBINE_FIXED, .holder = w->holder};
-    struct err e = {0};
+    for (int i = 0; i < EXPERTS; i++)
+        w->holders[i][0] = ROUND_NO_HOLDER;
+    struct round_plan plan = plan_of(w, COMBINE_FIXED);
     char expect[64];
-    snprintf(expect, sizeof(expect), "expert %d of layer 3 is on no node", gone);
-    CHECK_INT(round_begin(round, &plan, &e), E_UNAVAILABLE);
-    CHECK_STR(e.text, expect);
-    CHECK_INT(round_state(round), ROUND_IDLE);
-    w->holder[gone] = 0;
-    CHECK_INT(round_begin(round, &plan, &e), 0);
+    snprintf(expect, sizeof(expect), "layer 3, experts %d", w->experts[0]);
+    round_begin(round, &plan);
+    CHECK_INT(round_state(round), ROUND_WAITING);
+    CHECK_INT(round_n_orphans(round), w->rows.n_rows * TOP_K);
+    round_give_up(round, "waited 5 ms");
+    CHECK_INT(round_error(round)->code, E_UNAVAILABLE);
+    CHECK_HAS(round_error(round)->text, expect);
+    CHECK_HAS(round_error(round)->text, "on no node (waited 5 ms)");
     round_abandon(round);
     round_free(&round);
     mem_free(w);

@@ -821,7 +821,23 @@ TEST(wire_step_reply_comes_back)
             s->top[k].logprob = wire_random_float(&r, -20, 0);
         }
     }
-    struct wire_step_reply in = {5, 6, 20, samples, 7, 8, 9, 10}, *out = NULL;
+    struct wire_node_health nodes[3] = {
+        {.node_id = 7, .incarnation = 99, .standing = WIRE_STANDING_WRONG, .wrongs = 2},
+        {.node_id = 8, .failovers = 5, .lates = 4, .usual_us = 1234},
+        {.node_id = 9, .standing = WIRE_STANDING_AWAY}};
+    struct wire_step_reply in = {.step = 5,
+                                 .epoch = 6,
+                                 .n_samples = 20,
+                                 .samples = samples,
+                                 .attention_us = 7,
+                                 .experts_us = 8,
+                                 .head_us = 9,
+                                 .kv_pages_free = 10,
+                                 .degraded = true,
+                                 .ladder = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10},
+                                 .n_nodes = 3,
+                                 .nodes = nodes};
+    struct wire_step_reply *out = NULL;
     struct buf message = {0};
     wire_step_reply_encode(&in, &message);
     CHECK_INT(wire_step_reply_decode(buf_str(&message), &out, NULL), 0);
@@ -831,6 +847,18 @@ TEST(wire_step_reply_comes_back)
     CHECK_INT(out->experts_us, 8);
     CHECK_INT(out->head_us, 9);
     CHECK_INT(out->kv_pages_free, 10);
+    CHECK(out->degraded);
+    CHECK_BYTES(&out->ladder, &in.ladder, sizeof(in.ladder));
+    CHECK_INT(out->n_nodes, 3);
+    for (int i = 0; i < 3; i++) {
+        CHECK_INT(out->nodes[i].node_id, nodes[i].node_id);
+        CHECK_INT(out->nodes[i].incarnation, nodes[i].incarnation);
+        CHECK_INT(out->nodes[i].standing, nodes[i].standing);
+        CHECK_INT(out->nodes[i].failovers, nodes[i].failovers);
+        CHECK_INT(out->nodes[i].lates, nodes[i].lates);
+        CHECK_INT(out->nodes[i].wrongs, nodes[i].wrongs);
+        CHECK_INT(out->nodes[i].usual_us, nodes[i].usual_us);
+    }
     CHECK_INT(out->n_samples, 20);
     for (int i = 0; i < 20; i++) {
         const struct sampled *a = &samples[i].sampled, *b = &out->samples[i].sampled;
@@ -844,6 +872,10 @@ TEST(wire_step_reply_comes_back)
     }
     mem_free(out);
     wire_damage(buf_str(&message), NULL, 0, check_step_reply, NULL);
+    nodes[1].node_id = 0;
+    wire_step_reply_encode(&in, &message);
+    CHECK_INT(wire_step_reply_decode(buf_str(&message), &out, NULL), E_INVALID);
+    nodes[1].node_id = 8;
     samples[0].sampled.logprob = NAN;
     wire_step_reply_encode(&in, &message);
     CHECK_INT(wire_step_reply_decode(buf_str(&message), &out, NULL), E_INVALID);

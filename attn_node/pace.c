@@ -1,0 +1,121 @@
+/* attn_node/pace.c - see pace.h. */
+#include "attn_node/pace.h"
+
+#include <stddef.h>
+
+#include "base/must.h"
+
+enum {
+    AVERAGE_OVER = 8,    /* samples that the average remembers, about */
+    STEPS_PER_MEAN = 16, /* of the percentile: one step up is a sixteenth of the usual time */
+    STEP_MIN_NS = 1000,
+    BUDGET_MAX_CALLS = 32, /* that may be saved up */
+};
+
+static int class_of(int n_routes)
+{
+    must(n_routes > 0);
+    int class = 31 - __builtin_clz((unsigned)n_routes);
+    return class < PACE_CLASSES ? class : PACE_CLASSES - 1;
+}
+
+/* The percentile goes up 19 small steps where it goes down one, so that it comes to rest where
+ * one sample in twenty lies above. */
+static void move_p95(struct pace_class *c, int64_t took_ns)
+{
+    int64_t step_ns = c->usual_ns / STEPS_PER_MEAN;
+    if (step_ns < STEP_MIN_NS)
+        step_ns = STEP_MIN_NS;
+    if (took_ns > c->p95_ns)
+        c->p95_ns += step_ns * 19 / 20;
+    else
+        c->p95_ns -= step_ns / 20;
+    if (c->p95_ns < c->usual_ns)
+        c->p95_ns = c->usual_ns;
+}
+
+void pace_take(struct pace *p, int n_routes, int64_t took_ns)
+{
+    struct pace_class *c = &p->classes[class_of(n_routes)];
+    if (took_ns < 0)
+        took_ns = 0;
+    if (c->n_samples++ == 0) {
+        c->usual_ns = took_ns;
+        c->p95_ns = 2 * took_ns;
+        return;
+    }
+    c->usual_ns += (took_ns - c->usual_ns) / AVERAGE_OVER;
+    move_p95(c, took_ns);
+}
+
+void pace_take_at_least(struct pace *p, int n_routes, int64_t waited_ns)
+{
+    if (waited_ns > pace_usual_ns(p, n_routes))
+        pace_take(p, n_routes, waited_ns);
+}
+
+/* The class itself, or the nearest with history; `*factor` is what its times are worth here:
+ * twice the routes take at most twice the time, and half of them up to the same. */
+static const struct pace_class *find_class(const struct pace *p, int n_routes, int64_t *factor)
+{
+    int own = class_of(n_routes);
+    *factor = 1;
+    for (int far = 0; far < PACE_CLASSES; far++) {
+        if (own + far < PACE_CLASSES && p->classes[own + far].n_samples > 0)
+            return &p->classes[own + far];
+        if (far <= own && p->classes[own - far].n_samples > 0) {
+            *factor = (int64_t)1 << far;
+            return &p->classes[own - far];
+        }
+    }
+    return NULL;
+}
+
+int64_t pace_usual_ns(const struct pace *p, int n_routes)
+{
+    int64_t factor;
+    const struct pace_class *c = find_class(p, n_routes, &factor);
+    return c ? c->usual_ns * factor : 0;
+}
+
+int64_t pace_deadline_ns(const struct pace *p, const struct pace_limits *l, int n_routes)
+{
+    int64_t factor;
+    const struct pace_class *c = find_class(p, n_routes, &factor);
+    if (!c)
+        return l->max_ns;
+    int64_t deadline_ns = 4 * c->usual_ns * factor, floor_ns = c->p95_ns * factor * 3 / 2;
+    if (deadline_ns < l->min_ns)
+        deadline_ns = l->min_ns;
+    if (deadline_ns > l->max_ns)
+        deadline_ns = l->max_ns;
+    return deadline_ns > floor_ns ? deadline_ns : floor_ns;
+}
+
+int64_t pace_hedge_ns(const struct pace *p, const struct pace_limits *l, int n_routes)
+{
+    int64_t factor;
+    const struct pace_class *c = find_class(p, n_routes, &factor);
+    if (!c)
+        return l->max_ns;
+    int64_t hedge_ns = c->p95_ns > 2 * c->usual_ns ? c->p95_ns : 2 * c->usual_ns;
+    hedge_ns *= factor;
+    return hedge_ns > l->min_hedge_ns ? hedge_ns : l->min_hedge_ns;
+}
+
+void pace_earn(struct pace_budget *b, int n_calls)
+{
+    int64_t most = BUDGET_MAX_CALLS * 100, now = b->hundredths + (int64_t)b->percent * n_calls;
+    b->hundredths = (int)(now < most ? now : most);
+}
+
+bool pace_may_spend(const struct pace_budget *b)
+{
+    return b->hundredths >= 100;
+}
+
+void pace_spend(struct pace_budget *b, int n_calls)
+{
+    must(n_calls >= 0 && n_calls <= INT32_MAX / 200);
+    b->hundredths -= 100 * n_calls;
+}
