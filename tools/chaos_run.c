@@ -102,13 +102,17 @@ static int free_port(void)
     return known ? ntohs(a.sin_port) : HTTP_PORT;
 }
 
-/* A setting whose text is ours: "%d" becomes the run directory. */
+/* A setting whose text is ours: "%d" becomes the run directory, "spare." its name. */
 static void set_text(struct run *r, const char *text)
 {
+    char *own;
     const char *place = strstr(text, "%d");
-    char *own =
-        place ? mem_format("%.*s%s%s", (int)(place - text), text, r->cluster.run_dir, place + 2)
-              : mem_string(text);
+    if (strncmp(text, "spare.", 6) == 0)
+        own = mem_format("expert-%d%s", r->cluster.n_experts - 1, text + 5);
+    else if (place)
+        own = mem_format("%.*s%s%s", (int)(place - text), text, r->cluster.run_dir, place + 2);
+    else
+        own = mem_string(text);
     r->texts[r->n_texts++] = own;
     must(local_cluster_set(&r->cluster, own));
 }

@@ -46,7 +46,8 @@ struct chaos_scenario {
     bool resumes;     /* clients ask again for what broke */
     /* "PROGRAM.KEY" of an option without which the scenario makes no sense; NULL: none */
     const char *needs;
-    const char *settings[CHAOS_MAX_SETTINGS]; /* for local_cluster_set(); %d: the run directory */
+    /* for local_cluster_set(); %d: the run directory, spare.: that node's own */
+    const char *settings[CHAOS_MAX_SETTINGS];
     struct chaos_step steps[CHAOS_MAX_STEPS];
     struct chaos_target target;
 };

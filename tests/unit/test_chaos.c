@@ -244,9 +244,13 @@ TEST(chaos_scenarios_are_whole_and_named_once)
                 step->act != CHAOS_WAIT && step->act != CHAOS_WHOLE && step->act != CHAOS_AGAIN;
             if ((step->who != NULL) != has_who)
                 test_fail(__FILE__, __LINE__, "%s: step %d", s->name, i);
+            if (step->who && strcmp(step->who, "spare") == 0)
+                CHECK(s->has_spare);
             if (step->act >= CHAOS_CUT && step->act <= CHAOS_HEAL)
                 CHECK(s->needs_hosts);
         }
+        for (int i = 0; i < CHAOS_MAX_SETTINGS && s->settings[i]; i++)
+            CHECK(s->needs && strchr(s->settings[i], '='));
     }
     CHECK(n > 10);
     CHECK(chaos_scenario_named("no such") == NULL);
