@@ -9,10 +9,11 @@
 #include "base/cpus.h"
 #include "base/mem.h"
 #include "model/format.h"
+#include "rpc/wire.h"
 
 #define FIELD(name) offsetof(struct coordinator_config, name)
-
 #define LADDER_FIELD(name) FIELD(ladder.name)
+
 static const struct conf_option options[] = {
     {"node.name", CONF_STRING, FIELD(node_name), "coordinator", 0, 0, NULL,
      "name of this process in logs"},
@@ -41,8 +42,15 @@ static const struct conf_option options[] = {
      "a node that has not reported for this long is gone"},
     {"placement.settle_ms", CONF_MS, FIELD(placement_settle_ns), "300", 0, 600000, NULL,
      "quiet time after a join before experts are placed"},
-    {"placement.rejoin_ms", CONF_MS, FIELD(placement_rejoin_ns), "10000", 0, 86400000, NULL,
-     "how long a lost node's experts wait for it to come back"},
+    {"placement.replicas", CONF_STRING, FIELD(placement_replicas), "1", 0, 0, NULL,
+     "copies of each expert on different nodes: 1 to 4, or auto: as many as memory gives"},
+    {"placement.rejoin_ms", CONF_MS, FIELD(placement_rejoin_ns), "3000", 0, 86400000, NULL,
+     "how long a lost node's copies wait for it to come back; experts without any other copy do "
+     "not wait"},
+    {"placement.rebalance_ms", CONF_MS, FIELD(placement_rebalance_ns), "60000", 0, 86400000, NULL,
+     "how often the observed load of experts may lead to moves; 0: never"},
+    {"placement.move_bytes", CONF_BYTES, FIELD(placement_move_bytes), "512MiB", 0, 0, NULL,
+     "weights that may be read in a second to move experts for balance; 0: no limit"},
     {"attention.embedded", CONF_BOOL, FIELD(attention_embedded), "true", 0, 0, NULL,
      "run an attention side inside this process"},
     {"attention.threads", CONF_INT, FIELD(attention_threads), "0", 0, 4096, NULL,
@@ -57,6 +65,7 @@ static const struct conf_option options[] = {
      NULL, "experts of one layer must have answered by then"},
     {"attention.spin_us", CONF_INT, FIELD(attention_spin_us), "50", 0, 1000000, NULL,
      "busy-wait before sleeping while experts work"},
+    LADDER_OPTIONS(LADDER_FIELD),
     {"weights.format", CONF_STRING, FIELD(weights_format), "native", 0, 0, NULL,
      "formats of weights and KV cache: " FORMAT_CHOICES ", or part=FORMAT,... (experts, attention, "
      "head; kv=" KV_FORMAT_CHOICES "); the same in the whole cluster"},
@@ -65,7 +74,6 @@ static const struct conf_option options[] = {
     {"weights.kernels", CONF_STRING, FIELD(weights_kernels), "", 0, 0, NULL,
      "kernel level of the embedded side; empty: the best for this CPU"},
     {"weights.copy", CONF_BOOL, FIELD(weights_copies), "false", 0, 0, NULL,
-    LADDER_OPTIONS(LADDER_FIELD),
      "of a packed directory: copy weights into huge pages instead of mapping the files"},
     {"weights.lock", CONF_BOOL, FIELD(weights_locks), "false", 0, 0, NULL,
      "of a packed directory: lock what is used into memory"},
@@ -106,12 +114,24 @@ int coordinator_config_check(const void *config, struct err *e)
                        "cluster.lease_ms (%lld) must be at least twice cluster.heartbeat_ms (%lld)",
                        (long long)(c->cluster_lease_ns / CLOCK_MS),
                        (long long)(c->cluster_heartbeat_ns / CLOCK_MS));
+    if (coordinator_replicas(c) < 0)
+        return err_set(e, E_INVALID, "placement.replicas: \"%s\" is not 1 to %d, or auto",
+                       c->placement_replicas, WIRE_MAX_REPLICAS);
     struct format_set formats;
     if (format_set_parse(c->weights_format, &formats, e) < 0)
         return err_prefix(e, "weights.format");
     if (cpus_check(c->compute_cpus, e) < 0)
         return err_prefix(e, "compute.cpus");
     return 0;
+}
+
+int coordinator_replicas(const struct coordinator_config *c)
+{
+    const char *text = c->placement_replicas;
+    if (strcmp(text, "auto") == 0)
+        return 0;
+    bool is_digit = text[0] >= '1' && text[0] <= '0' + WIRE_MAX_REPLICAS && text[1] == '\0';
+    return is_digit ? text[0] - '0' : -1;
 }
 
 char *coordinator_model_name(const struct coordinator_config *c)

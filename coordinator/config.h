@@ -15,12 +15,13 @@ struct coordinator_config {
     int64_t http_port, http_max_body, http_max_connections, http_idle_timeout_ns, http_drain_ns;
     char *cluster_listen;
     int64_t cluster_heartbeat_ns, cluster_lease_ns;
-    int64_t placement_settle_ns, placement_rejoin_ns;
+    char *placement_replicas;
+    int64_t placement_settle_ns, placement_rejoin_ns, placement_rebalance_ns, placement_move_bytes;
     bool attention_embedded;
     int64_t attention_threads, attention_kv_bytes, attention_max_rows, attention_max_seqs;
     int64_t attention_call_timeout_ns, attention_spin_us;
-    char *weights_format; /* for format_set_parse() */
     struct ladder ladder; /* of the embedded side */
+    char *weights_format; /* for format_set_parse() */
     int weights_combine;
     char *weights_kernels, *weights_cache, *compute_cpus;
     bool weights_copies, weights_locks, weights_verifies;
@@ -31,5 +32,7 @@ struct coordinator_config {
 extern const struct conf_table coordinator_options;
 /* What the table cannot say: for conf_main(). */
 int coordinator_config_check(const void *config, struct err *e);
+/* placement.replicas: 1 .. WIRE_MAX_REPLICAS, 0 for auto; -1 if it is neither. */
+int coordinator_replicas(const struct coordinator_config *c);
 /* model.name, or the last component of model.path; free with mem_free(). */
 char *coordinator_model_name(const struct coordinator_config *c);

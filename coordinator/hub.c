@@ -172,8 +172,10 @@ static void init_state(struct hub *h)
     /* Seconds since 1970 are higher than what an earlier coordinator counted up to. */
     struct placement_config placement = {.n_layers = (uint32_t)h->model_config.n_layers,
                                          .n_experts = (uint32_t)h->model_config.n_experts,
+                                         .replicas = coordinator_replicas(c),
                                          .settle_ns = c->placement_settle_ns,
                                          .rejoin_ns = c->placement_rejoin_ns,
+                                         .rebalance_ns = c->placement_rebalance_ns,
                                          .first_version = (uint64_t)clock_unix_us() / 1000000};
     members_init(&h->members, &members);
     placement_init(&h->placement, &placement);

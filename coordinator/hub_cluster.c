@@ -43,11 +43,17 @@ static void node_joined(struct hub *h, const struct node *n)
         hub_attention_add(h, n);
         return;
     }
-    struct wire_table_node t = {
-        .node_id = n->id, .incarnation = j->incarnation, .max_rows = j->max_rows};
-    memcpy(t.name, j->name, sizeof t.name);
-    memcpy(t.endpoint, j->endpoint, sizeof t.endpoint);
-    placement_join(&h->placement, &t, capacity_of(j), clock_now_ns());
+    struct placement_newcomer new = {
+        .table = {.node_id = n->id, .incarnation = j->incarnation, .max_rows = j->max_rows},
+        .host = j->host,
+        .capacity = capacity_of(j)};
+    memcpy(new.table.name, j->name, sizeof new.table.name);
+    memcpy(new.table.endpoint, j->endpoint, sizeof new.table.endpoint);
+    memcpy(new.table.public_key, j->public_key, sizeof new.table.public_key);
+    placement_join(&h->placement, &new, clock_now_ns());
+    if (h->config->placement_move_bytes > 0)
+        h->placement.config.moves_per_s =
+            (double)h->config->placement_move_bytes / (double)j->expert_bytes;
 }
 
 static int check_join(const struct wire_join *j, struct err *e)
@@ -187,9 +193,9 @@ static void on_table(void *ud, struct server_call *call, const struct server_req
     const struct placement *p = &h->placement;
     (void)r;
     struct wire_table_node *nodes = mem_array((size_t)p->n_nodes + 1, sizeof *nodes);
-    uint16_t *holder = mem_array((size_t)p->n_total, sizeof *holder);
+    uint16_t *holders = mem_array((size_t)p->n_total * WIRE_MAX_REPLICAS, sizeof *holders);
     struct wire_table table;
-    placement_table(p, nodes, holder, &table);
+    placement_table(p, nodes, holders, &table);
     struct buf message = {0};
     struct blob *payload = NULL;
     wire_table_encode(&table, &message, &payload);
@@ -198,7 +204,7 @@ static void on_table(void *ud, struct server_call *call, const struct server_req
     blob_unref(&payload);
     buf_fini(&message);
     mem_free(nodes);
-    mem_free(holder);
+    mem_free(holders);
 }
 
 /* ---- time, and opening ------------------------------------------------------------------------- */

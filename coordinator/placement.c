@@ -1,4 +1,7 @@
-/* coordinator/placement.c - see placement.h. */
+/* coordinator/placement.c - see placement.h.
+ *
+ * Every event ends in finish(): counts are taken anew, changed holdings get a version and a
+ * changed table an epoch.  reconcile() takes the steps from what is to what is wanted. */
 #include "coordinator/placement.h"
 
 #include <stdio.h>
@@ -6,89 +9,335 @@
 
 #include "base/mem.h"
 #include "base/must.h"
+#include "coordinator/placement_plan.h"
 
-enum { NOBODY = PLACEMENT_NOBODY };
+enum {
+    NOBODY = PLACEMENT_NOBODY,
+    MAX_AGAIN = 8, /* plans that follow from one event */
+};
+/* Observed counts halve in this time. */
+#define HALF_LIFE_NS (600LL * 1000 * 1000 * 1000)
 
 void placement_init(struct placement *p, const struct placement_config *c)
 {
+    must(c->replicas >= 0 && c->replicas <= WIRE_MAX_REPLICAS);
     *p = (struct placement){.config = *c,
                             .epoch = c->first_version,
                             .covered_epoch = c->first_version,
                             .last_version = c->first_version,
                             .n_total = (int64_t)c->n_layers * c->n_experts};
     p->experts = mem_array((size_t)p->n_total, sizeof *p->experts);
+    p->load = mem_array((size_t)p->n_total, sizeof *p->load);
     for (int64_t i = 0; i < p->n_total; i++)
-        p->experts[i] = (struct placement_expert){.live = NOBODY, .target = NOBODY, .from = NOBODY};
+        for (int k = 0; k < WIRE_MAX_REPLICAS; k++)
+            p->experts[i].want[k] = NOBODY;
 }
 
 void placement_fini(struct placement *p)
 {
     mem_free(p->experts);
+    mem_free(p->load);
     mem_free(p->nodes);
-    mem_free(p->counts);
     *p = (struct placement){0};
+}
+
+static bool is_here(const struct placement_node *n)
+{
+    return n->presence == PLACEMENT_PRESENT || n->presence == PLACEMENT_DRAINING;
 }
 
 static int find_node(const struct placement *p, uint32_t node_id)
 {
     for (int i = 0; i < p->n_nodes; i++)
-        if ((p->nodes[i].presence == PLACEMENT_PRESENT ||
-             p->nodes[i].presence == PLACEMENT_DRAINING) &&
-            p->nodes[i].table.node_id == node_id)
+        if (is_here(&p->nodes[i]) && p->nodes[i].table.node_id == node_id)
             return i;
     return -1;
 }
 
-/* Recounts what follows from the experts' places. */
+/* ---- one expert ---------------------------------------------------------------------------- */
+
+/* May be asked. */
+static bool answers(const struct placement *p, const struct placement_place *l)
+{
+    const struct placement_node *n = &p->nodes[l->node];
+    return l->state == PLACE_LIVE && is_here(n) && n->trust != NODE_QUARANTINED;
+}
+
+static int count_answering(const struct placement *p, const struct placement_expert *x)
+{
+    int n = 0;
+    for (int k = 0; k < PLACEMENT_PLACES; k++)
+        n += answers(p, &x->places[k]);
+    return n;
+}
+
+static bool is_wanted(const struct placement_expert *x, int node)
+{
+    for (int k = 0; k < WIRE_MAX_REPLICAS && x->want[k] != NOBODY; k++)
+        if (x->want[k] == node)
+            return true;
+    return false;
+}
+
+static struct placement_place *place_at(struct placement_expert *x, int node)
+{
+    for (int k = 0; k < PLACEMENT_PLACES; k++)
+        if (x->places[k].state != PLACE_NONE && x->places[k].node == node)
+            return &x->places[k];
+    return NULL;
+}
+
+static int count_state(const struct placement_expert *x, enum placement_place_state state)
+{
+    int n = 0;
+    for (int k = 0; k < PLACEMENT_PLACES; k++)
+        n += x->places[k].state == state;
+    return n;
+}
+
+static void clear_place(struct placement *p, struct placement_place *l)
+{
+    if (l->state >= PLACE_LOADING)
+        p->nodes[l->node].changed = true;
+    *l = (struct placement_place){0};
+}
+
+static void set_live(struct placement *p, struct placement_place *l)
+{
+    *l = (struct placement_place){.node = l->node, .state = PLACE_LIVE};
+    p->table_changed = true;
+}
+
+static void set_retiring(struct placement *p, struct placement_place *l)
+{
+    *l = (struct placement_place){.node = l->node, .state = PLACE_RETIRING, .since = p->epoch + 1};
+    p->table_changed = true;
+}
+
+/* ---- the end of every event ------------------------------------------------------------------ */
+
+static void count_expert(struct placement *p, const struct placement_expert *x)
+{
+    int answering = 0, wanted = 0, coming = 0;
+    for (int k = 0; k < PLACEMENT_PLACES; k++) {
+        const struct placement_place *l = &x->places[k];
+        if (l->state < PLACE_LOADING)
+            continue;
+        struct placement_node *n = &p->nodes[l->node];
+        bool is_answering = answers(p, l);
+        n->held++;
+        n->live += is_answering;
+        n->loading += l->state == PLACE_LOADING;
+        p->n_retiring += l->state == PLACE_RETIRING;
+        answering += is_answering;
+        coming += is_wanted(x, l->node) && l->state == PLACE_LIVE;
+    }
+    while (wanted < WIRE_MAX_REPLICAS && x->want[wanted] != NOBODY)
+        wanted++;
+    p->n_live += answering > 0;
+    p->n_copies += answering;
+    p->n_to_load += wanted - coming;
+    p->lowest = answering < p->lowest ? answering : p->lowest;
+    p->wanted_lowest = wanted < p->wanted_lowest ? wanted : p->wanted_lowest;
+}
+
 static void recount(struct placement *p)
 {
     for (int i = 0; i < p->n_nodes; i++)
-        p->nodes[i].held = p->nodes[i].live = 0;
-    p->n_live = 0;
-    for (int64_t i = 0; i < p->n_total; i++) {
-        const struct placement_expert *x = &p->experts[i];
-        if (x->live != NOBODY) {
-            p->nodes[x->live].held++;
-            p->nodes[x->live].live++;
-            p->n_live++;
-        }
-        if (x->target != NOBODY && x->target != x->live)
-            p->nodes[x->target].held++;
-        if (x->from != NOBODY && x->from != x->target && x->from != x->live)
-            p->nodes[x->from].held++;
-    }
-}
-
-/* The table changed: a new epoch.  Call after recount(). */
-static void new_epoch(struct placement *p, bool was_covered)
-{
-    p->epoch++;
-    if (!was_covered && placement_is_covered(p))
-        p->covered_epoch = p->epoch;
+        p->nodes[i].held = p->nodes[i].live = p->nodes[i].loading = 0;
+    p->n_live = p->n_copies = p->n_to_load = p->n_retiring = 0;
+    p->lowest = p->wanted_lowest = PLACEMENT_PLACES;
+    for (int64_t i = 0; i < p->n_total; i++)
+        count_expert(p, &p->experts[i]);
 }
 
 /* Gives every node whose holdings changed a new version of them. */
 static void publish_holdings(struct placement *p)
 {
+    bool any = false;
     for (int i = 0; i < p->n_nodes; i++) {
         struct placement_node *n = &p->nodes[i];
         if (!n->changed)
             continue;
         n->changed = false;
         n->version = ++p->last_version;
-        for (int64_t k = 0; k < p->n_total; k++)
-            if (p->experts[k].target == i && p->experts[k].live != i && p->experts[k].since == 0)
-                p->experts[k].since = n->version;
+        any = true;
     }
+    for (int64_t i = 0; i < p->n_total && any; i++)
+        for (int k = 0; k < PLACEMENT_PLACES; k++) {
+            struct placement_place *l = &p->experts[i].places[k];
+            if (l->state == PLACE_LOADING && l->since == 0)
+                l->since = p->nodes[l->node].version;
+        }
 }
 
+static void finish(struct placement *p)
+{
+    recount(p);
+    publish_holdings(p);
+    if (!p->table_changed)
+        return;
+    p->table_changed = false;
+    p->epoch++;
+    if (!p->was_covered && placement_is_covered(p))
+        p->covered_epoch = p->epoch;
+    p->was_covered = placement_is_covered(p);
+}
+
+/* ---- from what is to what is wanted ------------------------------------------------------------ */
+
+static int count_wanted(const struct placement_expert *x)
+{
+    int n = 0;
+    while (n < WIRE_MAX_REPLICAS && x->want[n] != NOBODY)
+        n++;
+    return n;
+}
+
+/* Copies that will stay: on nodes that are not about to go. */
+static int count_staying(const struct placement *p, const struct placement_expert *x)
+{
+    int n = 0;
+    for (int k = 0; k < PLACEMENT_PLACES; k++)
+        n += answers(p, &x->places[k]) && p->nodes[x->places[k].node].presence == PLACEMENT_PRESENT;
+    return n;
+}
+
+/* A copy that is not wanted can be spared: every wanted one answers (and there is one), or
+ * there are more than are wanted. */
+static bool is_served(const struct placement *p, struct placement_expert *x)
+{
+    int n_wanted = count_wanted(x);
+    if (n_wanted > 0 && count_staying(p, x) > n_wanted)
+        return true;
+    for (int k = 0; k < WIRE_MAX_REPLICAS && x->want[k] != NOBODY; k++) {
+        const struct placement_place *l = place_at(x, x->want[k]);
+        if (!l || !answers(p, l))
+            return false;
+    }
+    return x->want[0] != NOBODY;
+}
+
+/* What is not wanted goes, as far as nobody depends on it; true if something must stay yet. */
+static bool let_go(struct placement *p, struct placement_expert *x)
+{
+    bool is_left = false;
+    for (int k = 0; k < PLACEMENT_PLACES; k++) {
+        struct placement_place *l = &x->places[k];
+        if (l->state == PLACE_NONE)
+            continue;
+        if (is_wanted(x, l->node)) {
+            if (l->state == PLACE_RETIRING) /* it is still loaded there */
+                set_live(p, l);
+        } else if (l->state == PLACE_WAITING || l->state == PLACE_LOADING) {
+            clear_place(p, l);
+        } else if (l->state == PLACE_LIVE && is_served(p, x)) {
+            set_retiring(p, l);
+        } else if (l->state == PLACE_LIVE) {
+            is_left = true;
+        }
+    }
+    return is_left;
+}
+
+enum haste { HASTE_UNCOVERED, HASTE_COPY, HASTE_MOVE };
+
+static enum haste haste_of(const struct placement *p, const struct placement_expert *x)
+{
+    if (count_answering(p, x) == 0 && count_state(x, PLACE_LOADING) == 0)
+        return HASTE_UNCOVERED;
+    return count_staying(p, x) < count_wanted(x) ? HASTE_COPY : HASTE_MOVE;
+}
+
+static bool may_load(struct placement *p, struct placement_expert *x, int node, enum haste haste)
+{
+    const struct placement_node *n = &p->nodes[node];
+    if (n->presence != PLACEMENT_PRESENT || n->held >= n->capacity)
+        return false;
+    if (haste == HASTE_UNCOVERED)
+        return true;
+    /* A batch goes out when the one before it is loaded. */
+    if (n->loading >= PLACEMENT_BATCH || (n->loading > 0 && !n->changed))
+        return false;
+    if (haste == HASTE_COPY)
+        return true;
+    if (count_state(x, PLACE_LOADING) + count_state(x, PLACE_RETIRING) > 0)
+        return false;
+    if (p->config.moves_per_s > 0 && p->move_budget < 1)
+        return false;
+    p->move_budget -= 1;
+    return true;
+}
+
+/* false if there is no place for it now. */
+static bool begin_load(struct placement *p, struct placement_expert *x, int node)
+{
+    struct placement_place *l = place_at(x, node);
+    for (int k = 0; k < PLACEMENT_PLACES && !l; k++)
+        if (x->places[k].state == PLACE_NONE)
+            l = &x->places[k];
+    if (!l)
+        return false;
+    *l = (struct placement_place){.node = (uint16_t)node, .state = PLACE_LOADING};
+    p->nodes[node].held++;
+    p->nodes[node].loading++;
+    p->nodes[node].changed = true;
+    return true;
+}
+
+/* Starts what may start of this haste; true if something is left. */
+static bool load_some(struct placement *p, struct placement_expert *x, enum haste now)
+{
+    bool is_left = false;
+    for (int k = 0; k < WIRE_MAX_REPLICAS && x->want[k] != NOBODY; k++) {
+        const struct placement_place *l = place_at(x, x->want[k]);
+        if (l && l->state != PLACE_WAITING)
+            continue;
+        enum haste haste = haste_of(p, x);
+        if (haste != now || !may_load(p, x, x->want[k], haste) || !begin_load(p, x, x->want[k]))
+            is_left = true;
+    }
+    return is_left;
+}
+
+/* Most urgent first.  `changed` of a node also marks a batch that is being put together, so
+ * what is let go, which changes holdings too, is published before. */
+static void reconcile(struct placement *p)
+{
+    bool is_left = false;
+    for (int64_t i = 0; i < p->n_total; i++)
+        is_left |= let_go(p, &p->experts[i]);
+    finish(p);
+    for (int haste = HASTE_UNCOVERED; haste <= HASTE_MOVE; haste++) {
+        bool any = false;
+        for (int64_t i = 0; i < p->n_total; i++)
+            any |= load_some(p, &p->experts[i], (enum haste)haste);
+        if (!any)
+            break;
+        is_left |= haste == HASTE_MOVE;
+    }
+    p->pending = is_left;
+    finish(p);
+}
+
+/* ---- events ---------------------------------------------------------------------------------- */
+
+static uint64_t hash_text(const char *s)
+{
+    uint64_t h = 1469598103934665603u;
+    for (; s && *s; s++)
+        h = (h ^ (unsigned char)*s) * 1099511628211u;
+    return h;
+}
+
+/* The slot that this name had, a free one, or a new one. */
 static int take_slot(struct placement *p, const char *name)
 {
     int spare = -1;
     for (int i = 0; i < p->n_nodes; i++) {
         if (p->nodes[i].presence == PLACEMENT_AWAY && strcmp(p->nodes[i].table.name, name) == 0)
             return i;
-        if (p->nodes[i].presence == PLACEMENT_FREE)
+        if (p->nodes[i].presence == PLACEMENT_FREE && spare < 0)
             spare = i;
     }
     if (spare >= 0)
@@ -96,45 +345,64 @@ static int take_slot(struct placement *p, const char *name)
     if (p->n_nodes == p->room) {
         p->room = p->room ? 2 * p->room : 16;
         p->nodes = mem_resize(p->nodes, (size_t)p->room * sizeof *p->nodes);
-        p->counts = mem_resize(p->counts, (size_t)p->room * sizeof *p->counts);
     }
     must(p->n_nodes < NOBODY);
     p->nodes[p->n_nodes] = (struct placement_node){0};
     return p->n_nodes++;
 }
 
-void placement_join(struct placement *p, const struct wire_table_node *node, int64_t capacity,
-                    int64_t now_ns)
+void placement_join(struct placement *p, const struct placement_newcomer *n, int64_t now_ns)
 {
-    int at = take_slot(p, node->name);
+    int at = take_slot(p, n->table.name);
     p->nodes[at] = (struct placement_node){.presence = PLACEMENT_PRESENT,
-                                           .table = *node,
-                                           .capacity = capacity > 0 ? capacity : 0,
+                                           .table = n->table,
+                                           .host = hash_text(n->host),
+                                           .speed = n->speed > 0 ? n->speed : 0,
+                                           .capacity = n->capacity > 0 ? n->capacity : 0,
                                            .changed = true};
-    /* What was reserved for its return, as far as it still fits. */
-    int64_t kept = 0;
-    for (int64_t i = 0; i < p->n_total; i++) {
-        struct placement_expert *x = &p->experts[i];
-        if (x->target != at)
-            continue;
-        x->since = 0;
-        if (++kept > p->nodes[at].capacity)
-            x->target = NOBODY;
-    }
-    recount(p);
-    publish_holdings(p);
     p->last_join_ns = now_ns;
+    p->dirty = p->pending = true;
+    finish(p);
+}
+
+/* Nobody waits for this node any more. */
+static void give_up(struct placement *p, int at)
+{
+    for (int64_t i = 0; i < p->n_total; i++) {
+        struct placement_place *l = place_at(&p->experts[i], at);
+        if (l)
+            *l = (struct placement_place){0};
+    }
+    p->nodes[at] = (struct placement_node){.presence = PLACEMENT_FREE};
     p->dirty = true;
 }
 
-/* Nobody waits for this node any more: what it should have held is free for others. */
-static void give_up(struct placement *p, int at)
+/* Somebody stopped answering: a copy that was about to go may be the only one. */
+static void see_to_cover(struct placement *p, struct placement_expert *x)
 {
-    for (int64_t i = 0; i < p->n_total; i++)
-        if (p->experts[i].target == at)
-            p->experts[i].target = NOBODY;
-    p->nodes[at] = (struct placement_node){.presence = PLACEMENT_FREE};
-    p->dirty = true;
+    if (count_answering(p, x) > 0)
+        return;
+    for (int k = 0; k < PLACEMENT_PLACES; k++) {
+        struct placement_place *l = &x->places[k];
+        const struct placement_node *n = &p->nodes[l->node];
+        if (l->state == PLACE_RETIRING && is_here(n) && n->trust != NODE_QUARANTINED)
+            set_live(p, l);
+    }
+    p->urgent |= count_answering(p, x) == 0;
+}
+
+static void lose_place(struct placement *p, struct placement_expert *x, int at)
+{
+    struct placement_place *l = place_at(x, at);
+    if (!l)
+        return;
+    bool was_live = l->state == PLACE_LIVE;
+    *l = (struct placement_place){.node = (uint16_t)at,
+                                  .state = is_wanted(x, at) ? PLACE_WAITING : PLACE_NONE};
+    if (!was_live)
+        return;
+    p->table_changed = true;
+    see_to_cover(p, x);
 }
 
 void placement_gone(struct placement *p, uint32_t node_id, enum placement_loss loss, int64_t now_ns)
@@ -142,30 +410,15 @@ void placement_gone(struct placement *p, uint32_t node_id, enum placement_loss l
     int at = find_node(p, node_id);
     if (at < 0)
         return;
-    bool was_covered = placement_is_covered(p), table_changed = false;
-    for (int64_t i = 0; i < p->n_total; i++) {
-        struct placement_expert *x = &p->experts[i];
-        if (x->from == at)
-            x->from = NOBODY;
-        if (x->live == at) {
-            /* The former holder still has its copy: it answers again. */
-            x->live = x->from;
-            x->from = NOBODY;
-            if (x->live != NOBODY && x->target == at)
-                x->target = x->live;
-            table_changed = true;
-        } else if (x->target == at && x->live != NOBODY) {
-            x->target = x->live;
-        }
-    }
     p->nodes[at].presence = PLACEMENT_AWAY;
     p->nodes[at].away_since_ns = now_ns;
+    p->nodes[at].is_reserved = true;
+    for (int64_t i = 0; i < p->n_total; i++)
+        lose_place(p, &p->experts[i], at);
     if (loss == PLACEMENT_LEFT)
         give_up(p, at);
-    recount(p);
-    if (table_changed)
-        new_epoch(p, was_covered);
     p->dirty = true;
+    finish(p);
 }
 
 void placement_drain(struct placement *p, uint32_t node_id)
@@ -174,7 +427,25 @@ void placement_drain(struct placement *p, uint32_t node_id)
     if (at < 0 || p->nodes[at].presence == PLACEMENT_DRAINING)
         return;
     p->nodes[at].presence = PLACEMENT_DRAINING;
-    p->dirty = true;
+    p->dirty = p->urgent = true;
+}
+
+void placement_trust(struct placement *p, uint32_t node_id, enum node_trust trust, int64_t now_ns)
+{
+    int at = find_node(p, node_id);
+    if (at < 0 || p->nodes[at].trust == trust)
+        return;
+    struct placement_node *n = &p->nodes[at];
+    n->trust = trust;
+    n->is_reserved = trust == NODE_QUARANTINED;
+    n->away_since_ns = now_ns;
+    for (int64_t i = 0; i < p->n_total && trust == NODE_QUARANTINED; i++) {
+        const struct placement_place *l = place_at(&p->experts[i], at);
+        if (l && l->state == PLACE_LIVE)
+            see_to_cover(p, &p->experts[i]);
+    }
+    p->table_changed = p->dirty = true;
+    finish(p);
 }
 
 void placement_report(struct placement *p, uint32_t node_id, uint64_t version)
@@ -184,232 +455,132 @@ void placement_report(struct placement *p, uint32_t node_id, uint64_t version)
     if (at < 0 || version <= p->nodes[at].ready_version || version > p->nodes[at].version)
         return;
     p->nodes[at].ready_version = version;
-    bool was_covered = placement_is_covered(p), table_changed = false;
     for (int64_t i = 0; i < p->n_total; i++) {
-        struct placement_expert *x = &p->experts[i];
-        if (x->target != at || x->live == at || x->since == 0 || x->since > version)
-            continue;
-        x->from = x->live;
-        x->retire_epoch = p->epoch + 1;
-        x->live = (uint16_t)at;
-        table_changed = true;
+        struct placement_place *l = place_at(&p->experts[i], at);
+        if (l && l->state == PLACE_LOADING && l->since > 0 && l->since <= version)
+            set_live(p, l);
     }
-    if (!table_changed)
-        return;
-    recount(p);
-    new_epoch(p, was_covered);
+    /* Also the next batch, and what this one replaces: in the same table. */
+    if (p->table_changed)
+        reconcile(p);
 }
 
-/* ---- the plan ---------------------------------------------------------------------- */
-
-/* How many experts each present node should have: equal shares, limited by memory. */
-static void set_shares(struct placement *p)
+void placement_observe(struct placement *p, const uint16_t *counts)
 {
-    int64_t to_give = p->n_total;
-    int left = 0;
-    for (int i = 0; i < p->n_nodes; i++) {
-        p->nodes[i].share = -1;
-        left += p->nodes[i].presence == PLACEMENT_PRESENT;
-    }
     for (int64_t i = 0; i < p->n_total; i++) {
-        uint16_t t = p->experts[i].target;
-        to_give -= t != NOBODY && p->nodes[t].presence == PLACEMENT_AWAY;
-    }
-    /* Smallest first, so that what it cannot take is shared by the larger ones. */
-    for (; left > 0; left--) {
-        int least = -1;
-        for (int i = 0; i < p->n_nodes; i++)
-            if (p->nodes[i].presence == PLACEMENT_PRESENT && p->nodes[i].share < 0 &&
-                (least < 0 || p->nodes[i].capacity < p->nodes[least].capacity))
-                least = i;
-        struct placement_node *n = &p->nodes[least];
-        n->share = to_give / left < n->capacity ? to_give / left : n->capacity;
-        to_give -= n->share;
+        p->load[i] += counts[i];
+        p->observed += counts[i];
     }
 }
 
-/* By how much node i has more than its share of one layer, in units of 1/n_layers expert. */
-static int64_t surplus(const struct placement *p, int i)
-{
-    return p->counts[i] * p->config.n_layers - p->nodes[i].share;
-}
-
-/* The present node that is furthest below its share of this layer and has room, or -1.
- * Among equals the one with least in total, which spreads remainders over the nodes. */
-static int neediest(const struct placement *p)
-{
-    int best = -1;
-    int64_t best_surplus = 0, best_held = 0;
-    for (int i = 0; i < p->n_nodes; i++) {
-        const struct placement_node *n = &p->nodes[i];
-        if (n->presence != PLACEMENT_PRESENT || n->held >= n->capacity)
-            continue;
-        int64_t s = surplus(p, i), held = n->held - n->share;
-        if (best < 0 || s < best_surplus || (s == best_surplus && held < best_held)) {
-            best = i;
-            best_surplus = s;
-            best_held = held;
-        }
-    }
-    return best;
-}
-
-static void count_layer(struct placement *p, uint32_t layer)
-{
-    memset(p->counts, 0, (size_t)p->n_nodes * sizeof *p->counts);
-    const struct placement_expert *x = p->experts + (size_t)layer * p->config.n_experts;
-    for (uint32_t k = 0; k < p->config.n_experts; k++)
-        if (x[k].target != NOBODY)
-            p->counts[x[k].target]++;
-}
-
-static void send_to(struct placement *p, struct placement_expert *x, int to)
-{
-    if (x->target != NOBODY) {
-        p->counts[x->target]--;
-        if (x->live == NOBODY) { /* a load that nobody depends on yet is just called off */
-            p->nodes[x->target].held--;
-            p->nodes[x->target].changed = true;
-        }
-    }
-    x->target = (uint16_t)to;
-    x->since = 0;
-    p->counts[to]++;
-    p->nodes[to].held++;
-    p->nodes[to].changed = true;
-}
-
-/* Experts without a holder, present or future.  false if some found no room. */
-static bool place_orphans(struct placement *p)
-{
-    bool all = true;
-    for (uint32_t layer = 0; layer < p->config.n_layers; layer++) {
-        count_layer(p, layer);
-        struct placement_expert *x = p->experts + (size_t)layer * p->config.n_experts;
-        for (uint32_t k = 0; k < p->config.n_experts; k++) {
-            if (x[k].target != NOBODY)
-                continue;
-            int to = neediest(p);
-            if (to >= 0)
-                send_to(p, &x[k], to);
-            else
-                all = false;
-        }
-    }
-    return all;
-}
-
-/* May its target be changed?  One move at a time, and none while the last one's old copy waits. */
-static bool can_move(const struct placement_expert *x)
-{
-    return x->from == NOBODY && (x->live == x->target || x->live == NOBODY);
-}
-
-/* One of node i's experts in this layer: rather one that is not loaded yet. */
-static struct placement_expert *pick_from(struct placement *p, uint32_t layer, int i)
-{
-    struct placement_expert *x = p->experts + (size_t)layer * p->config.n_experts, *found = NULL;
-    for (uint32_t k = 0; k < p->config.n_experts; k++) {
-        if (x[k].target != i || !can_move(&x[k]))
-            continue;
-        if (x[k].live == NOBODY)
-            return &x[k];
-        found = &x[k];
-    }
-    return found;
-}
-
-/* The node that has most too much of this layer and something that can move; draining
- * nodes have too much as long as they have anything. */
-static int richest(const struct placement *p)
-{
-    int best = -1;
-    for (int i = 0; i < p->n_nodes; i++) {
-        enum placement_presence is = p->nodes[i].presence;
-        if (p->counts[i] == 0 || (is != PLACEMENT_PRESENT && is != PLACEMENT_DRAINING))
-            continue;
-        if (is == PLACEMENT_DRAINING)
-            return i;
-        if (best < 0 || surplus(p, i) > surplus(p, best))
-            best = i;
-    }
-    return best;
-}
-
-static void even_out(struct placement *p)
-{
-    for (uint32_t layer = 0; layer < p->config.n_layers; layer++) {
-        count_layer(p, layer);
-        for (uint32_t moves = 0; moves < p->config.n_experts; moves++) {
-            int from = richest(p), to = neediest(p);
-            if (from < 0 || from == to)
-                break;
-            bool draining = p->nodes[from].presence == PLACEMENT_DRAINING;
-            if (to < 0) {
-                p->out_of_room = true;
-                break;
-            }
-            /* Less than a whole expert to gain: not worth a move. */
-            if (!draining && surplus(p, from) - surplus(p, to) <= p->config.n_layers)
-                break;
-            struct placement_expert *x = pick_from(p, layer, from);
-            if (!x) {
-                p->out_of_room = true; /* all under way: look again when they have settled */
-                break;
-            }
-            send_to(p, x, to);
-        }
-    }
-}
-
-static void plan(struct placement *p)
-{
-    p->dirty = p->out_of_room = false;
-    recount(p);
-    set_shares(p);
-    if (place_orphans(p))
-        even_out(p);
-    else
-        p->out_of_room = true;
-    publish_holdings(p);
-}
+/* ---- time ------------------------------------------------------------------------------------ */
 
 /* Old copies that no table names any more may go. */
 static void retire(struct placement *p, uint64_t oldest_epoch)
 {
-    bool any = false;
-    for (int64_t i = 0; i < p->n_total; i++) {
-        struct placement_expert *x = &p->experts[i];
-        if (x->from == NOBODY || x->retire_epoch > oldest_epoch)
-            continue;
-        p->nodes[x->from].changed = any = true;
-        x->from = NOBODY;
-    }
-    if (!any)
+    if (p->n_retiring == 0)
         return;
-    recount(p);
-    publish_holdings(p);
-    if (p->out_of_room)
+    bool any = false;
+    for (int64_t i = 0; i < p->n_total; i++)
+        for (int k = 0; k < PLACEMENT_PLACES; k++) {
+            struct placement_place *l = &p->experts[i].places[k];
+            if (l->state != PLACE_RETIRING || l->since > oldest_epoch)
+                continue;
+            clear_place(p, l);
+            any = true;
+        }
+    if (any)
+        finish(p);
+}
+
+static void expire(struct placement *p, int64_t now_ns)
+{
+    bool any = false;
+    for (int i = 0; i < p->n_nodes; i++) {
+        struct placement_node *n = &p->nodes[i];
+        if (!n->is_reserved || now_ns - n->away_since_ns < p->config.rejoin_ns)
+            continue;
+        n->is_reserved = false;
         p->dirty = true;
+        if (n->presence == PLACEMENT_AWAY) {
+            give_up(p, i);
+            any = true;
+        }
+    }
+    if (any)
+        finish(p);
+}
+
+/* Halves in HALF_LIFE_NS, a little at a time. */
+static void forget(struct placement *p, int64_t passed_ns)
+{
+    double keep = 1 - 0.693 * (double)passed_ns / (double)HALF_LIFE_NS;
+    keep = keep > 0 ? keep : 0;
+    for (int64_t i = 0; i < p->n_total; i++)
+        p->load[i] *= keep;
+    p->observed *= keep;
+}
+
+static void pass_time(struct placement *p, int64_t now_ns)
+{
+    const struct placement_config *c = &p->config;
+    int64_t passed_ns = now_ns - p->last_tick_ns;
+    p->last_tick_ns = now_ns;
+    double most = c->moves_per_s < 1 ? 1 : c->moves_per_s;
+    p->move_budget += c->moves_per_s * (double)passed_ns / 1e9;
+    p->move_budget = p->move_budget < most ? p->move_budget : most;
+    if (c->rebalance_ns <= 0 || now_ns - p->last_rebalance_ns < c->rebalance_ns)
+        return;
+    forget(p, now_ns - p->last_rebalance_ns);
+    p->last_rebalance_ns = now_ns;
+    if (p->observed > 0 && !p->pending && p->n_to_load == 0)
+        p->dirty = true;
+}
+
+/* Nothing is under way: all is done, or what is left waits in vain for memory. */
+static bool is_quiet(const struct placement *p)
+{
+    for (int i = 0; i < p->n_nodes; i++)
+        if (p->nodes[i].loading > 0)
+            return false;
+    return p->n_retiring == 0;
 }
 
 void placement_tick(struct placement *p, uint64_t oldest_epoch, int64_t now_ns)
 {
-    for (int i = 0; i < p->n_nodes; i++)
-        if (p->nodes[i].presence == PLACEMENT_AWAY &&
-            now_ns - p->nodes[i].away_since_ns >= p->config.rejoin_ns)
-            give_up(p, i);
+    pass_time(p, now_ns);
+    expire(p, now_ns);
     retire(p, oldest_epoch);
-    if (p->dirty && now_ns - p->last_join_ns >= p->config.settle_ns)
-        plan(p);
+    bool is_due = p->dirty && (p->urgent || now_ns - p->last_join_ns >= p->config.settle_ns);
+    if (is_due || (p->again > 0 && is_quiet(p))) {
+        p->again = is_due ? MAX_AGAIN : p->again - 1;
+        p->dirty = p->urgent = false;
+        p->again = placement_plan(p) ? p->again : 0;
+        p->pending = true;
+    }
+    if (p->pending)
+        reconcile(p);
 }
 
-/* ---- answers ----------------------------------------------------------------------- */
+/* ---- answers --------------------------------------------------------------------------------- */
 
 uint64_t placement_version(const struct placement *p, uint32_t node_id)
 {
     int at = find_node(p, node_id);
     return at < 0 ? 0 : p->nodes[at].version;
+}
+
+bool placement_is_drained(const struct placement *p, uint32_t node_id)
+{
+    int at = find_node(p, node_id);
+    if (at < 0)
+        return true;
+    if (p->nodes[at].presence != PLACEMENT_DRAINING)
+        return false;
+    for (int i = 0; i < p->n_nodes && p->nodes[at].held > 0; i++)
+        if (p->nodes[i].presence == PLACEMENT_PRESENT)
+            return false;
+    return true;
 }
 
 size_t placement_bitmap_bytes(const struct placement *p)
@@ -424,37 +595,71 @@ bool placement_holdings(const struct placement *p, uint32_t node_id, uint8_t *bi
         return false;
     size_t row_bytes = (p->config.n_experts + 7) / 8;
     memset(bitmap, 0, placement_bitmap_bytes(p));
-    for (uint32_t layer = 0; layer < p->config.n_layers; layer++) {
-        const struct placement_expert *x = p->experts + (size_t)layer * p->config.n_experts;
-        for (uint32_t k = 0; k < p->config.n_experts; k++)
-            if (x[k].live == at || x[k].target == at || x[k].from == at)
-                bitmap[layer * row_bytes + k / 8] |= (uint8_t)(1u << (k % 8));
+    for (int64_t i = 0; i < p->n_total; i++) {
+        const struct placement_place *l = place_at(&p->experts[i], at);
+        if (!l || l->state < PLACE_LOADING)
+            continue;
+        size_t layer = (size_t)i / p->config.n_experts, k = (size_t)i % p->config.n_experts;
+        bitmap[layer * row_bytes + k / 8] |= (uint8_t)(1u << (k % 8));
     }
     return true;
 }
 
-void placement_table(const struct placement *p, struct wire_table_node *nodes, uint16_t *holder,
+/* Whom the table names: those that may be asked; the suspect only if there is nobody else. */
+static int list_holders(const struct placement *p, const struct placement_expert *x, uint16_t *out)
+{
+    int n = 0, n_suspect = 0;
+    uint16_t suspects[PLACEMENT_PLACES];
+    for (int k = 0; k < PLACEMENT_PLACES; k++) {
+        if (!answers(p, &x->places[k]))
+            continue;
+        if (p->nodes[x->places[k].node].trust == NODE_SUSPECT)
+            suspects[n_suspect++] = x->places[k].node;
+        else if (n < WIRE_MAX_REPLICAS)
+            out[n++] = x->places[k].node;
+    }
+    for (int k = 0; k < n_suspect && n == 0 && k < WIRE_MAX_REPLICAS; k++)
+        out[k] = suspects[k];
+    return n > 0 ? n : n_suspect < WIRE_MAX_REPLICAS ? n_suspect : WIRE_MAX_REPLICAS;
+}
+
+static uint32_t most_holders(const struct placement *p)
+{
+    uint16_t holders[PLACEMENT_PLACES];
+    int most = 1;
+    for (int64_t i = 0; i < p->n_total; i++) {
+        int n = list_holders(p, &p->experts[i], holders);
+        most = n > most ? n : most;
+    }
+    return (uint32_t)most;
+}
+
+void placement_table(const struct placement *p, struct wire_table_node *nodes, uint16_t *holders,
                      struct wire_table *out)
 {
-    uint32_t n_nodes = 0;
-    for (int i = 0; i < p->n_nodes; i++) {
-        p->counts[i] = WIRE_NO_HOLDER;
+    uint32_t n_nodes = 0, n_replicas = most_holders(p);
+    uint16_t *index = mem_array((size_t)p->n_nodes + 1, sizeof *index);
+    for (int i = 0; i < p->n_nodes; i++)
         if (p->nodes[i].live > 0) {
-            p->counts[i] = n_nodes;
+            index[i] = (uint16_t)n_nodes;
             nodes[n_nodes++] = p->nodes[i].table;
         }
-    }
     for (int64_t i = 0; i < p->n_total; i++) {
-        uint16_t live = p->experts[i].live;
-        holder[i] = live == NOBODY ? WIRE_NO_HOLDER : (uint16_t)p->counts[live];
+        uint16_t found[PLACEMENT_PLACES];
+        uint32_t n = (uint32_t)list_holders(p, &p->experts[i], found);
+        uint16_t *to = holders + i * n_replicas;
+        /* The first one is somebody else from expert to expert. */
+        for (uint32_t k = 0; k < n_replicas; k++)
+            to[k] = k < n ? index[found[(k + (uint64_t)i) % n]] : WIRE_NO_HOLDER;
     }
+    mem_free(index);
     *out = (struct wire_table){.epoch = p->epoch,
                                .n_layers = p->config.n_layers,
                                .n_experts = p->config.n_experts,
                                .n_nodes = n_nodes,
-                               .n_replicas = 1,
+                               .n_replicas = n_replicas,
                                .nodes = nodes,
-                               .holders = holder};
+                               .holders = holders};
 }
 
 void placement_why(const struct placement *p, char *text, size_t bytes)
@@ -469,12 +674,12 @@ void placement_why(const struct placement *p, char *text, size_t bytes)
     }
     for (int64_t i = 0; i < p->n_total; i++) {
         const struct placement_expert *x = &p->experts[i];
-        if (x->live != NOBODY || x->target == NOBODY)
+        if (count_answering(p, x) > 0)
             continue;
-        if (p->nodes[x->target].presence == PLACEMENT_AWAY)
-            reserved++;
-        else
+        if (count_state(x, PLACE_LOADING) > 0)
             loading++;
+        else if (count_state(x, PLACE_WAITING) > 0)
+            reserved++;
     }
     int64_t missing = p->n_total - p->n_live;
     int used = snprintf(text, bytes, "%lld of %lld experts (%.1f %%) have no holder",

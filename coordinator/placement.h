@@ -1,20 +1,24 @@
-/* coordinator/placement.h - which node holds which expert.
+/* coordinator/placement.h - which nodes hold which expert.
  *
- * Every expert of every layer has at most one live holder: the table that attention sides
- * route by, versioned by the epoch.  Beside it stands the target: where the expert shall
- * be.  A node is told what to hold (its holdings, versioned too), reports when it has
- * loaded a version, and only then its experts go live; the old holder keeps its copy
- * until every attention side has a table in which it is not named any more.  So an expert
- * that anyone may ask for is always loaded where it is asked for.
+ * Every expert of every layer has up to `replicas` places.  What is (places, each with a
+ * state) and what shall be (want, made by placement_plan.c) are kept apart, and one turns
+ * into the other by small steps that never leave a gap:
  *
- * Spread: each layer as evenly as memory permits, because at small batch the time of a
- * layer is that of the node with most distinct experts to read.  Sticky: a change of
- * membership moves only what evenness needs.  Any number of nodes of any size.
+ *   WAITING --> LOADING --> LIVE --> RETIRING --> nothing
  *
- * A node that is gone takes its live entries with it at once; its share stays reserved
- * for rejoin_ns, in case it comes back by the same name, and then goes to the others.
+ * A node is told what to hold (its holdings, versioned), reports when it has loaded a
+ * version, and only then its experts are LIVE: named by the table that attention sides
+ * route by, versioned by the epoch.  A copy that is not wanted any more is RETIRING, no
+ * table names it, and stays loaded until every attention side has such a table.  So an
+ * expert that anyone may ask for is always loaded where it is asked for, and one that is
+ * still wanted somewhere is never given up before its successor is LIVE.
  *
- * Pure: time comes with every call; no clock, socket or log.  Owner: coordinator loop. */
+ * A node that is lost takes its places out of the table at once; the other copies answer.
+ * Experts without any are loaded by whoever has room, at once; spare copies wait rejoin_ns
+ * (WAITING) for the node to come back by the same name.
+ *
+ * Any number of nodes of any size.  Pure: time comes with every call; no clock, socket or
+ * log.  Owner: coordinator loop. */
 #pragma once
 
 #include <stdbool.h>
@@ -23,36 +27,60 @@
 
 #include "rpc/wire.h"
 
-enum { PLACEMENT_NOBODY = 0xffff };
+enum {
+    PLACEMENT_NOBODY = 0xffff,
+    PLACEMENT_PLACES = 6, /* of one expert: four live ones, and two that come or go */
+    PLACEMENT_BATCH = 64, /* experts that a node loads before it reports, but for urgent ones */
+};
 
 struct placement_config {
     uint32_t n_layers, n_experts;
-    int64_t settle_ns, rejoin_ns; /* quiet time after a join before planning; see above */
+    int replicas; /* 1 .. WIRE_MAX_REPLICAS; 0: as many as memory gives */
+    /* Quiet time after a join before planning; how long spare copies wait for a lost node;
+     * how often observed load may lead to moves (0: never). */
+    int64_t settle_ns, rejoin_ns, rebalance_ns;
+    /* Moves for balance read at most so many experts per second; 0: no limit.  What restores
+     * copies or empties a draining node is not limited. */
+    double moves_per_s;
     /* Epochs and holdings versions begin here; it must be higher than any that an earlier
      * coordinator of this cluster gave out, since nodes look for "newer". */
     uint64_t first_version;
 };
 
-/* One expert's places are indices into placement.nodes, or PLACEMENT_NOBODY.
- * `target` differs from `live` while a load or a move is under way; `from` is the former
- * holder that keeps its copy until all tables are newer than retire_epoch. */
+enum placement_place_state {
+    PLACE_NONE,
+    PLACE_WAITING,  /* kept free for a lost node */
+    PLACE_LOADING,  /* since: the holdings version that first has it, 0 until one has */
+    PLACE_LIVE,     /* loaded; tables may name it */
+    PLACE_RETIRING, /* since: the first epoch whose table does not name it */
+};
+
+struct placement_place {
+    uint64_t since;
+    uint16_t node; /* index into placement.nodes */
+    uint8_t state;
+};
+
 struct placement_expert {
-    uint16_t live, target, from;
-    uint64_t since; /* the target's holdings version that first held it */
-    uint64_t retire_epoch;
+    struct placement_place places[PLACEMENT_PLACES];
+    uint16_t want[WIRE_MAX_REPLICAS]; /* nodes; PLACEMENT_NOBODY from behind the last */
 };
 
 enum placement_presence { PLACEMENT_FREE, PLACEMENT_PRESENT, PLACEMENT_DRAINING, PLACEMENT_AWAY };
 
 struct placement_node {
     enum placement_presence presence;
+    enum node_trust trust;
     struct wire_table_node table; /* as tables name it */
-    int64_t away_since_ns;
-    int64_t capacity, held; /* experts: room, and told to hold */
-    int64_t live;           /* experts that tables send here */
+    uint64_t host;                /* equal for nodes that may die together */
+    double speed;                 /* how fast it reads experts, in any unit; > 0 */
+    int64_t away_since_ns;        /* lost, or quarantined */
+    bool is_reserved;             /* for its return: until rejoin_ns after that */
+    int64_t capacity;             /* experts */
+    int64_t held;                 /* LOADING, LIVE and RETIRING: what it is told to hold */
+    int64_t live, loading;
     uint64_t version, ready_version;
-    int64_t share; /* how many experts it should have, of the last plan */
-    bool changed;
+    bool changed; /* its holdings, since the last version */
 };
 
 struct placement {
@@ -61,43 +89,66 @@ struct placement {
     struct placement_node *nodes;
     int n_nodes, room; /* slots, the free ones included */
     uint64_t epoch, covered_epoch, last_version;
-    int64_t n_total, n_live;
-    int64_t last_join_ns;
-    bool dirty;       /* something changed that a plan may answer */
-    bool out_of_room; /* the last plan wanted more than fits at this moment */
-    int64_t *counts;  /* scratch of a plan, [room] */
+    int64_t n_total, n_live; /* experts; those that somebody answers for */
+    /* Copies: live ones, those still to be loaded (all reasons), and given up but not freed. */
+    int64_t n_copies, n_to_load, n_retiring;
+    int lowest, wanted_lowest; /* live copies of the expert with fewest, and what is wanted */
+    double *load;              /* [n_layers][n_experts] decayed counts of the routers */
+    double observed;           /* their sum */
+    int64_t last_join_ns, last_rebalance_ns, last_tick_ns;
+    double move_budget;          /* experts */
+    bool dirty, urgent, pending; /* plan; now; reconcile */
+    int again;                   /* plan when all has settled, at most so often */
+    bool was_covered, table_changed;
 };
 
 void placement_init(struct placement *p, const struct placement_config *c);
 void placement_fini(struct placement *p);
 
-/* Events.  `capacity` is in experts. */
-void placement_join(struct placement *p, const struct wire_table_node *node, int64_t capacity,
-                    int64_t now_ns);
+struct placement_newcomer {
+    struct wire_table_node table;
+    const char *host; /* its label; borrowed */
+    int64_t capacity; /* experts */
+    double speed;     /* 0: unknown, taken as the others' median */
+};
+
+/* Events. */
+void placement_join(struct placement *p, const struct placement_newcomer *n, int64_t now_ns);
 enum placement_loss { PLACEMENT_LOST, PLACEMENT_LEFT };
-/* LEFT gives its share away without waiting. */
+/* LEFT: nothing waits for its return. */
 void placement_gone(struct placement *p, uint32_t node_id, enum placement_loss loss,
                     int64_t now_ns);
 /* The node wants to go: its experts move away while it still answers. */
 void placement_drain(struct placement *p, uint32_t node_id);
+/* SUSPECT: asked only where nobody else can answer, given nothing new.  QUARANTINED: not asked. */
+void placement_trust(struct placement *p, uint32_t node_id, enum node_trust trust, int64_t now_ns);
 /* The node has wholly loaded its holdings of `version`. */
 void placement_report(struct placement *p, uint32_t node_id, uint64_t version);
+/* How often each expert was chosen, [n_layers][n_experts]. */
+void placement_observe(struct placement *p, const uint16_t *counts);
 /* Time passes.  `oldest_epoch`: the lowest that any live attention side has installed;
  * UINT64_MAX without attention sides. */
 void placement_tick(struct placement *p, uint64_t oldest_epoch, int64_t now_ns);
 
 /* Answers.  The version is 0 for an unknown node. */
 uint64_t placement_version(const struct placement *p, uint32_t node_id);
+/* A draining node may go: it holds nothing any more, or nobody is left to take it over. */
+bool placement_is_drained(const struct placement *p, uint32_t node_id);
 size_t placement_bitmap_bytes(const struct placement *p);
 /* Fills [n_layers][(n_experts + 7) / 8]; false for an unknown node. */
 bool placement_holdings(const struct placement *p, uint32_t node_id, uint8_t *bitmap);
 /* The table of the present epoch.  `nodes` has room for placement.n_nodes entries and
- * `holder` for n_layers * n_experts; `out` points to both. */
-void placement_table(const struct placement *p, struct wire_table_node *nodes, uint16_t *holder,
+ * `holders` for n_layers * n_experts * WIRE_MAX_REPLICAS; `out` points to both. */
+void placement_table(const struct placement *p, struct wire_table_node *nodes, uint16_t *holders,
                      struct wire_table *out);
 static inline bool placement_is_covered(const struct placement *p)
 {
     return p->n_live == p->n_total;
+}
+/* Every copy that is wanted is live and nothing moves. */
+static inline bool placement_is_settled(const struct placement *p)
+{
+    return !p->dirty && !p->pending && p->again == 0 && p->n_to_load == 0 && p->n_retiring == 0;
 }
 /* Why it is not covered, for people: "812 of 15872 experts (5.1 %) have no holder: ...". */
 void placement_why(const struct placement *p, char *text, size_t bytes);

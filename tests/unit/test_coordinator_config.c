@@ -43,7 +43,8 @@ TEST(coordinator_config_has_the_documented_defaults)
     CHECK_INT(config.http_port, 8080);
     CHECK_INT(config.http_max_body, 8 << 20);
     CHECK_INT(config.cluster_lease_ns, 2 * CLOCK_S);
-    CHECK_INT(config.placement_rejoin_ns, 10 * CLOCK_S);
+    CHECK_INT(config.placement_rejoin_ns, 3 * CLOCK_S);
+    CHECK_INT(coordinator_replicas(&config), 1);
     CHECK(config.attention_embedded);
     CHECK_INT(config.request_timeout_ns, 600 * CLOCK_S);
     conf_fini(&coordinator_options, &config);
@@ -57,6 +58,29 @@ TEST(coordinator_config_needs_a_model)
     CHECK_HAS(e.text, "model.path");
     set("model.path=/somewhere");
     CHECK_INT(coordinator_config_check(&config, &e), 0);
+    conf_fini(&coordinator_options, &config);
+}
+
+TEST(coordinator_config_takes_one_to_four_replicas_or_auto)
+{
+    static const struct {
+        const char *assignment;
+        int replicas;
+    } cases[] = {{"placement.replicas=4", 4},
+                 {"placement.replicas=auto", 0},
+                 {"placement.replicas=0", -1},
+                 {"placement.replicas=5", -1},
+                 {"placement.replicas=2x", -1},
+                 {"placement.replicas=", -1}};
+    struct err e = {0};
+    conf_defaults(&coordinator_options, &config);
+    set("model.path=/somewhere");
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        set(cases[i].assignment);
+        CHECK_INT(coordinator_replicas(&config), cases[i].replicas);
+        CHECK_INT(coordinator_config_check(&config, &e), cases[i].replicas < 0 ? E_INVALID : 0);
+    }
+    CHECK_HAS(e.text, "placement.replicas");
     conf_fini(&coordinator_options, &config);
 }
 
