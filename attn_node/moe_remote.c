@@ -33,6 +33,9 @@ enum {
 #define RETRY_NS (100 * CLOCK_MS)
 #define LATE_RETRY_NS (10 * CLOCK_MS)
 #define MIN_HEDGE_NS (1 * CLOCK_MS)
+/* A late answer of a node that is well again does not come any more after eight times the
+ * deadline, and at least this. */
+#define LOST_NS (500 * CLOCK_MS)
 /* A round that waits longer is counted and logged. */
 #define WAIT_COUNTS_NS (50 * CLOCK_MS)
 
@@ -607,9 +610,24 @@ static void hedge(struct moe_remote *m, struct trip *t)
     pace_spend(&m->hedges, round_hedge(m->lanes[t->lane].round, t->ticket));
 }
 
+/* Whoever has answered a probe since, but not the parcel, will not answer it. */
+static bool is_lost(const struct trip *t, int64_t now_ns)
+{
+    int64_t after_ns = 8 * (t->late_ns - t->sent_ns);
+    return expert_peer_standing(t->peer) == STANDING_GOOD &&
+           now_ns - t->sent_ns >= (after_ns > LOST_NS ? after_ns : LOST_NS);
+}
+
 static int64_t be_late(struct moe_remote *m, struct trip *t, int64_t now_ns)
 {
     struct round *round = m->lanes[t->lane].round;
+    if (t->is_late && is_lost(t, now_ns)) {
+        uint64_t call_id = t->call_id;
+        t->call_id = 0;
+        round_fail(round, t->ticket, E_DEADLINE, "its answer got lost");
+        channel_cancel(t->peer->channel, call_id);
+        return now_ns;
+    }
     if (!t->is_late) {
         t->is_late = true;
         m->counters.lates++;
@@ -635,9 +653,7 @@ static int64_t mind_parcels(struct moe_remote *m, int lane, int64_t now_ns)
         if (p->state != PARCEL_OUT)
             continue;
         if (now_ns >= t->late_ns) {
-            int64_t again_ns = be_late(m, t, now_ns);
-            if (!p->is_asked_twice)
-                next_ns = earlier(next_ns, again_ns);
+            next_ns = earlier(next_ns, be_late(m, t, now_ns));
             continue;
         }
         bool may_hedge = m->hedges.percent > 0 && !t->is_hedged && !p->is_asked_twice;

@@ -432,7 +432,8 @@ int round_retry(struct round *r)
             r->nodes[i].grudge = GRUDGE_NONE;
     if (r->state == ROUND_WAITING)
         clear_parcels(r);
-    return recover(r, REASON_RETRY, true);
+    /* Without trouble so far nobody was asked: the nodes are only now there. */
+    return recover(r, r->last.code ? REASON_RETRY : REASON_FIRST, true);
 }
 
 /* Parcels follow their nodes to the new numbers, or fail with them. */

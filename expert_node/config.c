@@ -9,6 +9,7 @@
 #include "rpc/wire.h"
 
 #define AT(field) offsetof(struct expert_node_config, field)
+#define AT_FAULT(field) AT(fault.field)
 #define TIB (1024.0 * 1024 * 1024 * 1024)
 
 static const struct conf_option options[] = {
@@ -49,6 +50,7 @@ static const struct conf_option options[] = {
      "busy wait for the next parcel before sleeping"},
     {"limits.max_rows", CONF_INT, AT(max_rows), "1024", 1, WIRE_MAX_OVERFLOW, NULL,
      "rows of one parcel"},
+    FAULT_OPTIONS(AT_FAULT),
 };
 
 const struct conf_table expert_node_options = {
@@ -72,5 +74,5 @@ int expert_node_check(const void *config, struct err *e)
         return err_prefix(e, "weights.format");
     if (cpus_check(c->cpus, e) < 0)
         return err_prefix(e, "compute.cpus");
-    return 0;
+    return fault_check(&c->fault, e);
 }

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "base/conf.h"
+#include "expert_node/fault.h"
 
 struct expert_node_config {
     char *name;
@@ -14,6 +15,7 @@ struct expert_node_config {
     char *kernels, *cpus, *cache;
     bool copies, locks, verifies;
     int64_t memory_bytes, threads, max_rows, spin_us;
+    struct fault_options fault;
 };
 
 extern const struct conf_table expert_node_options;

@@ -225,6 +225,7 @@ static int open_rooms(struct node *n, struct err *e)
         .kernels = n->kernels,
         .threads = n->threads,
         .spin_ns = n->config->spin_us * CLOCK_US,
+        .fault = n->config->fault,
         .max_rows = (int)n->config->max_rows,
         .views = n->views,
         .retired = n->retired,

@@ -23,6 +23,7 @@
 enum {
     MAX_PARCELS = 64, /* that are merged at a time */
     POOLED_BLOBS = 8,
+    MAX_UNANSWERED = 64, /* calls that a fault keeps without an answer */
 };
 #define IDLE_NS CLOCK_S
 
@@ -52,6 +53,10 @@ struct worker {
     struct blob_pool *answers; /* of max_rows rows of 4 bytes per value */
     struct buf message;
     struct wire_forward_reply reply; /* big; one at a time */
+
+    struct fault fault;
+    struct server_call *unanswered[MAX_UNANSWERED]; /* a ring */
+    int n_unanswered;
 };
 
 /* ---- the view ------------------------------------------------------------------------ */
@@ -109,6 +114,21 @@ static void list_overflow(struct worker *w, int first_row, int n_rows)
         }
 }
 
+/* Of a call that a fault hits; false: answer it as usual. */
+static bool keep_unanswered(struct worker *w, const struct fault_action *a, struct pending *p)
+{
+    if (a->delay_ns > 0)
+        clock_sleep_until(clock_now_ns() + a->delay_ns);
+    if (!a->is_dropped)
+        return false;
+    struct server_call **place = &w->unanswered[w->n_unanswered++ % MAX_UNANSWERED];
+    if (*place) /* long given up by its caller */
+        server_fail(place, E_UNAVAILABLE, "a fault on purpose");
+    *place = p->call;
+    p->call = NULL;
+    return true;
+}
+
 /* Answers the i-th item of the group with its part of `whole`. */
 static void answer_item(struct worker *w, const struct batch_group *g, int i, struct blob *whole,
                         int64_t begun_ns)
@@ -116,6 +136,9 @@ static void answer_item(struct worker *w, const struct batch_group *g, int i, st
     const struct batch_item *item = batch_item(w->batch, g->items[i]);
     struct pending *p = &w->pending[g->items[i]];
     enum combine_mode mode = g->parcel.mode;
+    struct fault_action fault = fault_next(&w->fault);
+    if (keep_unanswered(w, &fault, p))
+        return;
     struct blob *payload = NULL;
     if (g->n_items == 1) {
         payload = blob_ref(whole);
@@ -125,6 +148,7 @@ static void answer_item(struct worker *w, const struct batch_group *g, int i, st
         memcpy(payload->data, (char *)whole->data + (size_t)first * vector_bytes(w, mode),
                payload->size_bytes);
     }
+    fault_corrupt(&fault, payload->data, payload->size_bytes);
     w->reply.step = p->forward.step;
     w->reply.layer = p->forward.layer;
     w->reply.lane = p->forward.lane;
@@ -334,6 +358,14 @@ static void worker_main(struct thread *t, void *arg)
     thread_ready(t, rc, &e);
     if (rc < 0)
         return;
+    w->fault = fault_new(&w->options.fault);
+    if (w->options.fault.is_enabled)
+        log_error("worker.faults",
+                  "delay_ms=%lld delay_one_in=%lld drop_one_in=%lld corrupt_one_in=%lld "
+                  "why=\"this node does wrong on purpose\"",
+                  (long long)(w->options.fault.delay_ns / CLOCK_MS),
+                  (long long)w->options.fault.delay_one_in, (long long)w->options.fault.drop_one_in,
+                  (long long)w->options.fault.corrupt_one_in);
     struct link *link = server_link(w->server);
     int fd = queue_fd(w->options.views);
     while (!thread_should_stop(t)) {

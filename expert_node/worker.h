@@ -4,7 +4,7 @@
  * worker owns the data service (Expert, health, reflection) and sees experts only through
  * the view that the store lends it.  It keeps nothing about any request.
  *
- * Log events: worker.view, parcel (debug). */
+ * Log events: worker.view, parcel (debug), worker.faults. */
 #pragma once
 
 #include <stdint.h>
@@ -12,6 +12,7 @@
 #include "base/err.h"
 #include "base/queue.h"
 #include "engine/gemm.h"
+#include "expert_node/fault.h"
 #include "model/config.h"
 #include "model/format.h"
 
@@ -26,6 +27,7 @@ struct worker_options {
     int threads, max_rows;
     int64_t spin_ns; /* busy wait for the next parcel before sleeping; 0: nothing here spins */
     struct queue *views, *retired; /* store.h; borrowed */
+    struct fault_options fault;    /* all-zero: none */
     /* For tests: after so many parcels the thread may allocate nothing any more (base/mem.h,
      * the allocation guard); 0: it may.  Mode expert allocates its answers. */
     int64_t guard_after;

@@ -32,21 +32,40 @@ struct world {
     uint64_t fingerprint;
     struct expert_worker workers[MAX_WORKERS];
     int n_workers;
-    uint32_t max_rows; /* that the table says */
-    uint16_t holder[HOLDERS];
+    uint32_t max_rows;        /* that the table says */
+    uint16_t holder[HOLDERS]; /* the first; further replicas are on the next workers */
+    int n_replicas;
+    struct fault_options faults[MAX_WORKERS];
+    struct ladder ladder;
     uint64_t epoch;
     struct moe_remote *moe;
     int64_t guard_after; /* for the workers */
     bool is_guarded;     /* no step may allocate */
+    void (*take_tables)(void *ud);
+    int n_asked_for_tables;
     int32_t tokens[N_TOKENS];
 };
+
+static int replica_of(const struct world *w, int expert, int k)
+{
+    return w->holder[expert] == WIRE_NO_HOLDER ? WIRE_NO_HOLDER
+                                               : (w->holder[expert] + k) % w->n_workers;
+}
+
+static bool is_holder(const struct world *w, int expert, int index)
+{
+    bool found = false;
+    for (int k = 0; k < w->n_replicas; k++)
+        found |= replica_of(w, expert, k) == index;
+    return found;
+}
 
 static void load(struct world *w, int index)
 {
     struct expert_worker *x = &w->workers[index];
     uint8_t bitmap[LAYERS * ROW_BYTES] = {0};
     for (int i = 0; i < HOLDERS; i++)
-        if (w->holder[i] == index)
+        if (is_holder(w, i, index))
             bitmap[i / EXPERTS * ROW_BYTES + i % EXPERTS / 8] |= (uint8_t)(1 << (i % EXPERTS % 8));
     struct wire_holdings h = {
         .version = w->epoch, .n_layers = LAYERS, .n_experts = EXPERTS, .bitmap = bitmap};
@@ -83,6 +102,7 @@ static void start_worker(struct world *w, int index)
                                .threads = w->guard_after ? 2 : 1,
                                .guard_after = w->guard_after,
                                .max_rows = 64,
+                               .fault = w->faults[index],
                                .views = x->views,
                                .retired = x->retired};
     if (worker_start(&o, &x->worker, &e) < 0)
@@ -121,13 +141,17 @@ static void install(struct world *w)
                  w->workers[i].worker ? worker_endpoint(w->workers[i].worker)
                                       : w->workers[i].listen);
     }
+    uint16_t holders[HOLDERS * MAX_WORKERS];
+    for (int i = 0; i < HOLDERS; i++)
+        for (int k = 0; k < w->n_replicas; k++)
+            holders[i * w->n_replicas + k] = (uint16_t)replica_of(w, i, k);
     struct wire_table t = {.epoch = ++w->epoch,
                            .n_layers = LAYERS,
                            .n_experts = EXPERTS,
                            .n_nodes = (uint32_t)w->n_workers,
-                           .n_replicas = 1,
+                           .n_replicas = (uint32_t)w->n_replicas,
                            .nodes = nodes,
-                           .holders = w->holder};
+                           .holders = holders};
     struct wire_table *copy = moe_remote_copy_table(&t);
     struct err e = {0};
     if (moe_remote_install(w->moe, &copy, &e) < 0)
@@ -136,12 +160,15 @@ static void install(struct world *w)
     CHECK_INT(moe_remote_epoch(w->moe), w->epoch);
 }
 
-static void open_world(struct world *w, const char *format, enum combine_mode mode, int n_workers,
-                       const char *transport)
+/* n_replicas, faults and ladder of the world are the caller's. */
+static void open_replicated(struct world *w, const char *format, enum combine_mode mode,
+                            int n_workers, const char *transport)
 {
     struct rng r = test_rng();
     struct err e = {0};
-    *w = (struct world){.n_workers = n_workers, .max_rows = 64, .epoch = 1};
+    w->n_workers = n_workers;
+    w->max_rows = 64;
+    w->epoch = 1;
     struct tiny_model_options o = {.format = format, .combine = mode, .max_rows = 64};
     tiny_model_write("model", LAYERS, 11);
     tiny_model_open(&w->model, "model", &o);
@@ -157,7 +184,11 @@ static void open_world(struct world *w, const char *format, enum combine_mode mo
                                    .mode = mode,
                                    .fingerprint = w->fingerprint,
                                    .call_timeout_ns = 20 * CLOCK_S,
-                                   .spin_ns = 20 * CLOCK_US};
+                                   .spin_ns = 20 * CLOCK_US,
+                                   .ladder = w->ladder,
+                                   .tables_fd = -1,
+                                   .take_tables = w->take_tables,
+                                   .ud = w};
     w->moe = moe_remote_new(&m);
     /* Tokens are fixed, so that the printed hashes can be compared between runs. */
     struct rng fixed = rng_seed(3);
@@ -173,6 +204,13 @@ static void open_world(struct world *w, const char *format, enum combine_mode mo
         start_worker(w, i);
     }
     install(w);
+}
+
+static void open_world(struct world *w, const char *format, enum combine_mode mode, int n_workers,
+                       const char *transport)
+{
+    *w = (struct world){.n_replicas = 1};
+    open_replicated(w, format, mode, n_workers, transport);
 }
 
 static void close_world(struct world *w)
@@ -433,6 +471,180 @@ TEST(moe_remote_names_a_worker_that_dies_and_works_when_it_is_back)
     install(&w);
     run_remotely(&w, N_TOKENS, got);
     CHECK_BYTES(got, want, all_bytes);
+    mem_free(want);
+    mem_free(got);
+    close_world(&w);
+}
+
+/* ---- the ladder ----------------------------------------------------------------------- */
+
+/* Runs with the murder in the middle of the first step, the rest of the tokens after it. */
+static void run_through(struct world *w, struct murder *m, const float *want)
+{
+    float *got = mem_array(all_bytes, 1);
+    struct kv_seq seq = {0};
+    struct step step = {.probe = kill_after_first_layer, .probe_ud = m}, plain = {0};
+    int64_t begun_ns = clock_now_ns();
+    CHECK_INT(run_chunk(w, &seq, 20, m ? &step : &plain, got), 0);
+    test_say("the step with the fault took %.1f ms",
+             (double)(clock_now_ns() - begun_ns) / CLOCK_MS);
+    while (seq.length < N_TOKENS)
+        CHECK_INT(run_chunk(w, &seq, 1, &plain, got), 0);
+    CHECK_BYTES(got, want, all_bytes);
+    kv_truncate(w->model.kv, &seq, 0);
+    mem_free(got);
+}
+
+TEST(moe_remote_has_the_local_bits_with_replicas)
+{
+    for (int n = 2; n <= 3; n++) {
+        struct world w = {.n_replicas = n};
+        open_replicated(&w, "native", n == 2 ? COMBINE_FIXED : COMBINE_EXPERT, 4, "ipc");
+        float *want = run_locally(&w);
+        run_through(&w, NULL, want);
+        CHECK_INT(moe_remote_counters(w.moe)->retries, 0);
+        mem_free(want);
+        close_world(&w);
+    }
+}
+
+TEST(moe_remote_goes_on_when_a_worker_dies_and_another_has_its_experts)
+{
+    struct world w = {.n_replicas = 2};
+    open_replicated(&w, "q8", COMBINE_FIXED, 4, "tcp");
+    float *want = run_locally(&w);
+    struct murder m = {.world = &w, .victim = 1};
+    run_through(&w, &m, want);
+    const struct wire_ladder_counters *c = moe_remote_counters(w.moe);
+    CHECK_INT(c->waits, 0);
+    struct wire_node_health health[MAX_WORKERS];
+    uint32_t n = moe_remote_node_health(w.moe, health, MAX_WORKERS);
+    CHECK(n >= 1);
+    for (uint32_t i = 0; i < n; i++)
+        CHECK_INT(health[i].standing,
+                  health[i].node_id == 2 ? WIRE_STANDING_AWAY : WIRE_STANDING_GOOD);
+    mem_free(want);
+    close_world(&w);
+}
+
+TEST(moe_remote_asks_elsewhere_when_answers_get_lost)
+{
+    struct world w = {.n_replicas = 2};
+    w.ladder.deadline_max_ns = 30 * CLOCK_MS;
+    w.faults[0] = (struct fault_options){.is_enabled = true, .drop_one_in = 5, .seed = 1};
+    /* Sometimes both holders lose it. */
+    w.faults[2] = (struct fault_options){.is_enabled = true, .drop_one_in = 15, .seed = 2};
+    open_replicated(&w, "native", COMBINE_FIXED, 3, "ipc");
+    float *want = run_locally(&w);
+    run_through(&w, NULL, want);
+    const struct wire_ladder_counters *c = moe_remote_counters(w.moe);
+    test_say("%llu calls, %llu late, %llu asked again", (unsigned long long)c->calls,
+             (unsigned long long)c->lates, (unsigned long long)c->retries);
+    CHECK(c->lates > 0 && c->retries > 0);
+    mem_free(want);
+    close_world(&w);
+}
+
+TEST(moe_remote_hedges_slow_answers)
+{
+    struct world w = {.n_replicas = 2};
+    w.ladder.hedge_percent = 100;
+    w.ladder.deadline_min_ns = w.ladder.deadline_max_ns = 10 * CLOCK_S;
+    w.faults[1] = (struct fault_options){
+        .is_enabled = true, .delay_ns = 300 * CLOCK_MS, .delay_one_in = 20, .seed = 5};
+    open_replicated(&w, "native", COMBINE_FIXED, 3, "ipc");
+    float *want = run_locally(&w);
+    run_through(&w, NULL, want);
+    const struct wire_ladder_counters *c = moe_remote_counters(w.moe);
+    test_say("%llu calls, %llu hedges, %llu won", (unsigned long long)c->calls,
+             (unsigned long long)c->hedges, (unsigned long long)c->hedge_wins);
+    CHECK_INT(c->lates, 0);
+    CHECK(c->hedges > 0 && c->hedge_wins > 0 && c->hedge_wins <= c->hedges);
+    mem_free(want);
+    close_world(&w);
+}
+
+/* Every answer is checked: what worker 1 gets wrong is found, and it is asked nothing more. */
+TEST(moe_remote_finds_the_node_that_answers_wrongly)
+{
+    for (int n_replicas = 2; n_replicas <= 3; n_replicas++) {
+        struct world w = {.n_replicas = n_replicas};
+        w.ladder.verify_one_in = 1;
+        w.faults[1] = (struct fault_options){.is_enabled = true, .corrupt_one_in = 4, .seed = 9};
+        open_replicated(&w, "native", COMBINE_FIXED, 3, "inproc");
+        float *got = mem_array(all_bytes, 1);
+        struct kv_seq seq = {0};
+        struct step plain = {0};
+        uint64_t n_checks = 0;
+        struct wire_node_health health[MAX_WORKERS];
+        int64_t deadline_ns = clock_now_ns() + 30 * CLOCK_S;
+        while (moe_remote_node_health(w.moe, health, MAX_WORKERS) == 0) {
+            CHECK(clock_now_ns() < deadline_ns);
+            if (seq.length == N_TOKENS)
+                kv_truncate(w.model.kv, &seq, 0);
+            CHECK_INT(run_chunk(&w, &seq, 1, &plain, got), 0);
+            for (int i = 0; i < 4; i++)
+                moe_remote_wait(w.moe, -1, clock_now_ns() + CLOCK_MS);
+        }
+        n_checks = moe_remote_counters(w.moe)->checks;
+        CHECK_INT(moe_remote_node_health(w.moe, health, MAX_WORKERS), 1);
+        CHECK_INT(health[0].node_id, 2);
+        CHECK_INT(health[0].wrongs, 1);
+        CHECK_INT(health[0].standing, WIRE_STANDING_WRONG);
+        CHECK_INT(moe_remote_counters(w.moe)->mismatches, 1);
+        test_say("found after %llu checks", (unsigned long long)n_checks);
+        /* From here on the answers are right. */
+        kv_truncate(w.model.kv, &seq, 0);
+        float *want = run_locally(&w);
+        run_remotely(&w, 7, got);
+        CHECK_BYTES(got, want, all_bytes);
+        mem_free(want);
+        mem_free(got);
+        close_world(&w);
+    }
+}
+
+/* The table that names a new home comes while the step waits. */
+static void bring_a_table(void *ud)
+{
+    struct world *w = ud;
+    if (w->n_asked_for_tables++ != 2)
+        return;
+    for (int i = 0; i < HOLDERS; i++)
+        w->holder[i] = w->holder[i] == 1 ? 2 : w->holder[i];
+    load(w, 2);
+    install(w);
+}
+
+TEST(moe_remote_waits_for_a_table_in_the_middle_of_a_step)
+{
+    struct world w = {.n_replicas = 1, .take_tables = bring_a_table};
+    w.ladder.wait_ns = 20 * CLOCK_S;
+    open_replicated(&w, "native", COMBINE_FIXED, 3, "ipc");
+    float *want = run_locally(&w);
+    w.n_asked_for_tables = 0;
+    struct murder m = {.world = &w, .victim = 1};
+    run_through(&w, &m, want);
+    CHECK(w.n_asked_for_tables > 2);
+    mem_free(want);
+    close_world(&w);
+}
+
+TEST(moe_remote_leaves_lost_experts_out_only_where_that_is_allowed)
+{
+    struct world w = {.n_replicas = 1};
+    w.ladder.is_degraded = true;
+    open_replicated(&w, "native", COMBINE_FIXED, 3, "ipc");
+    float *want = run_locally(&w), *got = mem_array(all_bytes, 1);
+    struct kv_seq seq = {0};
+    struct murder m = {.world = &w, .victim = 1};
+    struct step step = {.probe = kill_after_first_layer, .probe_ud = &m};
+    CHECK_INT(run_chunk(&w, &seq, N_TOKENS, &step, got), 0);
+    CHECK(moe_remote_left_out(w.moe) > 0);
+    CHECK(memcmp(got, want, all_bytes) != 0);
+    for (size_t i = 0; i < all_bytes / sizeof(float); i++)
+        CHECK(got[i] - got[i] == 0); /* finite */
+    kv_truncate(w.model.kv, &seq, 0);
     mem_free(want);
     mem_free(got);
     close_world(&w);
