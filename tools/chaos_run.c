@@ -515,17 +515,26 @@ static int disturb(struct run *r, struct err *e)
 
 /* ---- all ----------------------------------------------------------------------------------------- */
 
+/* In a program's --help every option begins a line. */
+static bool names(struct str help, const char *key)
+{
+    for (size_t at; (at = str_find(help, str_of(key))) != SIZE_MAX;) {
+        help.ptr += at + strlen(key);
+        help.len -= at + strlen(key);
+        bool ends = help.len == 0 || help.ptr[0] == '\n' || help.ptr[0] == ' ';
+        if (ends && (at == 0 || help.ptr[-1 - (long)strlen(key)] == ' '))
+            return true;
+    }
+    return false;
+}
+
 bool chaos_knows(const struct chaos *c, const char *option)
 {
     static const char *const programs[] = {"coordinator.", "expert_node.", "attn_node."};
     const struct buf *const helps[] = {&c->coordinator_help, &c->expert_help, &c->attention_help};
     for (int i = 0; i < 3; i++)
-        if (strncmp(option, programs[i], strlen(programs[i])) == 0) {
-            char *key = mem_format(" %s ", option + strlen(programs[i]));
-            bool known = str_find(buf_str(helps[i]), str_of(key)) != SIZE_MAX;
-            mem_free(key);
-            return known;
-        }
+        if (strncmp(option, programs[i], strlen(programs[i])) == 0)
+            return names(buf_str(helps[i]), option + strlen(programs[i]));
     return false;
 }
 

@@ -298,3 +298,20 @@ TEST(chaos_results_are_printed_as_a_line_and_as_json)
     buf_fini(&json);
     buf_fini(&r.why);
 }
+
+TEST(chaos_knows_options_by_their_whole_name)
+{
+    struct chaos c = {0};
+    buf_puts(&c.coordinator_help, "usage: ...\n  placement.replicas\n      copies (1)\n"
+                                  "  state.directory\n  http.port  a port, see http.host");
+    buf_puts(&c.expert_help, "");
+    CHECK(chaos_knows(&c, "coordinator.placement.replicas"));
+    CHECK(chaos_knows(&c, "coordinator.http.port"));
+    CHECK(chaos_knows(&c, "coordinator.http.host"));
+    CHECK(!chaos_knows(&c, "coordinator.state.dir"));
+    CHECK(!chaos_knows(&c, "coordinator.replicas"));
+    CHECK(!chaos_knows(&c, "expert_node.placement.replicas"));
+    CHECK(!chaos_knows(&c, "placement.replicas"));
+    buf_fini(&c.coordinator_help);
+    buf_fini(&c.expert_help);
+}
