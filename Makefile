@@ -12,7 +12,7 @@
 V    ?= release
 CC   ?= cc
 B    := build/$(V)
-PKGS := libzmq libprotobuf-c libconfig libmicrohttpd jansson libxxhash libutf8proc libcurl libedit
+PKGS := libzmq libprotobuf-c libconfig libmicrohttpd jansson libxxhash libutf8proc libcurl libedit libsodium
 TEST_PKGS := libpcre2-8
 
 WARN := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes \

@@ -18,12 +18,23 @@ static const struct conf_option options[] = {
      "name of this node, unique in the cluster"},
     {"node.listen", CONF_STRING, AT(listen), "tcp://127.0.0.1:0", 0, 0, NULL,
      "endpoint of the Attention service; port 0 takes a free one"},
+    {"node.advertise", CONF_STRING, AT(advertise), "", 0, 0, NULL,
+     "host, or host:port, under which others reach node.listen; empty: as it is bound"},
     {"log.level", CONF_CHOICE, AT(log_level), "info", 0, 0, "error|warn|info|debug",
      "least important lines that are logged"},
     {"model.path", CONF_STRING, AT(model_path), "", 0, 0, NULL,
      "directory of the model: config.json and safetensors"},
     {"coordinator.endpoint", CONF_STRING, AT(coordinator_endpoint), "tcp://127.0.0.1:7070", 0, 0,
      NULL, "Cluster service of the coordinator"},
+    {"security.key_file", CONF_STRING, AT(key_file), "", 0, 0, NULL,
+     "key pair of this program (polymath keys new); empty: none, and tcp stays on loopback"},
+    {"security.server_key", CONF_STRING, AT(server_key), "", 0, 0, NULL,
+     "public key of the coordinator, or its .pub file"},
+    {"security.allow_file", CONF_STRING, AT(allow_file), "", 0, 0, NULL,
+     "public keys that may call beside the coordinator, a line KEY NAME for each; read again when "
+     "it changes"},
+    {"security.insecure", CONF_BOOL, AT(is_insecure), "false", 0, 0, NULL,
+     "without keys, listen beyond loopback all the same: whoever reaches the port is believed"},
     {"weights.format", CONF_STRING, AT(format), "native", 0, 0, NULL,
      "formats of weights and KV cache: " FORMAT_CHOICES ", or part=FORMAT,... (experts, attention, "
      "head; kv=" KV_FORMAT_CHOICES "); the same in the whole cluster"},
@@ -76,6 +87,9 @@ int attn_node_check(const void *config, struct err *e)
                        c->kernels);
     if (format_set_parse(c->format, &formats, e) < 0)
         return err_prefix(e, "weights.format");
+    if (c->key_file[0] && !c->server_key[0])
+        return err_set(e, E_INVALID, "security.server_key is missing: whom to expect at %s",
+                       c->coordinator_endpoint);
     if (cpus_check(c->cpus, e) < 0)
         return err_prefix(e, "compute.cpus");
     return 0;
@@ -91,6 +105,7 @@ struct side_config attn_node_side(const struct attn_node_config *c)
         .cache_dir = c->cache,
         .coordinator_endpoint = c->coordinator_endpoint,
         .listen_endpoint = c->listen,
+        .advertise = c->advertise,
         .formats = formats,
         .combine = (enum combine_mode)c->combine,
         .kernels = c->kernels,

@@ -7,7 +7,9 @@
 struct attn_node_config {
     char *name;
     int log_level; /* enum log_level */
-    char *model_path, *coordinator_endpoint, *listen;
+    char *model_path, *coordinator_endpoint, *listen, *advertise;
+    char *key_file, *server_key, *allow_file;
+    bool is_insecure;
     char *format; /* for format_set_parse() */
     int combine;  /* enum combine_mode */
     char *kernels, *cpus, *cache;

@@ -10,6 +10,7 @@
 #include "base/cpus.h"
 #include "base/log.h"
 #include "base/signals.h"
+#include "rpc/auth.h"
 
 enum { REFUSAL_POLL_MS = 200, EXIT_FAILED = 1, EXIT_MISUSED = 2 };
 
@@ -28,6 +29,15 @@ static int wait_for_end(const struct side *s, int fd)
     }
 }
 
+static int start_auth(const struct attn_node_config *c, struct auth **out, struct err *e)
+{
+    struct auth_options o = {.key_file = c->key_file,
+                             .server_key = c->server_key,
+                             .allow_file = c->allow_file,
+                             .is_insecure = c->is_insecure};
+    return auth_start(&o, out, e);
+}
+
 static int run(const struct attn_node_config *c)
 {
     int fd = signals_open();
@@ -39,13 +49,17 @@ static int run(const struct attn_node_config *c)
     if (rc < 0)
         err_prefix(&e, "compute.cpus");
     else
+        rc = start_auth(c, &config.auth, &e);
+    if (rc == 0)
         rc = side_start(&config, &side, &e);
     if (rc < 0) {
         fprintf(stderr, "attn_node: %s\n", e.text);
+        auth_stop(&config.auth);
         return EXIT_FAILED;
     }
     int code = wait_for_end(side, fd);
     side_stop(&side);
+    auth_stop(&config.auth);
     return code;
 }
 

@@ -100,6 +100,7 @@ static int set_up(struct runner *r, struct err *e)
         .group = format_group(o->formats.experts),
         .mode = o->combine,
         .fingerprint = o->fingerprint,
+        .auth = o->auth,
         .call_timeout_ns = o->call_timeout_ns,
         /* On a single CPU waiting busily keeps the network's thread from bringing the answer. */
         .spin_ns = thread_cpu_count() > 1 ? o->spin_ns : 0,

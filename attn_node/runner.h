@@ -46,6 +46,7 @@ struct runner_options {
     int max_rows, max_seqs, max_jobs;
     int64_t call_timeout_ns, spin_ns;
     struct ladder ladder;
+    struct auth *auth; /* rpc/auth.h; borrowed; NULL: no keys */
 };
 
 struct runner;

@@ -21,6 +21,7 @@
 #include "base/version.h"
 #include "engine/kv.h"
 #include "engine/model_open.h"
+#include "rpc/endpoint.h"
 #include "rpc/loop.h"
 #include "rpc/member.h"
 #include "rpc/server.h"
@@ -32,7 +33,7 @@ enum { MAX_CALLS = 32 /* steps and releases that wait for the engine thread */ }
 
 struct side {
     struct side_config config;
-    char *name, *coordinator_endpoint, *listen_endpoint;
+    char *name, *coordinator_endpoint, *listen_endpoint, *advertise;
     struct checkpoint *checkpoint;
     uint64_t fingerprint;
     const struct kernels *kernels;
@@ -233,6 +234,7 @@ static int join(struct side *s, struct err *e)
     const struct model_config *model = checkpoint_config(s->checkpoint);
     struct member_options o = {
         .coordinator_endpoint = s->coordinator_endpoint,
+        .auth = s->config.auth,
         .join =
             {
                 .role = NODE_ATTENTION,
@@ -251,12 +253,14 @@ static int join(struct side *s, struct err *e)
         .ud = s,
     };
     snprintf(o.join.name, sizeof(o.join.name), "%s", s->name);
-    snprintf(o.join.endpoint, sizeof(o.join.endpoint), "%s", server_endpoint(s->server));
+    int rc = endpoint_advertise(server_endpoint(s->server), s->advertise, o.join.endpoint, e);
+    if (rc < 0)
+        return err_prefix(e, "node.advertise");
     snprintf(o.join.kernels, sizeof(o.join.kernels), "%s", s->kernels->name);
     snprintf(o.join.build, sizeof(o.join.build), "%s", version_string());
     if (gethostname(o.join.host, sizeof(o.join.host) - 1) != 0)
         snprintf(o.join.host, sizeof(o.join.host), "unknown");
-    int rc = member_open(s->loop, &o, &s->member, e);
+    rc = member_open(s->loop, &o, &s->member, e);
     if (rc == 0)
         report(s);
     return rc;
@@ -285,7 +289,8 @@ static int open_control(struct side *s, struct err *e)
     int rc = loop_open(&s->loop, e);
     if (rc < 0)
         return rc;
-    struct server_options o = {.endpoint = s->listen_endpoint, .name = s->name};
+    struct server_options o = {
+        .endpoint = s->listen_endpoint, .name = s->name, .auth = s->config.auth};
     rc = server_open(&o, &s->server, e);
     if (rc < 0)
         return err_prefix(e, "node.listen");
@@ -398,6 +403,7 @@ static int open_side(struct side *s, struct err *e)
         .call_timeout_ns = c->call_timeout_ns,
         .spin_ns = c->spin_ns,
         .ladder = c->ladder,
+        .auth = c->auth,
     };
     rc = runner_start(&o, &s->runner, e);
     if (rc == 0)
@@ -413,9 +419,11 @@ int side_start(const struct side_config *c, struct side **out, struct err *e)
     s->name = mem_string(c->name);
     s->coordinator_endpoint = mem_string(c->coordinator_endpoint);
     s->listen_endpoint = mem_string(c->listen_endpoint);
+    s->advertise = mem_string(c->advertise ? c->advertise : "");
     int rc = open_side(s, e);
     /* These strings are the caller's again. */
-    s->config.name = s->config.model_dir = s->config.cache_dir = s->config.kernels = NULL;
+    s->config.advertise = s->config.name = s->config.model_dir = s->config.cache_dir =
+        s->config.kernels = NULL;
     if (rc < 0)
         side_stop(&s);
     else
@@ -442,6 +450,7 @@ void side_stop(struct side **side)
     mem_free(s->name);
     mem_free(s->coordinator_endpoint);
     mem_free(s->listen_endpoint);
+    mem_free(s->advertise);
     mem_free(s);
 }
 

@@ -21,7 +21,9 @@ struct side_config {
     const char *cache_dir;            /* of packed weights, engine/model_open.h; NULL or "": none */
     const char *coordinator_endpoint; /* Cluster service to join */
     const char *listen_endpoint;      /* of the Attention service */
-    struct format_set formats;        /* native parts are resolved by the checkpoint */
+    const char *advertise;     /* how others reach that, endpoint_advertise(); NULL: as bound */
+    struct auth *auth;         /* rpc/auth.h; borrowed until side_stop(); NULL: no keys */
+    struct format_set formats; /* native parts are resolved by the checkpoint */
     enum combine_mode combine;
     struct checkpoint_options checkpoint;
     const char *kernels;     /* NULL or "": the best */

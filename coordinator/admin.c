@@ -192,6 +192,42 @@ static void write_requests(const struct hub *h, struct buf *out)
             "From a request's arrival to its end, for those that ended well.");
 }
 
+static void write_auth(const struct hub *h, struct buf *out)
+{
+    struct auth_counters c;
+    auth_count(h->auth, &c);
+    number(out, "auth_keys", "gauge", c.n_allowed, "Public keys that may connect.");
+    number(out, "auth_accepted_total", "counter", c.accepted,
+           "Connections whose key was accepted.");
+    describe(out, "auth_refused_total", "counter", "Connections and calls refused, by reason.");
+    for (int i = 0; i < AUTH_REFUSALS; i++)
+        buf_printf(out, "polymath_auth_refused_total{reason=\"%s\"} %" PRId64 "\n",
+                   auth_refusal_name((enum auth_refusal)i), c.refused[i]);
+}
+
+static void write_access(const struct hub *h, struct buf *out)
+{
+    struct access_counters c;
+    access_count(h->access, &c);
+    number(out, "api_keys", "gauge", c.n_keys, "API keys that are let in.");
+    number(out, "api_unknown_total", "counter", c.unknown, "Requests without a key that is known.");
+    number(out, "api_denied_total", "counter", c.denied, "Requests that need an admin's key.");
+    number(out, "api_limited_total", "counter", c.limited, "Requests over their key's limits.");
+    const struct list *keys = access_keys(h->access);
+    describe(out, "api_requests_total", "counter", "Requests by API key.");
+    for (struct list *l = keys->next; l != keys; l = l->next) {
+        const struct access_key *k = LIST_ITEM(l, struct access_key, link);
+        buf_printf(out, "polymath_api_requests_total{key=\"%s\"} %" PRId64 "\n", k->line.name,
+                   k->n_requests);
+    }
+    describe(out, "api_tokens_total", "counter", "Prompt and output tokens by API key.");
+    for (struct list *l = keys->next; l != keys; l = l->next) {
+        const struct access_key *k = LIST_ITEM(l, struct access_key, link);
+        buf_printf(out, "polymath_api_tokens_total{key=\"%s\"} %" PRId64 "\n", k->line.name,
+                   k->n_tokens);
+    }
+}
+
 static void write_wire(const struct hub *h, struct buf *out)
 {
     struct http_counters http;
@@ -218,6 +254,8 @@ static void write_wire(const struct hub *h, struct buf *out)
         bad += c.bad_frames;
         late += c.late_replies;
     }
+    write_auth(h, out);
+    write_access(h, out);
     number(out, "rpc_calls_total", "counter", calls, "Calls that nodes made here.");
     number(out, "rpc_bad_frames_total", "counter", bad, "Frames that were refused.");
     number(out, "rpc_unknown_methods_total", "counter", unknown, "Calls of unknown methods.");

@@ -1,6 +1,8 @@
 /* coordinator/config.c - see config.h. */
 #include "coordinator/config.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -40,6 +42,15 @@ static const struct conf_option options[] = {
      "how often nodes report"},
     {"cluster.lease_ms", CONF_MS, FIELD(cluster_lease_ns), "2000", 50, 600000, NULL,
      "a node that has not reported for this long is gone"},
+    {"security.key_file", CONF_STRING, FIELD(key_file), "", 0, 0, NULL,
+     "key pair of this program (polymath keys new); empty: none, and tcp stays on loopback"},
+    {"security.allow_file", CONF_STRING, FIELD(allow_file), "", 0, 0, NULL,
+     "public keys of the nodes, a line KEY NAME for each; read again when it changes"},
+    {"security.api_keys_file", CONF_STRING, FIELD(api_keys_file), "", 0, 0, NULL,
+     "keys of HTTP clients (polymath keys api); empty: none are asked for, and HTTP stays on "
+     "loopback"},
+    {"security.insecure", CONF_BOOL, FIELD(is_insecure), "false", 0, 0, NULL,
+     "without keys, listen beyond loopback all the same: whoever reaches a port is believed"},
     {"placement.settle_ms", CONF_MS, FIELD(placement_settle_ns), "300", 0, 600000, NULL,
      "quiet time after a join before experts are placed"},
     {"placement.replicas", CONF_STRING, FIELD(placement_replicas), "1", 0, 0, NULL,
@@ -102,6 +113,31 @@ const struct conf_table coordinator_options = {
     .n_options = sizeof options / sizeof options[0],
 };
 
+static bool is_loopback(const char *host)
+{
+    struct in_addr v4;
+    struct in6_addr v6;
+    if (inet_pton(AF_INET, host, &v4) == 1)
+        return ntohl(v4.s_addr) >> 24 == 127;
+    if (inet_pton(AF_INET6, host, &v6) == 1)
+        return IN6_IS_ADDR_LOOPBACK(&v6);
+    return strcmp(host, "localhost") == 0;
+}
+
+static int check_security(const struct coordinator_config *c, struct err *e)
+{
+    if (c->key_file[0] && !c->allow_file[0])
+        return err_set(e, E_INVALID,
+                       "security.allow_file is missing: the public keys of the nodes that may join "
+                       "(cat *.pub >allow)");
+    if (!is_loopback(c->http_host) && !c->api_keys_file[0] && !c->is_insecure)
+        return err_set(e, E_INVALID,
+                       "http.host %s is not loopback: clients need keys (security.api_keys_file), "
+                       "unless security.insecure = true is written out",
+                       c->http_host);
+    return 0;
+}
+
 int coordinator_config_check(const void *config, struct err *e)
 {
     const struct coordinator_config *c = config;
@@ -117,6 +153,8 @@ int coordinator_config_check(const void *config, struct err *e)
     if (coordinator_replicas(c) < 0)
         return err_set(e, E_INVALID, "placement.replicas: \"%s\" is not 1 to %d, or auto",
                        c->placement_replicas, WIRE_MAX_REPLICAS);
+    if (check_security(c, e) < 0)
+        return e ? e->code : E_INVALID;
     struct format_set formats;
     if (format_set_parse(c->weights_format, &formats, e) < 0)
         return err_prefix(e, "weights.format");

@@ -14,6 +14,8 @@ struct coordinator_config {
     char *http_host;
     int64_t http_port, http_max_body, http_max_connections, http_idle_timeout_ns, http_drain_ns;
     char *cluster_listen;
+    char *key_file, *allow_file, *api_keys_file;
+    bool is_insecure;
     int64_t cluster_heartbeat_ns, cluster_lease_ns;
     char *placement_replicas;
     int64_t placement_settle_ns, placement_rejoin_ns, placement_rebalance_ns, placement_move_bytes;

@@ -75,20 +75,20 @@ static void on_result(void *ud, int64_t now_ns)
         loop_set_timer(m->loop, &m->check, now_ns);
 }
 
-int embed_start(struct loop *l, const struct coordinator_config *c,
-                void (*on_failed)(void *ud, const struct err *e), void *ud, struct embed **out,
-                struct err *e)
+int embed_start(struct loop *l, const struct embed_options *o, struct embed **out, struct err *e)
 {
+    const struct coordinator_config *c = o->config;
     struct embed *m = mem_alloc(sizeof *m);
     m->loop = l;
-    m->on_failed = on_failed;
-    m->ud = ud;
+    m->on_failed = o->on_failed;
+    m->ud = o->ud;
     m->name = mem_format("%s-attention", c->node_name);
     m->config = (struct side_config){.name = m->name,
                                      .model_dir = c->model_path,
                                      .cache_dir = c->weights_cache,
                                      .coordinator_endpoint = HUB_INPROC_CLUSTER,
                                      .listen_endpoint = "inproc://attention",
+                                     .auth = o->auth,
                                      .checkpoint = {.copies = c->weights_copies,
                                                     .locks = c->weights_locks,
                                                     .verifies = c->weights_verifies},

@@ -13,10 +13,15 @@
 
 struct embed;
 
-/* `on_failed` runs on the loop if the side cannot start or is refused; the program should end. */
-int embed_start(struct loop *l, const struct coordinator_config *c,
-                void (*on_failed)(void *ud, const struct err *e), void *ud, struct embed **out,
-                struct err *e);
+struct auth;
+struct embed_options {
+    const struct coordinator_config *config;
+    struct auth *auth; /* rpc/auth.h; borrowed until embed_stop(); NULL: no keys */
+    /* Runs on the loop if the side cannot start or is refused; the program should end. */
+    void (*on_failed)(void *ud, const struct err *e);
+    void *ud;
+};
+int embed_start(struct loop *l, const struct embed_options *o, struct embed **out, struct err *e);
 /* false while weights are still being loaded, which nothing can interrupt. */
 bool embed_can_stop(const struct embed *m);
 /* Waits for a load in progress. */

@@ -323,7 +323,7 @@ static void refuse(struct http_exchange *x, int status, const char *why)
 static const char WHY_TOO_LARGE[] = "the body is larger than this server takes";
 
 /* Headers are there: is this a request that we take? */
-static void check_headers(struct http_exchange *x)
+static void check_headers(struct http_exchange *x, const char *path)
 {
     struct length_check c = {0};
     MHD_get_connection_values(x->connection, MHD_HEADER_KIND, count_lengths, &c);
@@ -333,6 +333,11 @@ static void check_headers(struct http_exchange *x)
         refuse(x, 400, "Content-Length and Transfer-Encoding together");
     const char *length =
         MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_LENGTH);
+    const char *why = NULL;
+    int status =
+        x->refused || !x->http->o.admit ? 0 : x->http->o.admit(x->http->o.ud, x, path, &why);
+    if (status)
+        refuse(x, status, why);
     unsigned long long bytes = 0;
     if (!x->refused && length && sscanf(length, "%llu", &bytes) == 1 &&
         bytes > x->http->o.max_body_bytes)
@@ -391,7 +396,7 @@ static enum MHD_Result on_access(void *ud, struct MHD_Connection *c, const char 
         x->connection = c;
         list_push_back(&h->exchanges, &x->link);
         *context = x;
-        check_headers(x);
+        check_headers(x, url);
         return x->refused ? queue_refusal(x) : MHD_YES;
     }
     if (x->queued)

@@ -39,6 +39,9 @@ struct http_options {
     int64_t idle_timeout_ns;
     /* A request has come.  It must be answered in the end, unless on_gone comes first. */
     void (*on_request)(void *ud, struct http_exchange *x, const struct http_message *m);
+    /* The headers of a request have come: 0, or the status with which it is refused at once, and
+     * why (static); headers for that answer may be added.  NULL: all are taken. */
+    int (*admit)(void *ud, struct http_exchange *x, const char *path, const char **why);
     /* The client is gone before the answer was complete; x is invalid after this. */
     void (*on_gone)(void *ud, struct http_exchange *x);
     /* The body for a request that is refused before anyone saw it; `body` is empty. */

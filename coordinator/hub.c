@@ -101,6 +101,7 @@ static void on_tick(void *ud, int64_t now_ns)
     hub_refresh(h);
     hub_run(h);
     hub_http_tick(h, now_ns);
+    access_tick(h->access, now_ns);
     if (h->draining && (h->n_requests == 0 || now_ns >= h->drain_deadline_ns))
         loop_stop(h->loop);
     loop_set_timer(h->loop, &h->tick, now_ns + HUB_TICK_MS * CLOCK_MS);
@@ -187,11 +188,13 @@ static void init_state(struct hub *h)
     snprintf(h->why_not, sizeof h->why_not, "starting");
 }
 
-int hub_open(struct loop *l, const struct coordinator_config *c, struct hub **out, struct err *e)
+int hub_open(struct loop *l, const struct coordinator_config *c, struct auth *auth,
+             struct hub **out, struct err *e)
 {
     struct hub *h = mem_alloc(sizeof *h);
     *out = NULL;
     h->config = c;
+    h->auth = auth;
     h->loop = l;
     list_init(&h->requests);
     list_init(&h->attentions);
@@ -231,6 +234,7 @@ void hub_close(struct hub **hp)
     if (h->tick.added)
         loop_remove_timer(h->loop, &h->tick);
     http_close(&h->http);
+    access_close(&h->access);
     hub_attention_close(h);
     for (int i = 0; i < 2; i++) {
         if (h->servers[i])

@@ -20,7 +20,9 @@ struct hub;
 #define HUB_INPROC_CLUSTER "inproc://cluster"
 
 /* Reads the model's configuration and words, binds, and serves from then on. */
-int hub_open(struct loop *l, const struct coordinator_config *c, struct hub **out, struct err *e);
+struct auth; /* rpc/auth.h: the keys of this program; borrowed until hub_close() */
+int hub_open(struct loop *l, const struct coordinator_config *c, struct auth *auth,
+             struct hub **out, struct err *e);
 void hub_close(struct hub **h);
 /* No new requests; the loop stops when the running ones are done or http.drain_ms is over. */
 void hub_drain(struct hub *h);

@@ -26,8 +26,11 @@ void hub_attention_add(struct hub *h, const struct node *n)
 {
     struct err e = {0};
     struct hub_attention *a = mem_alloc(sizeof *a);
-    struct channel_options o = {
-        .endpoint = n->join.endpoint, .peer_name = n->join.name, .max_calls = MAX_CALLS};
+    struct channel_options o = {.endpoint = n->join.endpoint,
+                                .peer_name = n->join.name,
+                                .max_calls = MAX_CALLS,
+                                .auth = h->auth,
+                                .server_key = n->join.public_key};
     a->hub = h;
     a->node_id = n->id;
     list_push_back(&h->attentions, &a->link);

@@ -16,6 +16,13 @@ static int64_t capacity_of(const struct wire_join *j)
     return j->expert_bytes ? (int64_t)(j->memory_bytes / j->expert_bytes) : 0;
 }
 
+/* The attention sides have changed, and with them who may call expert nodes. */
+static void renew_callers(struct hub *h)
+{
+    if (auth_has_keys(h->auth))
+        h->callers_version++;
+}
+
 static void node_gone(struct hub *h, uint32_t node_id, const char *name, enum node_role role,
                       enum placement_loss loss, const char *why)
 {
@@ -23,6 +30,7 @@ static void node_gone(struct hub *h, uint32_t node_id, const char *name, enum no
     log_info("node.gone", "name=%s id=%u why=%s", name, node_id, log_quote(why).text);
     h->counters.nodes_lost++;
     if (role == NODE_ATTENTION) {
+        renew_callers(h);
         hub_attention_remove(h, node_id);
         return;
     }
@@ -40,6 +48,7 @@ static void node_joined(struct hub *h, const struct node *n)
              j->name, n->id, node_role_name(j->role), j->endpoint, j->host, j->pid,
              (long long)(j->role == NODE_EXPERT ? capacity_of(j) : 0));
     if (j->role == NODE_ATTENTION) {
+        renew_callers(h);
         hub_attention_add(h, n);
         return;
     }
@@ -56,6 +65,21 @@ static void node_joined(struct hub *h, const struct node *n)
             (double)h->config->placement_move_bytes / (double)j->expert_bytes;
 }
 
+/* A node's key is the one that its connection proved.  Over ipc and inproc there is none to
+ * prove: who can open the socket's file is trusted. */
+static int check_key(const struct hub *h, const struct wire_join *j, const char *proved,
+                     struct err *e)
+{
+    if (!auth_has_keys(h->auth))
+        return 0;
+    if (proved[0] && strcmp(proved, j->public_key) != 0)
+        return err_set(e, E_DENIED, "public_key: %s claims a key that its connection did not prove",
+                       j->name);
+    if (!j->public_key[0] && str_has_prefix(str_of(j->endpoint), STR("tcp:")))
+        return err_set(e, E_DENIED, "public_key: %s has none, and this cluster has keys", j->name);
+    return 0;
+}
+
 static int check_join(const struct wire_join *j, struct err *e)
 {
     if (!j->name[0] || !j->endpoint[0])
@@ -63,6 +87,12 @@ static int check_join(const struct wire_join *j, struct err *e)
     if (j->role == NODE_EXPERT && j->expert_bytes == 0)
         return err_set(e, E_INVALID, "%s: expert_bytes is 0", j->name);
     return 0;
+}
+
+/* Only a node speaks for itself. */
+static bool is_caller(const struct node *n, const struct server_request *r)
+{
+    return !n || !r->key[0] || strcmp(n->join.public_key, r->key) == 0;
 }
 
 static void on_join(void *ud, struct server_call *call, const struct server_request *r)
@@ -74,6 +104,8 @@ static void on_join(void *ud, struct server_call *call, const struct server_requ
     int rc = wire_join_decode(r->message, &j, &e);
     if (rc == 0)
         rc = check_join(&j, &e);
+    if (rc == 0)
+        rc = check_key(h, &j, r->key, &e);
     if (rc == 0)
         rc = members_join(&h->members, &j, clock_now_ns(), &joined, &e);
     if (rc < 0) {
@@ -123,13 +155,19 @@ static void on_heartbeat(void *ud, struct server_call *call, const struct server
     }
     struct node *n = members_find(&h->members, b.node_id);
     enum node_state before = n ? n->state : NODE_GONE;
+    if (!is_caller(n, r)) {
+        server_fail(&call, E_DENIED, "node %u has another key", b.node_id);
+        return;
+    }
     if (members_heartbeat(&h->members, &b, clock_now_ns(), &n) < 0) {
         server_fail(&call, E_NOT_FOUND, "node %u is not a member: join again", b.node_id);
         return;
     }
     take_report(h, n, before);
-    struct wire_heartbeat_reply reply = {
-        .epoch = h->placement.epoch, .holdings_version = placement_version(&h->placement, n->id)};
+    struct wire_heartbeat_reply reply = {.epoch = h->placement.epoch,
+                                         .holdings_version =
+                                             placement_version(&h->placement, n->id),
+                                         .callers_version = h->callers_version};
     struct buf message = {0};
     wire_heartbeat_reply_encode(&reply, &message);
     server_reply(&call, &(struct server_answer){.message = &message});
@@ -146,6 +184,10 @@ static void on_leave(void *ud, struct server_call *call, const struct server_req
     int rc = wire_leave_decode(r->message, &l, &e);
     if (rc < 0) {
         server_fail(&call, rc, "%s", e.text);
+        return;
+    }
+    if (!is_caller(members_find(&h->members, l.node_id), r)) {
+        server_fail(&call, E_DENIED, "node %u has another key", l.node_id);
         return;
     }
     /* Leaving twice, or after the lease, is the same as leaving. */
@@ -207,6 +249,24 @@ static void on_table(void *ud, struct server_call *call, const struct server_req
     mem_free(holders);
 }
 
+static void on_callers(void *ud, struct server_call *call, const struct server_request *r)
+{
+    struct hub *h = ud;
+    (void)r;
+    char(*keys)[KEY_TEXT_BYTES] = mem_array((size_t)h->members.n_nodes + 1, sizeof *keys);
+    struct wire_callers callers = {.version = h->callers_version, .keys = keys};
+    for (int i = 0; i < h->members.n_nodes; i++) {
+        const struct node *n = h->members.nodes[i];
+        if (n->join.role == NODE_ATTENTION && n->state != NODE_GONE && n->join.public_key[0])
+            memcpy(keys[callers.n_keys++], n->join.public_key, KEY_TEXT_BYTES);
+    }
+    struct buf message = {0};
+    wire_callers_encode(&callers, &message);
+    server_reply(&call, &(struct server_answer){.message = &message});
+    buf_fini(&message);
+    mem_free(keys);
+}
+
 /* ---- time, and opening ------------------------------------------------------------------------- */
 
 static uint64_t oldest_epoch(const struct hub *h)
@@ -233,12 +293,16 @@ int hub_cluster_open(struct hub *h, struct err *e)
     static server_handler *const handlers[CLUSTER_METHODS] = {
         [CLUSTER_JOIN] = on_join,         [CLUSTER_HEARTBEAT] = on_heartbeat,
         [CLUSTER_HOLDINGS] = on_holdings, [CLUSTER_TABLE] = on_table,
-        [CLUSTER_LEAVE] = on_leave,
+        [CLUSTER_LEAVE] = on_leave,       [CLUSTER_CALLERS] = on_callers,
     };
+    /* As epochs do, it counts from above what nodes remember of an earlier coordinator. */
+    h->callers_version = auth_has_keys(h->auth) ? (uint64_t)clock_unix_us() / 1000000 : 0;
     const char *endpoints[2] = {h->config->cluster_listen, HUB_INPROC_CLUSTER};
     for (int i = 0; i < 2; i++) {
-        struct server_options o = {
-            .endpoint = endpoints[i], .name = "cluster", .max_frame_bytes = 1 << 20};
+        struct server_options o = {.endpoint = endpoints[i],
+                                   .name = "cluster",
+                                   .max_frame_bytes = 1 << 20,
+                                   .auth = h->auth};
         int rc = server_open(&o, &h->servers[i], e);
         if (rc < 0)
             return err_prefix(e, "cluster.listen");

@@ -48,6 +48,11 @@ static void on_refused(void *ud, int status, const char *why, struct buf *body)
 {
     struct openai_error e;
     openai_refuse(&e, status == 413 ? "too_large" : "http", "", "%s", why);
+    if (status == 401 || status == 403) {
+        e.reason = status == 401 ? "no_api_key" : "api_key_denied";
+        e.code = status == 401 ? "invalid_api_key" : "insufficient_permissions";
+    }
+    e.status = status;
     count_bad(ud, e.reason);
     openai_write_error(&e, body);
 }
@@ -66,6 +71,7 @@ static struct hub_request *find(const struct hub *h, uint64_t seq)
 
 static void forget(struct hub *h, struct hub_request *r, enum hub_outcome outcome)
 {
+    access_end(&r->key, (int64_t)(r->request.prompt.len + r->request.output.len), clock_now_ns());
     h->counters.outcomes[outcome]++;
     h->counters.output_tokens += (int64_t)r->request.output.len;
     if (outcome == HUB_OK)
@@ -210,6 +216,49 @@ void hub_http_tick(struct hub *h, int64_t now_ns)
     }
 }
 
+/* ---- keys and their limits ------------------------------------------------------------------------------ */
+
+static struct access_key *key_of(struct hub *h, const struct http_exchange *x)
+{
+    return access_find(h->access, http_request_header(x, "Authorization"),
+                       http_request_header(x, "x-api-key"));
+}
+
+static int admit(void *ud, struct http_exchange *x, const char *path, const char **why)
+{
+    struct hub *h = ud;
+    int status = access_status(h->access, key_of(h, x), access_level_of(path));
+    if (status == 401)
+        http_add_header(x, "WWW-Authenticate", "Bearer");
+    if (status)
+        *why = access_why(status);
+    return status;
+}
+
+/* The request counts against its key, or is answered 429. */
+static bool begin_for_key(struct hub *h, struct http_exchange *x, struct access_key **key)
+{
+    struct openai_error e;
+    struct err why = {0};
+    int64_t retry_s;
+    *key = key_of(h, x);
+    if (access_begin(*key, clock_now_ns(), &retry_s, &why) == 0)
+        return true;
+    openai_refuse(&e, "limit", "", "%s; try again in %lld s", why.text, (long long)retry_s);
+    e.status = 429;
+    e.type = "rate_limit_error";
+    e.code = "rate_limit_exceeded";
+    count_bad(h, e.reason);
+    h->counters.outcomes[HUB_REFUSED]++;
+    char seconds[24];
+    snprintf(seconds, sizeof seconds, "%lld", (long long)retry_s);
+    http_add_header(x, "Retry-After", seconds);
+    struct buf body = {0};
+    openai_write_error(&e, &body);
+    reply_buf(x, e.status, &body);
+    return false;
+}
+
 /* ---- submission ----------------------------------------------------------------------------------------- */
 
 /* The client's wish within what the context and the KV cache can hold. */
@@ -259,8 +308,12 @@ static void generate(struct hub *h, struct http_exchange *x, const struct http_m
                      enum request_kind kind)
 {
     struct openai_error e;
+    struct access_key *key;
+    if (!begin_for_key(h, x, &key))
+        return;
     struct hub_request *r = mem_alloc(sizeof *r);
     list_init(&r->link);
+    r->key = key;
     r->exchange = x;
     r->received_ns = r->written_ns = clock_now_ns();
     request_init(&r->request, kind, h->id_base + ++h->n_ids, clock_unix_us() / 1000000);
@@ -277,6 +330,7 @@ static void generate(struct hub *h, struct http_exchange *x, const struct http_m
         count_bad(h, e.reason);
         h->counters.outcomes[HUB_REFUSED]++;
         reply_error(x, &e);
+        access_end(&r->key, 0, clock_now_ns());
         request_fini(&r->request);
         mem_free(r);
         return;
@@ -413,10 +467,13 @@ int hub_http_open(struct hub *h, struct err *e)
                              .max_connections = (int)c->http_max_connections,
                              .idle_timeout_ns = c->http_idle_timeout_ns,
                              .on_request = on_request,
+                             .admit = admit,
                              .on_gone = on_gone,
                              .on_refused = on_refused,
                              .ud = h};
-    int rc = http_open(h->loop, &o, &h->http, e);
+    int rc = access_open(c->api_keys_file, clock_now_ns(), &h->access, e);
+    if (rc == 0)
+        rc = http_open(h->loop, &o, &h->http, e);
     if (rc < 0)
         return rc;
     log_info("http.ready", "url=%s", http_url(h->http));

@@ -3,6 +3,7 @@
 
 #include "base/list.h"
 #include "base/stats.h"
+#include "coordinator/access.h"
 #include "coordinator/config.h"
 #include "coordinator/http.h"
 #include "coordinator/hub.h"
@@ -11,6 +12,7 @@
 #include "coordinator/placement.h"
 #include "coordinator/request.h"
 #include "coordinator/sched.h"
+#include "rpc/auth.h"
 #include "rpc/channel.h"
 #include "rpc/server.h"
 
@@ -26,7 +28,8 @@ struct hub_request {
     struct list link;
     struct request request;
     struct http_exchange *exchange;
-    bool begun; /* the stream's headers are out */
+    struct access_key *key; /* whose request it is; NULL: nobody's */
+    bool begun;             /* the stream's headers are out */
     int64_t received_ns, written_ns;
 };
 
@@ -63,9 +66,12 @@ struct hub_counters {
 
 struct hub {
     const struct coordinator_config *config;
+    struct auth *auth;        /* NULL: no keys */
+    uint64_t callers_version; /* of the attention sides' keys; 0: no keys */
     struct loop *loop;
     struct loop_timer tick;
     struct http *http;
+    struct access *access;
     struct server *servers[2]; /* cluster.listen, and inproc for the embedded side */
 
     struct model_config model_config;

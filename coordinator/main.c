@@ -14,12 +14,14 @@
 #include "coordinator/config.h"
 #include "coordinator/embed.h"
 #include "coordinator/hub.h"
+#include "rpc/auth.h"
 
 struct program {
     struct coordinator_config config;
     struct loop *loop;
     struct hub *hub;
     struct embed *embed;
+    struct auth *auth;
     int signal_fd, exit_status;
 };
 
@@ -40,6 +42,14 @@ static void on_side_failed(void *ud, const struct err *e)
     loop_stop(p->loop);
 }
 
+static int start_auth(struct program *p, struct err *e)
+{
+    struct auth_options o = {.key_file = p->config.key_file,
+                             .allow_file = p->config.allow_file,
+                             .is_insecure = p->config.is_insecure};
+    return auth_start(&o, &p->auth, e);
+}
+
 static int start(struct program *p, struct err *e)
 {
     int rc = cpus_take(p->config.compute_cpus, e);
@@ -47,13 +57,17 @@ static int start(struct program *p, struct err *e)
         return err_prefix(e, "compute.cpus");
     rc = loop_open(&p->loop, e);
     if (rc == 0)
-        rc = hub_open(p->loop, &p->config, &p->hub, e);
+        rc = start_auth(p, e);
+    if (rc == 0)
+        rc = hub_open(p->loop, &p->config, p->auth, &p->hub, e);
     if (rc < 0)
         return rc;
     p->signal_fd = signals_open();
     loop_add_fd(p->loop, p->signal_fd, on_signal, p);
+    struct embed_options embed = {
+        .config = &p->config, .auth = p->auth, .on_failed = on_side_failed, .ud = p};
     if (p->config.attention_embedded)
-        rc = embed_start(p->loop, &p->config, on_side_failed, p, &p->embed, e);
+        rc = embed_start(p->loop, &embed, &p->embed, e);
     return rc;
 }
 
@@ -66,6 +80,7 @@ static void stop(struct program *p)
     }
     embed_stop(&p->embed);
     hub_close(&p->hub);
+    auth_stop(&p->auth);
     loop_close(&p->loop);
 }
 

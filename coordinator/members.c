@@ -117,7 +117,8 @@ int members_join(struct members *m, const struct wire_join *j, int64_t now_ns,
             return 0;
         }
         bool same_address = strcmp(n->join.endpoint, j->endpoint) == 0 &&
-                            strcmp(n->join.host, j->host) == 0 && n->join.role == j->role;
+                            strcmp(n->join.host, j->host) == 0 && n->join.role == j->role &&
+                            strcmp(n->join.public_key, j->public_key) == 0;
         if (!same_address)
             return err_set(e, E_EXISTS, "name \"%s\" is in use by a live node (pid %u on %s)",
                            j->name, n->join.pid, n->join.host);

@@ -17,12 +17,23 @@ static const struct conf_option options[] = {
      "name of this node, unique in the cluster"},
     {"node.listen", CONF_STRING, AT(listen), "tcp://127.0.0.1:0", 0, 0, NULL,
      "endpoint of the Expert service; port 0 takes a free one"},
+    {"node.advertise", CONF_STRING, AT(advertise), "", 0, 0, NULL,
+     "host, or host:port, under which others reach node.listen; empty: as it is bound"},
     {"log.level", CONF_CHOICE, AT(log_level), "info", 0, 0, "error|warn|info|debug",
      "least important lines that are logged"},
     {"model.path", CONF_STRING, AT(model_path), "", 0, 0, NULL,
      "directory of the model: config.json and safetensors"},
     {"coordinator.endpoint", CONF_STRING, AT(coordinator_endpoint), "tcp://127.0.0.1:7070", 0, 0,
      NULL, "Cluster service of the coordinator"},
+    {"security.key_file", CONF_STRING, AT(key_file), "", 0, 0, NULL,
+     "key pair of this program (polymath keys new); empty: none, and tcp stays on loopback"},
+    {"security.server_key", CONF_STRING, AT(server_key), "", 0, 0, NULL,
+     "public key of the coordinator, or its .pub file"},
+    {"security.allow_file", CONF_STRING, AT(allow_file), "", 0, 0, NULL,
+     "public keys that may call beside the coordinator and the callers that it names, a line KEY "
+     "NAME for each; read again when it changes"},
+    {"security.insecure", CONF_BOOL, AT(is_insecure), "false", 0, 0, NULL,
+     "without keys, listen beyond loopback all the same: whoever reaches the port is believed"},
     {"weights.format", CONF_STRING, AT(format), "native", 0, 0, NULL,
      "formats of weights and KV cache: " FORMAT_CHOICES ", or part=FORMAT,... (experts, attention, "
      "head; kv=" KV_FORMAT_CHOICES "); the same in the whole cluster"},
@@ -72,6 +83,9 @@ int expert_node_check(const void *config, struct err *e)
                        c->kernels);
     if (format_set_parse(c->format, &formats, e) < 0)
         return err_prefix(e, "weights.format");
+    if (c->key_file[0] && !c->server_key[0])
+        return err_set(e, E_INVALID, "security.server_key is missing: whom to expect at %s",
+                       c->coordinator_endpoint);
     if (cpus_check(c->cpus, e) < 0)
         return err_prefix(e, "compute.cpus");
     return fault_check(&c->fault, e);

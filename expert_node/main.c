@@ -11,6 +11,7 @@
 #include "engine/kernels.h"
 #include "expert_node/config.h"
 #include "expert_node/node.h"
+#include "rpc/auth.h"
 
 enum { EXIT_FAILED = 1, EXIT_MISUSED = 2 };
 
@@ -27,10 +28,20 @@ static void on_signal(void *ud, int64_t now_ns)
     loop_stop(c->loop);
 }
 
+static int start_auth(const struct expert_node_config *c, struct auth **out, struct err *e)
+{
+    struct auth_options o = {.key_file = c->key_file,
+                             .server_key = c->server_key,
+                             .allow_file = c->allow_file,
+                             .is_insecure = c->is_insecure};
+    return auth_start(&o, out, e);
+}
+
 static int run(const struct expert_node_config *config)
 {
     struct control control = {.signal_fd = signals_open()};
     struct node *node = NULL;
+    struct auth *auth = NULL;
     struct err e = {0};
     log_init(config->name, (enum log_level)config->log_level);
     int rc = cpus_take(config->cpus, &e);
@@ -39,7 +50,9 @@ static int run(const struct expert_node_config *config)
     else
         rc = loop_open(&control.loop, &e);
     if (rc == 0)
-        rc = node_open(config, control.loop, &node, &e);
+        rc = start_auth(config, &auth, &e);
+    if (rc == 0)
+        rc = node_open(config, auth, control.loop, &node, &e);
     if (rc == 0) {
         loop_add_fd(control.loop, control.signal_fd, on_signal, &control);
         loop_run(control.loop);
@@ -47,6 +60,7 @@ static int run(const struct expert_node_config *config)
         rc = e.code;
     }
     node_close(&node);
+    auth_stop(&auth);
     loop_close(&control.loop);
     if (rc == 0)
         return 0;

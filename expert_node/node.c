@@ -17,6 +17,7 @@
 #include "engine/model_open.h"
 #include "expert_node/store.h"
 #include "expert_node/worker.h"
+#include "rpc/endpoint.h"
 #include "rpc/member.h"
 
 enum { QUEUED_VIEWS = 4 };
@@ -25,6 +26,7 @@ enum { QUEUED_VIEWS = 4 };
 
 struct node {
     const struct expert_node_config *config;
+    struct auth *auth;
     struct loop *loop;
     struct checkpoint *checkpoint;
     uint64_t fingerprint;
@@ -127,6 +129,7 @@ static int join(struct node *n, struct err *e)
 {
     struct member_options o = {
         .coordinator_endpoint = n->config->coordinator_endpoint,
+        .auth = n->auth,
         .join =
             {
                 .role = NODE_EXPERT,
@@ -145,12 +148,15 @@ static int join(struct node *n, struct err *e)
         .ud = n,
     };
     snprintf(o.join.name, sizeof(o.join.name), "%s", n->config->name);
-    snprintf(o.join.endpoint, sizeof(o.join.endpoint), "%s", worker_endpoint(n->worker));
+    int rc =
+        endpoint_advertise(worker_endpoint(n->worker), n->config->advertise, o.join.endpoint, e);
+    if (rc < 0)
+        return err_prefix(e, "node.advertise");
     snprintf(o.join.kernels, sizeof(o.join.kernels), "%s", n->kernels->name);
     snprintf(o.join.build, sizeof(o.join.build), "%s", version_string());
     if (gethostname(o.join.host, sizeof(o.join.host) - 1) != 0)
         snprintf(o.join.host, sizeof(o.join.host), "unknown");
-    int rc = member_open(n->loop, &o, &n->member, e);
+    rc = member_open(n->loop, &o, &n->member, e);
     if (rc < 0)
         return err_prefix(e, "coordinator.endpoint");
     return 0;
@@ -218,6 +224,7 @@ static int open_rooms(struct node *n, struct err *e)
     struct worker_options w = {
         .name = n->config->name,
         .endpoint = n->config->listen,
+        .auth = n->auth,
         .config = checkpoint_config(n->checkpoint),
         .fingerprint = n->fingerprint,
         .formats = n->held,
@@ -236,10 +243,12 @@ static int open_rooms(struct node *n, struct err *e)
     return rc;
 }
 
-int node_open(const struct expert_node_config *c, struct loop *l, struct node **out, struct err *e)
+int node_open(const struct expert_node_config *c, struct auth *auth, struct loop *l,
+              struct node **out, struct err *e)
 {
     struct node *n = mem_alloc(sizeof(*n));
     n->config = c;
+    n->auth = auth;
     n->loop = l;
     int rc = open_model(n, e);
     if (rc == 0)

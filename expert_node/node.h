@@ -15,7 +15,9 @@
 
 struct node;
 /* Opens everything and starts joining.  The caller runs the loop. */
-int node_open(const struct expert_node_config *c, struct loop *l, struct node **out, struct err *e);
+struct auth; /* rpc/auth.h: the keys of this program; borrowed until node_close() */
+int node_open(const struct expert_node_config *c, struct auth *auth, struct loop *l,
+              struct node **out, struct err *e);
 /* Says Leave and ends all threads. */
 void node_close(struct node **n);
 /* Why the loop was stopped: code 0 if it was not by the node itself (refused by the

@@ -24,6 +24,7 @@ enum {
     MAX_PARCELS = 64, /* that are merged at a time */
     POOLED_BLOBS = 8,
     MAX_UNANSWERED = 64, /* calls that a fault keeps without an answer */
+    LEAST_FRAME_BYTES = 64 << 10,
 };
 #define IDLE_NS CLOCK_S
 
@@ -300,13 +301,27 @@ static void on_describe(void *ud, struct server_call *call, const struct server_
 
 /* ---- the thread ---------------------------------------------------------------------- */
 
+/* Of what a peer may send at once: the rows or the routes of a full parcel, whatever is more. */
+static size_t max_frame_bytes(const struct worker *w)
+{
+    size_t rows = (size_t)w->limits.max_rows;
+    size_t row_bytes = (size_t)w->limits.hidden * sizeof(float);
+    size_t routes =
+        wire_forward_routes_bytes(w->limits.max_rows, w->limits.max_rows * w->limits.max_top_k);
+    size_t bytes = rows * row_bytes > routes ? rows * row_bytes : routes;
+    return bytes > LEAST_FRAME_BYTES ? bytes : LEAST_FRAME_BYTES;
+}
+
 static int open_server(struct worker *w, struct err *e)
 {
     static server_handler *const handlers[EXPERT_METHODS] = {
         [EXPERT_FORWARD] = on_forward,
         [EXPERT_DESCRIBE] = on_describe,
     };
-    struct server_options o = {.endpoint = w->endpoint, .name = w->name};
+    struct server_options o = {.endpoint = w->endpoint,
+                               .name = w->name,
+                               .max_frame_bytes = max_frame_bytes(w),
+                               .auth = w->options.auth};
     int rc = server_open(&o, &w->server, e);
     if (rc < 0)
         return err_prefix(e, "node.listen");

@@ -19,6 +19,7 @@
 struct worker_options {
     const char *name;                  /* copied */
     const char *endpoint;              /* copied; port 0 binds a free one */
+    struct auth *auth;                 /* rpc/auth.h; borrowed until worker_stop(); NULL: no keys */
     const struct model_config *config; /* borrowed until worker_stop() */
     uint64_t fingerprint;
     struct format_set formats;

@@ -304,8 +304,9 @@ static int take_events(struct channel *c)
         if (event == LINK_REFUSED) {
             log_warn("channel.refused", "peer=%s endpoint=%s why=%s", log_quote(c->peer_name).text,
                      link_endpoint(c->link),
-                     "\"the handshake failed: its key is not the one that is expected, or this "
-                     "program's key is not on its allow-list\"");
+                     "\"the handshake failed: one side has no keys, the server's key is not the "
+                     "one that is "
+                     "expected, or this program's key is not on its list\"");
             continue;
         }
         if (event == LINK_DISCONNECTED)
@@ -371,7 +372,7 @@ void channel_process(struct channel *c, int64_t now_ns)
 
 int64_t channel_deadline_ns(const struct channel *c)
 {
-    int64_t next_ns = CLOCK_NEVER;
+    int64_t next_ns = link_deadline_ns(c->link);
     for (int i = 0; i < c->max_calls && c->n_free < c->max_calls; i++)
         if (c->calls[i].id != 0 && c->calls[i].deadline_ns < next_ns)
             next_ns = c->calls[i].deadline_ns;

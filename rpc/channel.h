@@ -68,7 +68,7 @@ void channel_cancel(struct channel *c, uint64_t call_id);
 
 /* Takes what came, expires deadlines, notices disconnects; runs callbacks. */
 void channel_process(struct channel *c, int64_t now_ns);
-/* The earliest deadline of an open call, or CLOCK_NEVER. */
+/* The earliest deadline of an open call or of something to do, or CLOCK_NEVER. */
 int64_t channel_deadline_ns(const struct channel *c);
 bool channel_is_connected(const struct channel *c);
 const char *channel_peer_name(const struct channel *c);

@@ -130,3 +130,26 @@ int endpoint_parse(const char *text, enum link_role role, struct endpoint *out, 
     }
     return malformed(text, "must begin with tcp://, ipc:// or inproc://", e);
 }
+
+int endpoint_advertise(const char *bound, const char *advertise, char out[LINK_ENDPOINT_BYTES],
+                       struct err *e)
+{
+    struct endpoint b, a;
+    int rc = endpoint_parse(bound, LINK_SERVER, &b, e);
+    if (rc < 0)
+        return rc;
+    if (!advertise[0] && b.is_wildcard)
+        return malformed(bound,
+                         "is every address of this host: say under which one others reach it", e);
+    snprintf(out, LINK_ENDPOINT_BYTES, "%s", bound);
+    if (!advertise[0])
+        return 0;
+    if (b.kind != ENDPOINT_TCP)
+        return malformed(bound, "is not tcp, so there is nothing else to say", e);
+    const char *port = strrchr(bound, ':'), *colon = strrchr(advertise, ':');
+    bool has_port = colon && advertise[strlen(advertise) - 1] != ']';
+    int n = snprintf(out, LINK_ENDPOINT_BYTES, "tcp://%s%s", advertise, has_port ? "" : port);
+    if (n >= LINK_ENDPOINT_BYTES)
+        return malformed(advertise, "too long", e);
+    return endpoint_parse(out, LINK_CLIENT, &a, e);
+}

@@ -20,3 +20,7 @@ struct endpoint {
 
 /* E_INVALID with the reason: malformed, or port 0 of an endpoint to dial. */
 int endpoint_parse(const char *text, enum link_role role, struct endpoint *out, struct err *e);
+/* How others dial what is bound as `bound`: with the host, or host:port, of `advertise` if that
+ * is not empty.  E_INVALID: it is bound to every address and nobody said which one is meant. */
+int endpoint_advertise(const char *bound, const char *advertise, char out[LINK_ENDPOINT_BYTES],
+                       struct err *e);

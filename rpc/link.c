@@ -87,6 +87,7 @@ enum {
 #define LINK_FAILED_HANDSHAKE \
     (ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | \
      ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+#define LINK_REDIAL_NS (1 * CLOCK_S)
 /* What CURVE puts around a frame, and some room. */
 #define LINK_CURVE_BYTES 64
 
@@ -104,6 +105,7 @@ struct link {
     void *monitor; /* PAIR; NULL for inproc and for servers without keys */
     struct auth *auth;
     bool has_curve;
+    int64_t redial_ns; /* of a client that libzmq will not dial again; CLOCK_NEVER: it will */
     bool is_connected, has_news;
     bool is_inside; /* a message of which some parts are sent */
     char endpoint[LINK_ENDPOINT_BYTES];
@@ -234,10 +236,9 @@ static int open_monitor(struct link *l, struct err *e)
     static _Atomic unsigned long long counter;
     char name[64];
     snprintf(name, sizeof(name), "inproc://link-monitor-%llu", atomic_fetch_add(&counter, 1));
-    int events =
-        l->role == LINK_CLIENT ? ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED : 0;
-    if (l->has_curve)
-        events |= LINK_FAILED_HANDSHAKE;
+    int events = LINK_FAILED_HANDSHAKE;
+    if (l->role == LINK_CLIENT)
+        events |= ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED;
     if (zmq_socket_monitor(l->socket, name, events))
         return set_failed(e, "monitor", name);
     l->monitor = zmq_socket(link_context(), ZMQ_PAIR);
@@ -329,6 +330,7 @@ int link_open(const struct link_options *o, struct link **out, struct err *e)
     struct link *l = mem_alloc(sizeof(*l));
     owner_take(&l->owner);
     l->role = o->role;
+    l->redial_ns = CLOCK_NEVER;
     list_init(&l->taken);
     list_init(&l->spare);
     l->socket = zmq_socket(link_context(), o->role == LINK_SERVER ? ZMQ_ROUTER : ZMQ_DEALER);
@@ -658,9 +660,23 @@ int link_receive(struct link *l, struct message *out)
     return E_AGAIN;
 }
 
+static void redial(struct link *l)
+{
+    l->redial_ns = CLOCK_NEVER;
+    (void)zmq_disconnect(l->socket, l->endpoint);
+    (void)zmq_connect(l->socket, l->endpoint); /* it could be dialled before */
+}
+
+int64_t link_deadline_ns(const struct link *l)
+{
+    return l->redial_ns;
+}
+
 enum link_event link_next_event(struct link *l)
 {
     must_own(l);
+    if (l->redial_ns != CLOCK_NEVER && clock_now_ns() >= l->redial_ns)
+        redial(l);
     if (l->has_news) {
         l->has_news = false;
         return LINK_CONNECTED;
@@ -672,6 +688,10 @@ enum link_event link_next_event(struct link *l)
             return LINK_NOTHING;
         if (event & LINK_FAILED_HANDSHAKE) {
             l->counters.failed_handshakes++;
+            /* The other side has keys and this one none, or the other way round: libzmq takes
+             * that for final, but programs start again with other settings. */
+            if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
+                l->redial_ns = clock_now_ns() + LINK_REDIAL_NS;
             return LINK_REFUSED;
         }
         bool is_up = event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED;

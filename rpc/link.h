@@ -80,9 +80,11 @@ int link_send(struct link *l, const struct link_send *s);
 int link_receive(struct link *l, struct message *out);
 
 /* What happened to the connection since the last call; drained first in every turn.
- * LINK_REFUSED: with keys, the handshake failed; it is tried again. */
+ * LINK_REFUSED: the handshake failed; it is tried again. */
 enum link_event { LINK_NOTHING, LINK_CONNECTED, LINK_DISCONNECTED, LINK_REFUSED };
 enum link_event link_next_event(struct link *l);
+/* When link_next_event() has something to do by itself; CLOCK_NEVER: not. */
+int64_t link_deadline_ns(const struct link *l);
 bool link_is_connected(const struct link *l);
 /* Encrypted, and both ends have proved their keys. */
 bool link_has_keys(const struct link *l);

@@ -8,6 +8,7 @@
 #include "tools/chat.h"
 #include "tools/eval.h"
 #include "tools/generate.h"
+#include "tools/keys.h"
 #include "tools/load.h"
 #include "tools/logits.h"
 #include "tools/pack.h"
@@ -34,6 +35,7 @@ static const struct verb verbs[] = {
     {"pack", "write a checkpoint in the form that the kernels read", pack_main},
     {"load", "measure how fast a model's experts are ready, beside reading its files", load_main},
     {"quality", "what a weight format costs in answers, against another", quality_main},
+    {"keys", "make and list the keys of programs and clients", keys_main},
     {"synth", "write a random checkpoint in the released format", synth_main},
 };
 enum { N_VERBS = sizeof verbs / sizeof verbs[0] };
