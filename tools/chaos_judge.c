@@ -178,7 +178,10 @@ static void judge_pauses(const struct chaos_record *r, struct chaos_verdict *v)
     struct pauses p = pauses_of(r);
     int64_t first_ns = r->n_faults > 0 ? r->fault_ns[0] : CLOCK_NEVER;
     for (int i = 0; i < p.n; i++) {
-        int64_t *longest = p.all[i].to_ns <= first_ns ? &v->still_pause_ns : &v->pause_ns;
+        bool is_still = p.all[i].to_ns <= first_ns;
+        int64_t *longest = is_still ? &v->still_pause_ns : &v->pause_ns;
+        if (!is_still && length(p.all[i]) > *longest)
+            v->pause_from_ns = p.all[i].from_ns;
         *longest = longer(*longest, length(p.all[i]));
     }
     v->pause_p99_ns = fault_p99(r, &p);

@@ -44,6 +44,7 @@ struct chaos_verdict {
     int n_requests, n_lost, n_changed, n_resumed, n_faults;
     int64_t still_pause_ns; /* longest undisturbed */
     int64_t pause_ns;       /* longest since the first fault */
+    int64_t pause_from_ns;  /* when it began */
     /* Each fault has a longest pause, up to the next fault; of those the 99th percentile. */
     int64_t pause_p99_ns;
     int64_t first_token_ns; /* longest wait for a first token */

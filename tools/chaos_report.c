@@ -2,6 +2,7 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "base/clock.h"
 #include "base/must.h"
@@ -31,6 +32,16 @@ static void count_or_dash(long long n, char text[24])
         snprintf(text, 24, "%lld", n);
 }
 
+/* As in logs, so that what happened then is found there. */
+static const char *time_text(int64_t unix_us, char text[32])
+{
+    time_t s = (time_t)(unix_us / 1000000);
+    struct tm tm;
+    size_t n = strftime(text, 32, "%Y-%m-%dT%H:%M:%S", gmtime_r(&s, &tm));
+    snprintf(text + n, 32 - n, ".%03dZ", (int)(unix_us / 1000 % 1000));
+    return text;
+}
+
 void chaos_print_result(const struct chaos_scenario *s, const struct chaos_result *r,
                         struct buf *out)
 {
@@ -51,6 +62,9 @@ void chaos_print_result(const struct chaos_scenario *s, const struct chaos_resul
     if (r->why.len > 0)
         buf_printf(out, ": %s", r->why.data);
     buf_puts(out, "\n");
+    if (r->outcome == CHAOS_MISSED && r->pause_from_us > 0)
+        buf_printf(out, "               the longest pause began at %s\n",
+                   time_text(r->pause_from_us, (char[32]){0}));
     for (int i = 0; i < v->n_errors; i++)
         buf_printf(out, "               %d x %s\n", v->errors[i].n, v->errors[i].text);
 }
@@ -91,6 +105,8 @@ void chaos_print_json(const struct chaos_scenario *s, const struct chaos_result 
     set(o, "outcome", json_string(outcome_names[r->outcome]));
     if (r->why.len > 0)
         set(o, "why", json_string(r->why.data));
+    if (r->pause_from_us > 0)
+        set(o, "pause_from", json_string(time_text(r->pause_from_us, (char[32]){0})));
     if (was_run && r->whole_ns != 0)
         set(o, "whole_s", r->whole_ns < 0 ? json_null() : json_real((double)r->whole_ns / CLOCK_S));
     if (r->retries >= 0)

@@ -482,6 +482,9 @@ static void judge(struct run *r, const struct chaos_stream *streams, int n)
                                      .n_faults = r->n_faults};
     struct buf metrics = {0}, misses = {0};
     chaos_judge(&record_of, &out->verdict);
+    if (out->verdict.pause_ns > 0)
+        out->pause_from_us =
+            clock_unix_us() - (clock_now_ns() - out->verdict.pause_from_ns) / CLOCK_US;
     chaos_misses(&out->verdict, &r->scenario->target, out->whole_ns, &misses);
     if (misses.len > 0)
         add_why(r, misses.data);

@@ -40,6 +40,7 @@ struct chaos_result {
     enum chaos_outcome outcome;
     struct buf why; /* unless KEPT */
     struct chaos_verdict verdict;
+    int64_t pause_from_us;     /* since 1970, as in logs: when the longest pause began */
     int64_t whole_ns;          /* longest time to full redundancy; 0: not measured, -1: never */
     long long retries, hedges; /* -1: not counted in this build */
 };

@@ -16,10 +16,21 @@
 /* Runs `polymath chaos` on the tests' model; the exit code. */
 static int chaos(const char *const *more, struct buf *output)
 {
-    const char *argv[32] = {"chaos",     "--model", cluster_model(), "--seed", "3",
-                            "--seconds", "1",       "--clients",     "4",      "--tokens",
-                            "24"};
-    int n = 11;
+    /* a long lease: the tests' machine does other things too */
+    const char *argv[32] = {"chaos",
+                            "--model",
+                            cluster_model(),
+                            "--seed",
+                            "3",
+                            "--seconds",
+                            "1",
+                            "--clients",
+                            "4",
+                            "--tokens",
+                            "24",
+                            "--set",
+                            "coordinator.cluster.lease_ms=10000"};
+    int n = 13;
     for (int i = 0; more[i]; i++)
         argv[n++] = more[i];
     buf_reset(output);

@@ -81,6 +81,7 @@ TEST(chaos_pauses_before_and_after_the_fault_are_apart)
     struct chaos_verdict v = judge(streams, 2, (const int64_t[]){50 * CLOCK_MS}, 1);
     CHECK_INT(v.still_pause_ns, 20 * CLOCK_MS);
     CHECK_INT(v.pause_ns, 255 * CLOCK_MS);
+    CHECK_INT(v.pause_from_ns, 45 * CLOCK_MS);
     CHECK_INT(v.pause_p99_ns, 255 * CLOCK_MS);
     CHECK_INT(v.first_token_ns, 20 * CLOCK_MS);
     CHECK_INT(v.n_outages, 1);
