@@ -35,28 +35,6 @@ static json_t *coverage(const struct placement *p)
     return o;
 }
 
-/* Copies, moves, and what is still to be read. */
-static json_t *placement_object(const struct hub *h)
-{
-    const struct placement *p = &h->placement;
-    json_t *o = json_object();
-    int64_t expert_bytes = 0;
-    for (int i = 0; i < h->members.n_nodes; i++)
-        if (h->members.nodes[i]->join.role == NODE_EXPERT)
-            expert_bytes = (int64_t)h->members.nodes[i]->join.expert_bytes;
-    bool any = p->n_total > 0 && p->lowest <= PLACEMENT_PLACES;
-    set(o, "replicas", p->config.replicas ? json_integer(p->config.replicas) : json_string("auto"));
-    set(o, "copies", json_integer(p->n_copies));
-    set(o, "lowest", json_integer(any ? p->lowest : 0));
-    set(o, "wanted_lowest", json_integer(any ? p->wanted_lowest : 0));
-    set(o, "to_load", json_integer(p->n_to_load));
-    set(o, "to_load_bytes", json_integer(p->n_to_load * expert_bytes));
-    set(o, "retiring", json_integer(p->n_retiring));
-    set(o, "settled", json_boolean(placement_is_settled(p)));
-    set(o, "observed", json_real(p->observed));
-    return o;
-}
-
 void admin_ready(const struct hub *h, struct buf *out)
 {
     json_t *o = json_object();
