@@ -6,6 +6,7 @@
 # make test-cluster every chaos scenario on hosts of their own inside this machine (root), then here
 # make fuzz         libFuzzer, FUZZ_SECONDS (20) for each target in tests/fuzz
 # make valgrind     the tiny model through the single process and the nodes, under memcheck
+# make old-cpu      the same bits on an emulated CPU without AVX2
 # make deps         only install what is missing (Debian 12)
 # make format       clang-format over every source file
 # make clean        remove build/
@@ -44,7 +45,7 @@ ROOMS   := coordinator attn_node expert_node
 SUITES  := unit kernel sim cluster reference
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
-.PHONY: all run test run-tests test-cluster check lint fuzz valgrind deps format clean help bin FORCE
+.PHONY: all run test run-tests test-cluster check lint fuzz valgrind old-cpu deps format clean help bin FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 all: $(ROOMS:%=$(B)/bin/%) $(B)/bin/polymath
@@ -126,6 +127,9 @@ fuzz: deps
 	@tests/fuzz/run.sh $(or $(FUZZ_SECONDS),20) $(FUZZERS)
 valgrind: deps
 	@$(MAKE) --no-print-directory V=valgrind all && tests/valgrind.sh build/valgrind/bin
+old-cpu: deps
+	@$(MAKE) --no-print-directory -j$$(nproc) V=$(V) all
+	@tests/old_cpu.sh $(B)/bin
 format:
 	@find base model engine rpc $(ROOMS) tools tests -name '*.[ch]' | xargs clang-format -i
 clean:

@@ -248,18 +248,6 @@ static void fill_avx512(struct kernels *k)
     kernels_avx512_search(k);
 }
 
-static void fill_tables(void)
-{
-    void (*const fills[N_LEVELS])(struct kernels * k) = {fill_portable, fill_avx2, fill_avx512,
-                                                         kernels_amx_fill};
-    for (int level = 0; level < N_LEVELS; level++) {
-        if (level > 0)
-            tables[level] = tables[level - 1];
-        fills[level](&tables[level]);
-        tables[level].name = level_names[level];
-    }
-}
-
 /* clang's __builtin_cpu_supports() does not know F16C. */
 static bool cpu_has_f16c(void)
 {
@@ -298,6 +286,19 @@ static bool level_runs(int level)
         if (!level_adds_runs(below))
             return false;
     return true;
+}
+
+/* Even filling a table runs code of its level: what this CPU cannot run stays empty. */
+static void fill_tables(void)
+{
+    void (*const fills[N_LEVELS])(struct kernels * k) = {fill_portable, fill_avx2, fill_avx512,
+                                                         kernels_amx_fill};
+    for (int level = 0; level < N_LEVELS && level_runs(level); level++) {
+        if (level > 0)
+            tables[level] = tables[level - 1];
+        fills[level](&tables[level]);
+        tables[level].name = level_names[level];
+    }
 }
 
 const struct kernels *kernels_named(const char *name)
