@@ -126,7 +126,7 @@ static void on_probe(void *ud, const struct reply *r)
     p->is_probed = false;
     if (r->code == 0) {
         p->is_suspect = false;
-        log_info("peer.well", "peer=%s", log_quote(p->name).text);
+        log_warn("peer.well", "peer=%s", log_quote(p->name).text);
         return;
     }
     p->next_probe_ns = clock_now_ns() + p->probe_pause_ns;
