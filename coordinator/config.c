@@ -104,6 +104,20 @@ static const struct conf_option options[] = {
      "a request that takes longer than this fails"},
     {"request.patience_ms", CONF_MS, FIELD(request_patience_ns), "30000", 0, 86400000, NULL,
      "how long a request waits for an attention side or for experts that are missing"},
+    {"state.dir", CONF_STRING, FIELD(state_dir), "", 0, 0, NULL,
+     "directory of the token log, with which requests survive this process; empty: none"},
+    {"state.sync", CONF_BOOL, FIELD(state_syncs), "true", 0, 0, NULL,
+     "sync the token log to the disk, so that requests survive the machine, too"},
+    {"state.delay_ms", CONF_MS, FIELD(state_delay_ns), "5", 0, 10000, NULL,
+     "how long a record waits for others to be written with it"},
+    {"state.max_bytes", CONF_BYTES, FIELD(state_max_bytes), "256MiB", 65536, 1e12, NULL,
+     "largest file of the token log; twice as much for moments"},
+    {"streams.linger_ms", CONF_MS, FIELD(streams_linger_ns), "60000", 0, 86400000, NULL,
+     "with a token log or an Idempotency-Key: how long generation goes on while no client reads"},
+    {"streams.keep_ms", CONF_MS, FIELD(streams_keep_ns), "600000", 0, 864000000, NULL,
+     "how long answers that are over can still be asked for"},
+    {"streams.keep_bytes", CONF_BYTES, FIELD(streams_keep_bytes), "32MiB", 0, 1e12, NULL,
+     "memory for them; the oldest go first"},
 };
 
 const struct conf_table coordinator_options = {
@@ -158,6 +172,10 @@ int coordinator_config_check(const void *config, struct err *e)
     struct format_set formats;
     if (format_set_parse(c->weights_format, &formats, e) < 0)
         return err_prefix(e, "weights.format");
+    if (c->streams_keep_bytes > c->state_max_bytes / 4)
+        return err_set(e, E_INVALID,
+                       "streams.keep_bytes (%lld) must be at most a quarter of state.max_bytes (%lld)",
+                       (long long)c->streams_keep_bytes, (long long)c->state_max_bytes);
     if (cpus_check(c->compute_cpus, e) < 0)
         return err_prefix(e, "compute.cpus");
     return 0;

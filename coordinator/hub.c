@@ -100,8 +100,9 @@ static void on_tick(void *ud, int64_t now_ns)
     hub_attention_tick(h, now_ns);
     hub_refresh(h);
     hub_run(h);
-    hub_http_tick(h, now_ns);
+    hub_request_tick(h, now_ns);
     access_tick(h->access, now_ns);
+    hub_log_tick(h);
     if (h->draining && (h->n_requests == 0 || now_ns >= h->drain_deadline_ns))
         loop_stop(h->loop);
     loop_set_timer(h->loop, &h->tick, now_ns + HUB_TICK_MS * CLOCK_MS);
@@ -170,14 +171,14 @@ static void init_state(struct hub *h)
                                      .formats = h->formats,
                                      .combine = (enum combine_mode)c->weights_combine,
                                      .lease_ns = c->cluster_lease_ns};
-    /* Seconds since 1970 are higher than what an earlier coordinator counted up to. */
+    /* Milliseconds since 1970 are higher than what an earlier coordinator counted up to. */
     struct placement_config placement = {.n_layers = (uint32_t)h->model_config.n_layers,
                                          .n_experts = (uint32_t)h->model_config.n_experts,
                                          .replicas = coordinator_replicas(c),
                                          .settle_ns = c->placement_settle_ns,
                                          .rejoin_ns = c->placement_rejoin_ns,
                                          .rebalance_ns = c->placement_rebalance_ns,
-                                         .first_version = (uint64_t)clock_unix_us() / 1000000};
+                                         .first_version = (uint64_t)clock_unix_us() / 1000};
     members_init(&h->members, &members);
     placement_init(&h->placement, &placement);
     struct sched_config sched = {.queue_limit = (int)c->request_queue_limit,
@@ -197,6 +198,7 @@ int hub_open(struct loop *l, const struct coordinator_config *c, struct auth *au
     h->auth = auth;
     h->loop = l;
     list_init(&h->requests);
+    list_init(&h->kept);
     list_init(&h->attentions);
     list_init(&h->sched.queue);
     list_init(&h->sched.lost);
@@ -212,7 +214,9 @@ int hub_open(struct loop *l, const struct coordinator_config *c, struct auth *au
     h->model.created_s = clock_unix_us() / 1000000;
     collect_stop_ids(h);
     init_state(h);
-    rc = hub_cluster_open(h, e);
+    rc = hub_log_open(h, e);
+    if (rc == 0)
+        rc = hub_cluster_open(h, e);
     if (rc == 0)
         rc = hub_http_open(h, e);
     if (rc < 0)
@@ -241,12 +245,9 @@ void hub_close(struct hub **hp)
             server_detach(h->servers[i], h->loop);
         server_close(&h->servers[i]);
     }
-    struct list *l;
-    while ((l = list_pop_front(&h->requests))) {
-        struct hub_request *r = LIST_ITEM(l, struct hub_request, link);
-        request_fini(&r->request);
-        mem_free(r);
-    }
+    hub_log_close(h);
+    hub_request_close(h);
+    access_close(&h->access);
     sched_fini(&h->sched);
     placement_fini(&h->placement);
     members_fini(&h->members);

@@ -1,8 +1,10 @@
-/* coordinator/hub_http.c - clients: routes, submission, delivery (steps 2, 3 and 14 of a
- * token's path); see hub.h. */
+/* coordinator/hub_http.c - clients: routes and admission (steps 2 and 3 of a token's path); see
+ * hub.h. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -11,10 +13,11 @@
 #include "coordinator/hub_state.h"
 
 static const char JSON[] = "application/json";
+enum { MAX_KEY_BYTES = 200 };
 
 /* ---- small answers --------------------------------------------------------------------------------- */
 
-static void count_bad(struct hub *h, const char *reason)
+void hub_count_bad(struct hub *h, const char *reason)
 {
     for (int i = 0; i < HUB_MAX_REASONS; i++) {
         if (!h->counters.bad[i].name)
@@ -32,7 +35,7 @@ static void reply_buf(struct http_exchange *x, int status, struct buf *body)
     buf_fini(body);
 }
 
-static void reply_error(struct http_exchange *x, const struct openai_error *e)
+void hub_reply_error(struct http_exchange *x, const struct openai_error *e)
 {
     struct buf body = {0};
     openai_write_error(e, &body);
@@ -53,167 +56,8 @@ static void on_refused(void *ud, int status, const char *why, struct buf *body)
         e.code = status == 401 ? "invalid_api_key" : "insufficient_permissions";
     }
     e.status = status;
-    count_bad(ud, e.reason);
+    hub_count_bad(ud, e.reason);
     openai_write_error(&e, body);
-}
-
-/* ---- a request's end ---------------------------------------------------------------------------------- */
-
-static struct hub_request *find(const struct hub *h, uint64_t seq)
-{
-    for (struct list *l = h->requests.next; l != &h->requests; l = l->next) {
-        struct hub_request *r = LIST_ITEM(l, struct hub_request, link);
-        if (r->request.seq == seq)
-            return r;
-    }
-    return NULL;
-}
-
-static void forget(struct hub *h, struct hub_request *r, enum hub_outcome outcome)
-{
-    access_end(&r->key, (int64_t)(r->request.prompt.len + r->request.output.len), clock_now_ns());
-    h->counters.outcomes[outcome]++;
-    h->counters.output_tokens += (int64_t)r->request.output.len;
-    if (outcome == HUB_OK)
-        stats_record(&h->counters.request_us, (clock_now_ns() - r->received_ns) / CLOCK_US);
-    h->n_requests--;
-    list_remove(&r->link);
-    request_fini(&r->request);
-    mem_free(r);
-}
-
-static void cancel_seq(struct hub *h, uint64_t seq)
-{
-    struct sched_event e = {.kind = SCHED_CANCEL, .seq = seq};
-    hub_event(h, &e);
-}
-
-static void on_gone(void *ud, struct http_exchange *x)
-{
-    struct hub *h = ud;
-    struct hub_request *r = http_user(x);
-    if (!r)
-        return;
-    cancel_seq(h, r->request.seq);
-    forget(h, r, HUB_CANCELLED);
-    hub_run(h);
-}
-
-/* ---- delivery ------------------------------------------------------------------------------------------ */
-
-static void begin_stream(struct hub_request *r)
-{
-    if (r->begun)
-        return;
-    r->begun = true;
-    http_add_header(r->exchange, "Cache-Control", "no-cache");
-    http_add_header(r->exchange, "X-Accel-Buffering", "no");
-    http_stream_begin(r->exchange, 200, "text/event-stream");
-}
-
-/* false if the client lets too much pile up: it is cut off and the request forgotten. */
-static bool write_stream(struct hub *h, struct hub_request *r, struct str text)
-{
-    begin_stream(r);
-    r->written_ns = clock_now_ns();
-    if (http_stream_write(r->exchange, text) <= HUB_UNREAD_BYTES)
-        return true;
-    log_warn("client.too_slow", "request=%s", r->request.id);
-    http_abort(r->exchange);
-    cancel_seq(h, r->request.seq);
-    forget(h, r, HUB_CANCELLED);
-    return false;
-}
-
-static void deliver_events(struct hub *h, struct hub_request *r)
-{
-    struct buf text = {0};
-    openai_write_events(&h->model, &r->request, &text);
-    bool goes_on = true;
-    if (text.len > 0) {
-        request_sent(&r->request);
-        goes_on = write_stream(h, r, buf_str(&text));
-    }
-    buf_fini(&text);
-    if (goes_on && r->request.state == REQUEST_DONE) {
-        http_stream_end(r->exchange);
-        forget(h, r, HUB_OK);
-    }
-}
-
-static void deliver(struct hub *h, struct hub_request *r)
-{
-    if (r->request.streams) {
-        deliver_events(h, r);
-    } else if (r->request.state == REQUEST_DONE) {
-        struct buf body = {0};
-        openai_write_reply(&h->model, &r->request, &body);
-        reply_buf(r->exchange, 200, &body);
-        forget(h, r, HUB_OK);
-    }
-}
-
-void hub_started(struct hub *h, uint64_t seq)
-{
-    struct hub_request *r = find(h, seq);
-    must(r);
-    request_started(&r->request);
-}
-
-void hub_moved(struct hub *h, uint64_t seq, uint32_t side)
-{
-    struct hub_request *r = find(h, seq);
-    must(r);
-    size_t tokens = r->request.prompt.len + r->request.output.len;
-    h->counters.replays++;
-    h->counters.replayed_tokens += (int64_t)tokens;
-    log_info("request.replayed", "request=%s side=%u tokens=%zu", r->request.id, side, tokens);
-}
-
-void hub_token(struct hub *h, uint64_t seq, const struct sampled *sampled, enum sched_finish finish)
-{
-    struct hub_request *r = find(h, seq);
-    must(r);
-    if (r->request.output.len == 0)
-        stats_record(&h->counters.first_token_us, (clock_now_ns() - r->received_ns) / CLOCK_US);
-    bool over = request_token(&r->request, sampled, finish);
-    /* A stop string is the request's own end: the scheduler is to hear of it. */
-    if (over && finish == SCHED_GOES_ON)
-        cancel_seq(h, seq);
-    deliver(h, r);
-}
-
-void hub_failed(struct hub *h, uint64_t seq, int code, const char *text)
-{
-    struct hub_request *r = find(h, seq);
-    must(r);
-    struct openai_error e;
-    openai_error_of(&e, code, text);
-    request_failed(&r->request, code, text);
-    bool refused = code == E_BUSY || code == E_RANGE;
-    if (!refused)
-        log_warn("request.failed", "request=%s code=%s why=%s", r->request.id, err_name(code),
-                 log_quote(text).text);
-    if (r->begun) {
-        struct buf event = {0};
-        openai_write_error_event(&e, &event);
-        http_stream_write(r->exchange, buf_str(&event));
-        http_stream_end(r->exchange);
-        buf_fini(&event);
-    } else {
-        reply_error(r->exchange, &e);
-    }
-    forget(h, r, refused ? HUB_REFUSED : HUB_FAILED);
-}
-
-void hub_http_tick(struct hub *h, int64_t now_ns)
-{
-    for (struct list *l = h->requests.next, *next; l != &h->requests; l = next) {
-        next = l->next;
-        struct hub_request *r = LIST_ITEM(l, struct hub_request, link);
-        if (r->request.streams && now_ns - r->written_ns >= HUB_PING_S * CLOCK_S)
-            write_stream(h, r, STR(": ping\n\n"));
-    }
 }
 
 /* ---- keys and their limits ------------------------------------------------------------------------------ */
@@ -224,7 +68,7 @@ static struct access_key *key_of(struct hub *h, const struct http_exchange *x)
                        http_request_header(x, "x-api-key"));
 }
 
-static int admit(void *ud, struct http_exchange *x, const char *path, const char **why)
+static int admit_headers(void *ud, struct http_exchange *x, const char *path, const char **why)
 {
     struct hub *h = ud;
     int status = access_status(h->access, key_of(h, x), access_level_of(path));
@@ -248,7 +92,7 @@ static bool begin_for_key(struct hub *h, struct http_exchange *x, struct access_
     e.status = 429;
     e.type = "rate_limit_error";
     e.code = "rate_limit_exceeded";
-    count_bad(h, e.reason);
+    hub_count_bad(h, e.reason);
     h->counters.outcomes[HUB_REFUSED]++;
     char seconds[24];
     snprintf(seconds, sizeof seconds, "%lld", (long long)retry_s);
@@ -283,65 +127,162 @@ static int limit_tokens(const struct hub *h, struct request *r, struct openai_er
     return 0;
 }
 
-static void submit(struct hub *h, struct hub_request *r)
+void hub_submit(struct hub *h, struct hub_request *r, bool is_resumed)
 {
     struct request *q = &r->request;
-    h->counters.prompt_tokens += (int64_t)q->prompt.len;
-    request_queued(q);
     struct sched_event e = {
         .kind = SCHED_SUBMIT,
         .now_ns = r->received_ns,
         .submit = {.seq = q->seq,
                    .prompt = q->prompt.ids,
                    .output = &q->output,
+                   .is_resumed = is_resumed,
                    .n_prompt = (uint32_t)q->prompt.len,
                    .max_tokens = q->max_tokens,
                    .sampling = &q->sampling,
                    .stop_ids = h->stop_ids,
                    .n_stop_ids = q->ignores_eos ? 0 : h->n_stop_ids,
                    .deadline_ns = r->received_ns + h->config->request_timeout_ns}};
+    h->counters.prompt_tokens += (int64_t)q->prompt.len;
     hub_event(h, &e);
-    hub_run(h);
+}
+
+int hub_parse(const struct hub *h, struct str body, struct request *r, struct openai_error *e)
+{
+    return r->kind == REQUEST_CHAT ? openai_parse_chat(&h->model, body, r, e)
+                                   : openai_parse_completion(&h->model, body, r, e);
+}
+
+/* Answers are shown to whoever has the credentials that they were asked for with. */
+static uint64_t owner_of(const struct http_exchange *x)
+{
+    const char *credentials = http_request_header(x, "Authorization");
+    if (!credentials)
+        credentials = http_request_header(x, "x-api-key");
+    return credentials ? XXH3_64bits(credentials, strlen(credentials)) : 0;
+}
+
+/* From Last-Event-ID; 0 without one. */
+static int read_seen(const struct http_exchange *x, uint64_t *out, struct openai_error *e)
+{
+    const char *text = http_request_header(x, "Last-Event-ID");
+    *out = 0;
+    if (!text)
+        return 0;
+    size_t digits = strspn(text, "0123456789");
+    if (digits == 0 || text[digits] || digits > 18)
+        return openai_refuse(e, "range", "Last-Event-ID",
+                             "Last-Event-ID must be the id of an event of this stream, a number");
+    *out = strtoull(text, NULL, 10);
+    return 0;
+}
+
+static void refuse(struct hub *h, struct http_exchange *x, const struct openai_error *e)
+{
+    hub_count_bad(h, e->reason);
+    h->counters.outcomes[HUB_REFUSED]++;
+    hub_reply_error(x, e);
+}
+
+/* The same key again: true if that was the answer. */
+static bool answer_again(struct hub *h, struct http_exchange *x, const struct http_message *m,
+                         enum request_kind kind, const char *key)
+{
+    struct openai_error e;
+    struct hub_request *r = hub_request_by_key(h, owner_of(x), key);
+    uint64_t seen;
+    if (strlen(key) == 0 || strlen(key) > MAX_KEY_BYTES) {
+        openai_refuse(&e, "range", "Idempotency-Key", "Idempotency-Key must have 1 to %d bytes",
+                      MAX_KEY_BYTES);
+        refuse(h, x, &e);
+        return true;
+    }
+    if (!r)
+        return false;
+    if (r->request.kind != kind || !str_equal(buf_str(&r->body), m->body)) {
+        openai_refuse(&e, "idempotency", "Idempotency-Key",
+                      "this Idempotency-Key was used for another request");
+        e.status = 409;
+        e.code = "idempotency_key_reused";
+        refuse(h, x, &e);
+    } else if (read_seen(x, &seen, &e) < 0) {
+        refuse(h, x, &e);
+    } else {
+        hub_attach(h, r, x, seen);
+    }
+    return true;
+}
+
+static int admit(struct hub *h, struct hub_request *r, const struct http_message *m,
+                 struct openai_error *e)
+{
+    int rc = hub_parse(h, m->body, &r->request, e);
+    if (rc == 0 && !h->ready) {
+        rc = E_UNAVAILABLE;
+        openai_error_of(e, rc, h->why_not);
+    }
+    if (rc == 0)
+        rc = limit_tokens(h, &r->request, e);
+    if (rc == 0)
+        rc = hub_log_admits(h, m->body.len, e);
+    return rc;
 }
 
 static void generate(struct hub *h, struct http_exchange *x, const struct http_message *m,
                      enum request_kind kind)
 {
     struct openai_error e;
-    struct access_key *key;
-    if (!begin_for_key(h, x, &key))
+    const char *key = http_request_header(x, "Idempotency-Key");
+    if (key && answer_again(h, x, m, kind, key))
         return;
-    struct hub_request *r = mem_alloc(sizeof *r);
-    list_init(&r->link);
-    r->key = key;
-    r->exchange = x;
-    r->received_ns = r->written_ns = clock_now_ns();
-    request_init(&r->request, kind, h->id_base + ++h->n_ids, clock_unix_us() / 1000000);
-    http_add_header(x, "X-Request-Id", r->request.id);
-    int rc = kind == REQUEST_CHAT ? openai_parse_chat(&h->model, m->body, &r->request, &e)
-                                  : openai_parse_completion(&h->model, m->body, &r->request, &e);
-    if (rc == 0 && !h->ready) {
-        rc = E_UNAVAILABLE;
-        openai_error_of(&e, rc, h->why_not);
-    }
-    if (rc == 0)
-        rc = limit_tokens(h, &r->request, &e);
-    if (rc < 0) {
-        count_bad(h, e.reason);
-        h->counters.outcomes[HUB_REFUSED]++;
-        reply_error(x, &e);
-        access_end(&r->key, 0, clock_now_ns());
-        request_fini(&r->request);
-        mem_free(r);
+    struct access_key *access;
+    if (!begin_for_key(h, x, &access))
+        return;
+    struct hub_request *r =
+        hub_request_new(h, kind, h->id_base + ++h->n_ids, clock_unix_us() / 1000000);
+    r->access = access;
+    if (admit(h, r, m, &e) < 0) {
+        http_add_header(x, "X-Request-Id", r->request.id);
+        hub_request_free(h, &r);
+        refuse(h, x, &e);
         return;
     }
-    http_set_user(x, r);
-    list_push_back(&h->requests, &r->link);
-    h->n_requests++;
-    submit(h, r);
+    request_queued(&r->request);
+    r->is_kept = h->journal || key;
+    if (r->is_kept) {
+        r->owner = owner_of(x);
+        r->key = key ? mem_string(key) : NULL;
+        buf_append_str(&r->body, m->body);
+    }
+    hub_log_request(h, r);
+    hub_attach(h, r, x, 0);
+    hub_submit(h, r, false);
+    hub_run(h);
 }
 
 /* ---- routes ------------------------------------------------------------------------------------------------ */
+
+static const char STREAMS[] = "/v1/streams/";
+
+/* GET /v1/streams/{id}: the rest of an answer. */
+static void stream_again(struct hub *h, struct http_exchange *x, const struct http_message *m)
+{
+    const char *id = m->path + sizeof STREAMS - 1;
+    struct openai_error e;
+    uint64_t seen;
+    struct hub_request *r = hub_request_by_id(h, owner_of(x), id);
+    if (!r) {
+        openai_refuse(&e, "stream", "",
+                      "there is no answer %.60s, or not any more: they are kept for a time", id);
+        e.status = 404;
+    }
+    if (!r || read_seen(x, &seen, &e) < 0) {
+        hub_count_bad(h, e.reason);
+        hub_reply_error(x, &e);
+        return;
+    }
+    hub_attach(h, r, x, seen);
+}
 
 static void chat(struct hub *h, struct http_exchange *x, const struct http_message *m)
 {
@@ -432,8 +373,8 @@ static void not_found(struct hub *h, struct http_exchange *x, const struct http_
         openai_refuse(&e, "path", "", "there is nothing at %s %.200s", m->method, m->path);
     }
     e.status = 404;
-    count_bad(h, e.reason);
-    reply_error(x, &e);
+    hub_count_bad(h, e.reason);
+    hub_reply_error(x, &e);
 }
 
 static void on_request(void *ud, struct http_exchange *x, const struct http_message *m)
@@ -450,12 +391,20 @@ static void on_request(void *ud, struct http_exchange *x, const struct http_mess
         openai_refuse(&e, "method", "", "%s takes %s, not %.20s", m->path, routes[i].method,
                       m->method);
         e.status = 405;
-        count_bad(h, e.reason);
+        hub_count_bad(h, e.reason);
         http_add_header(x, "Allow", routes[i].method);
-        reply_error(x, &e);
+        hub_reply_error(x, &e);
         return;
     }
-    not_found(h, x, m);
+    if (strncmp(m->path, STREAMS, sizeof STREAMS - 1) == 0 && is_method(m, "GET"))
+        stream_again(h, x, m);
+    else
+        not_found(h, x, m);
+}
+
+static void on_gone(void *ud, struct http_exchange *x)
+{
+    hub_client_gone(ud, x);
 }
 
 int hub_http_open(struct hub *h, struct err *e)
@@ -467,7 +416,7 @@ int hub_http_open(struct hub *h, struct err *e)
                              .max_connections = (int)c->http_max_connections,
                              .idle_timeout_ns = c->http_idle_timeout_ns,
                              .on_request = on_request,
-                             .admit = admit,
+                             .admit = admit_headers,
                              .on_gone = on_gone,
                              .on_refused = on_refused,
                              .ud = h};

@@ -7,11 +7,13 @@
 #include "coordinator/config.h"
 #include "coordinator/http.h"
 #include "coordinator/hub.h"
+#include "coordinator/journal.h"
 #include "coordinator/members.h"
 #include "coordinator/openai.h"
 #include "coordinator/placement.h"
 #include "coordinator/request.h"
 #include "coordinator/sched.h"
+#include "coordinator/token_log.h"
 #include "rpc/auth.h"
 #include "rpc/channel.h"
 #include "rpc/server.h"
@@ -23,14 +25,36 @@ enum {
     HUB_RETRY_AFTER_S = 2,
 };
 
-/* A request with its client. */
-struct hub_request {
+/* An HTTP exchange that waits for a request's answer, or reads it as it comes. */
+struct hub_client {
     struct list link;
-    struct request request;
+    struct hub_request *request;
     struct http_exchange *exchange;
-    struct access_key *key; /* whose request it is; NULL: nobody's */
-    bool begun;             /* the stream's headers are out */
-    int64_t received_ns, written_ns;
+    bool begun;      /* the stream's headers are out */
+    bool ends;       /* what is held is the last of it */
+    int status;      /* of an answer in one piece; 0: it is a stream */
+    uint64_t seen;   /* events up to this id it has from an earlier stream */
+    struct buf held; /* not before the request is in the log */
+    int64_t written_ns;
+};
+
+/* A request with its clients: one as a rule; none after a hang-up or a restart; several if it is
+ * asked for again.  One that is kept can be asked for by its id or its key, also when it is over;
+ * hub_request.c. */
+struct hub_request {
+    struct list link; /* in hub.requests, or in hub.kept once it is over */
+    struct request request;
+    struct list clients;
+    int64_t received_ns, alone_ns; /* since when nobody waits for it; 0: somebody does */
+    bool is_kept, is_over;
+    struct access_key *access; /* whose limits it counts against; NULL: nobody's, or over */
+    uint64_t owner;            /* hash of the credentials that it came with */
+    char *key;                 /* Idempotency-Key; NULL: none */
+    struct buf body;
+    enum sched_finish last_finish; /* as the scheduler gave it with the newest token */
+    uint64_t logged;               /* where the journal has it */
+    int64_t over_us;               /* since 1970 */
+    struct hub_request *next;      /* while the journal is read */
 };
 
 /* An attention side and the channel to it; hub_attention.c. */
@@ -86,8 +110,11 @@ struct hub {
     struct members members;
     struct placement placement;
     struct sched sched;
-    struct list requests;   /* struct hub_request */
-    struct list attentions; /* struct hub_attention */
+    struct list requests;          /* struct hub_request */
+    struct list kept;              /* those that are over, oldest first */
+    int64_t kept_bytes, log_bytes; /* of kept ones that are over; of all that the log must hold */
+    struct journal *journal;       /* NULL: no state.dir */
+    struct list attentions;        /* struct hub_attention */
     int n_requests;
     uint64_t id_base, n_ids;
     uint64_t last_session; /* highest that any attention side has heard of */
@@ -106,9 +133,49 @@ void hub_run(struct hub *h);
 /* Is the cluster ready to work?  Call after anything that may change it. */
 void hub_refresh(struct hub *h);
 
-/* hub_http.c: clients. */
+/* hub_http.c: routes and admission. */
 int hub_http_open(struct hub *h, struct err *e);
-void hub_http_tick(struct hub *h, int64_t now_ns);
+void hub_count_bad(struct hub *h, const char *reason);
+void hub_reply_error(struct http_exchange *x, const struct openai_error *e);
+/* Sets up and hands to the scheduler what is not over. */
+void hub_submit(struct hub *h, struct hub_request *r, bool is_resumed);
+/* Reads the body into the request. */
+int hub_parse(const struct hub *h, struct str body, struct request *r, struct openai_error *e);
+
+/* hub_request.c: requests and their clients. */
+struct hub_request *hub_request_new(struct hub *h, enum request_kind kind, uint64_t seq,
+                                    int64_t created_s);
+void hub_request_free(struct hub *h, struct hub_request **r);
+struct hub_request *hub_request_by_id(const struct hub *h, uint64_t owner, const char *id);
+struct hub_request *hub_request_by_key(const struct hub *h, uint64_t owner, const char *key);
+/* Gives `x` the answer from after event `seen` on, now and as it comes; the whole one if the request
+ * is no stream. */
+void hub_attach(struct hub *h, struct hub_request *r, struct http_exchange *x, uint64_t seen);
+void hub_client_gone(struct hub *h, struct http_exchange *x);
+/* The request is in the log: what its clients were not given yet goes out. */
+void hub_request_release(struct hub *h, struct hub_request *r);
+/* Nobody wants it any more. */
+void hub_request_cancel(struct hub *h, struct hub_request *r);
+void hub_request_fail(struct hub *h, struct hub_request *r, int code, const char *text);
+/* One token that is known already, as if it had been sent. */
+void hub_request_feed(struct hub *h, struct hub_request *r, const struct sampled *sampled,
+                      enum sched_finish finish);
+/* Into the list of those that are over. */
+void hub_request_keep(struct hub *h, struct hub_request *r, int64_t over_us);
+void hub_request_tick(struct hub *h, int64_t now_ns);
+void hub_request_close(struct hub *h);
+
+/* hub_log.c: the token log on disk. */
+int hub_log_open(struct hub *h, struct err *e);
+void hub_log_close(struct hub *h);
+void hub_log_tick(struct hub *h);
+/* May a request of this size be admitted?  E_UNAVAILABLE: the log has stopped; E_BUSY: it is full. */
+int hub_log_admits(const struct hub *h, size_t body_bytes, struct openai_error *e);
+void hub_log_request(struct hub *h, struct hub_request *r);
+void hub_log_token(struct hub *h, const struct hub_request *r, const struct sampled *sampled);
+void hub_log_end(struct hub *h, const struct hub_request *r, enum token_log_outcome outcome);
+/* Is it safe to tell a client about it? */
+bool hub_log_has(const struct hub *h, const struct hub_request *r);
 void hub_started(struct hub *h, uint64_t seq);
 void hub_moved(struct hub *h, uint64_t seq, uint32_t side);
 void hub_token(struct hub *h, uint64_t seq, const struct sampled *sampled,

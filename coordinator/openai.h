@@ -61,6 +61,12 @@ void openai_write_model(const struct openai_model *m, struct buf *out);
 /* The whole answer of a request that is DONE. */
 void openai_write_reply(const struct openai_model *m, const struct request *r, struct buf *out);
 /* What the request has not sent yet, as server-sent events; if it is DONE also the end.
- * Nothing if there is nothing to say yet. */
+ * Nothing if there is nothing to say yet.
+ *
+ * An event's id is the number of output tokens when it was made; usage, the end and an error count
+ * on from there.  Called after every token, the same tokens give the same events, bytes and ids, whoever
+ * makes them; those up to request.seen are left out. */
 void openai_write_events(const struct openai_model *m, const struct request *r, struct buf *out);
-void openai_write_error_event(const struct openai_error *e, struct buf *out);
+bool openai_has_events(const struct request *r);
+void openai_write_error_event(const struct openai_error *e, const struct request *r,
+                              struct buf *out);

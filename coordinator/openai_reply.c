@@ -63,16 +63,19 @@ void openai_write_error(const struct openai_error *e, struct buf *out)
     dump(error_object(e), out);
 }
 
-static void write_event(json_t *v, struct buf *out)
+static void write_event(uint64_t id, json_t *v, struct buf *out)
 {
-    buf_puts(out, "data: ");
+    buf_printf(out, "id: %" PRIu64 "\ndata: ", id);
     dump(v, out);
     buf_puts(out, "\n\n");
 }
 
-void openai_write_error_event(const struct openai_error *e, struct buf *out)
+void openai_write_error_event(const struct openai_error *e, const struct request *r,
+                              struct buf *out)
 {
-    write_event(error_object(e), out);
+    uint64_t id = r->output.len + 1;
+    if (id > r->seen)
+        write_event(id, error_object(e), out);
 }
 
 static json_t *model_object(const struct openai_model *m)
@@ -356,22 +359,31 @@ static json_t *chunk(const struct openai_model *m, const struct request *r)
     return root;
 }
 
+bool openai_has_events(const struct request *r)
+{
+    bool per_token = r->wants_token_ids || r->wants_logprobs || r->sampling.logits_hash;
+    bool has_tokens = r->output.len > r->n_sent;
+    return r->state == REQUEST_DONE || r->said.n > 0 ||
+           (has_tokens && (per_token || r->n_sent == 0));
+}
+
 void openai_write_events(const struct openai_model *m, const struct request *r, struct buf *out)
 {
     bool done = r->state == REQUEST_DONE;
-    bool per_token = r->wants_token_ids || r->wants_logprobs || r->sampling.logits_hash;
-    bool has_tokens = r->output.len > r->n_sent;
-    if (!done && r->said.n == 0 && !(per_token && has_tokens) && !(r->n_sent == 0 && has_tokens))
+    if (!openai_has_events(r))
         return;
-    write_event(chunk(m, r), out);
+    uint64_t id = r->output.len;
+    if (id > r->seen)
+        write_event(id, chunk(m, r), out);
     if (!done)
         return;
-    if (r->wants_usage) {
+    if (r->wants_usage && ++id > r->seen) {
         json_t *root =
             envelope(m, r, r->kind == REQUEST_CHAT ? "chat.completion.chunk" : "text_completion");
         set(root, "choices", json_array());
         set(root, "usage", usage(r));
-        write_event(root, out);
+        write_event(id, root, out);
     }
-    buf_puts(out, "data: [DONE]\n\n");
+    if (++id > r->seen)
+        buf_printf(out, "id: %" PRIu64 "\ndata: [DONE]\n\n", id);
 }

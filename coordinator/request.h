@@ -49,6 +49,7 @@ struct request {
     size_t samples_room;
     struct output_events said; /* not yet sent */
     size_t n_sent;             /* tokens already sent */
+    uint64_t seen;             /* events up to this id need not be written: openai_write_events() */
     enum sched_finish finish;
     int code; /* of a failure */
     char error[SCHED_TEXT_BYTES];

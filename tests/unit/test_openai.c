@@ -444,7 +444,7 @@ TEST(openai_reply_of_a_chat_splits_reasoning)
 /* The JSON of the n-th event in `out`; NULL after the last. */
 static json_t *event(int n)
 {
-    const char *p = out.data;
+    const char *p = out.data ? strstr(out.data, "data: ") : NULL;
     for (; p && n > 0; n--)
         p = strstr(p + 1, "data: ");
     if (!p || strncmp(p, "data: {", 7) != 0)
@@ -487,7 +487,20 @@ TEST(openai_events_carry_what_is_new)
     CHECK_INT(json_array_size(at(v, "choices")), 0);
     CHECK_INT(json_integer_value(at(v, "usage.completion_tokens")), 3);
     json_decref(v);
-    CHECK_HAS(out.data, "data: [DONE]\n\n");
+    CHECK_HAS(out.data, "id: 3\ndata: {");
+    CHECK_HAS(out.data, "id: 4\ndata: {"); /* usage */
+    CHECK_HAS(out.data, "id: 5\ndata: [DONE]\n\n");
+    /* For whoever has seen some of them. */
+    struct buf all = out;
+    out = (struct buf){0};
+    r.seen = 3;
+    openai_write_events(&model, &r, &out);
+    CHECK_STR(out.data, strstr(all.data, "id: 4"));
+    buf_reset(&out);
+    r.seen = 5;
+    openai_write_events(&model, &r, &out);
+    CHECK_INT(out.len, 0);
+    buf_fini(&all);
     finish();
 }
 

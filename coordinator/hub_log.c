@@ -1,0 +1,394 @@
+/* coordinator/hub_log.c - the token log on disk: what is written when, and what is made of it at
+ * start; see hub.h, journal.h and token_log.h.
+ *
+ * The guarantee: a client that has been sent anything (the headers of a stream included) has its
+ * request in the log; the request then ends with the answer that it would have had, whatever
+ * becomes of this process.  The scheduler starts before that, so that the disk costs no time; what
+ * comes out is held until the record is durable. */
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/must.h"
+#include "coordinator/hub_state.h"
+
+enum { BUCKETS = 4096 };
+
+/* ---- writing ------------------------------------------------------------------------- */
+
+/* Every snapshot must leave room for what comes before the next one. */
+int hub_log_admits(const struct hub *h, size_t body_bytes, struct openai_error *e)
+{
+    if (!h->journal)
+        return 0;
+    const char *why = journal_why_stopped(h->journal);
+    if (why) {
+        char text[ERR_TEXT_BYTES];
+        snprintf(text, sizeof text, "the token log has stopped: %.400s", why);
+        openai_error_of(e, E_UNAVAILABLE, text);
+        return E_UNAVAILABLE;
+    }
+    if (h->log_bytes + (int64_t)body_bytes < h->config->state_max_bytes / 2)
+        return 0;
+    openai_error_of(e, E_BUSY, "the token log is full (state.max_bytes)");
+    return E_BUSY;
+}
+
+bool hub_log_has(const struct hub *h, const struct hub_request *r)
+{
+    return !h->journal || r->logged <= journal_durable(h->journal);
+}
+
+static void write_request(const struct hub_request *r, struct buf *out)
+{
+    const struct request *q = &r->request;
+    struct token_log_request record = {.seq = q->seq,
+                                       .owner = r->owner,
+                                       .kind = q->kind,
+                                       .created_s = q->created_s,
+                                       .seed = q->sampling.seed,
+                                       .prompt_hash = token_log_prompt_hash(&q->prompt),
+                                       .max_tokens = q->max_tokens,
+                                       .key = str_of(r->key),
+                                       .body = buf_str(&r->body)};
+    token_log_write_request(&record, out);
+}
+
+static void write_token(const struct hub_request *r, size_t i, const struct sampled *sampled,
+                        struct buf *out)
+{
+    bool last = i + 1 == r->request.output.len;
+    struct token_log_token record = {.seq = r->request.seq,
+                                     .index = (uint32_t)i,
+                                     .finish = last ? r->last_finish : SCHED_GOES_ON,
+                                     .is_full = r->request.samples != NULL,
+                                     .sampled = *sampled};
+    token_log_write_token(&record, out);
+}
+
+static void write_end(const struct hub_request *r, enum token_log_outcome outcome, int64_t unix_us,
+                      struct buf *out)
+{
+    struct token_log_end record = {.seq = r->request.seq,
+                                   .outcome = outcome,
+                                   .n_tokens = (uint32_t)r->request.output.len,
+                                   .unix_us = unix_us,
+                                   .code = r->request.code,
+                                   .text = str_of(r->request.error)};
+    token_log_write_end(&record, out);
+}
+
+void hub_log_request(struct hub *h, struct hub_request *r)
+{
+    struct buf record = {0};
+    if (!h->journal || !r->is_kept)
+        return;
+    write_request(r, &record);
+    r->logged = journal_append(h->journal, TOKEN_LOG_REQUEST, buf_str(&record));
+    h->log_bytes += (int64_t)record.len;
+    buf_fini(&record);
+}
+
+void hub_log_token(struct hub *h, const struct hub_request *r, const struct sampled *sampled)
+{
+    struct buf record = {0};
+    /* A log that has stopped need not remember what can be computed again. */
+    if (!h->journal || !r->is_kept || journal_why_stopped(h->journal))
+        return;
+    write_token(r, r->request.output.len - 1, sampled, &record);
+    journal_append(h->journal, TOKEN_LOG_TOKEN, buf_str(&record));
+    buf_fini(&record);
+}
+
+void hub_log_end(struct hub *h, const struct hub_request *r, enum token_log_outcome outcome)
+{
+    struct buf record = {0};
+    if (!h->journal || !r->is_kept)
+        return;
+    write_end(r, outcome, clock_unix_us(), &record);
+    journal_append(h->journal, TOKEN_LOG_END, buf_str(&record));
+    buf_fini(&record);
+}
+
+/* ---- all of it --------------------------------------------------------------------------- */
+
+static void put(struct buf *snapshot, enum token_log_type type, struct buf *record)
+{
+    journal_put(snapshot, (uint8_t)type, buf_str(record));
+    buf_reset(record);
+}
+
+static void put_model(const struct hub *h, struct buf *snapshot)
+{
+    char formats[FORMAT_SET_BYTES];
+    struct token_log_model m = {
+        .fingerprint = h->fingerprint,
+        .formats = str_of(format_set_text(&h->formats, formats)),
+        .combine = str_of(combine_name((enum combine_mode)h->config->weights_combine))};
+    struct buf record = {0};
+    token_log_write_model(&m, &record);
+    put(snapshot, TOKEN_LOG_MODEL, &record);
+    buf_fini(&record);
+}
+
+static void put_request(const struct hub_request *r, struct buf *snapshot)
+{
+    const struct request *q = &r->request;
+    struct buf record = {0};
+    write_request(r, &record);
+    put(snapshot, TOKEN_LOG_REQUEST, &record);
+    for (size_t i = 0; i < q->output.len; i++) {
+        struct sampled plain = {.token = q->output.ids[i]};
+        write_token(r, i, q->samples ? &q->samples[i] : &plain, &record);
+        put(snapshot, TOKEN_LOG_TOKEN, &record);
+    }
+    if (r->is_over) {
+        write_end(r, q->state == REQUEST_FAILED ? TOKEN_LOG_FAILED : TOKEN_LOG_DONE, r->over_us,
+                  &record);
+        put(snapshot, TOKEN_LOG_END, &record);
+    }
+    buf_fini(&record);
+}
+
+static void write_snapshot(const struct hub *h, struct buf *snapshot)
+{
+    const struct list *lists[] = {&h->kept, &h->requests};
+    put_model(h, snapshot);
+    for (int i = 0; i < 2; i++)
+        for (struct list *l = lists[i]->next; l != lists[i]; l = l->next) {
+            const struct hub_request *r = LIST_ITEM(l, struct hub_request, link);
+            if (r->is_kept)
+                put_request(r, snapshot);
+        }
+}
+
+void hub_log_tick(struct hub *h)
+{
+    if (!h->journal || !journal_wants_rewrite(h->journal))
+        return;
+    struct buf snapshot = {0};
+    write_snapshot(h, &snapshot);
+    journal_rewrite(h->journal, &snapshot);
+}
+
+/* ---- news from the journal ----------------------------------------------------------------- */
+
+static void on_durable(void *ud)
+{
+    struct hub *h = ud;
+    struct list *lists[] = {&h->requests, &h->kept};
+    for (int i = 0; i < 2; i++)
+        for (struct list *l = lists[i]->next; l != lists[i]; l = l->next)
+            hub_request_release(h, LIST_ITEM(l, struct hub_request, link));
+}
+
+/* Who has been told nothing yet is told this.  The others are in the log. */
+static void on_stopped(void *ud, const char *why)
+{
+    struct hub *h = ud;
+    char text[ERR_TEXT_BYTES];
+    snprintf(text, sizeof text, "the token log has stopped: %.400s", why);
+    for (struct list *l = h->kept.next; l != &h->kept; l = l->next) {
+        struct hub_request *r = LIST_ITEM(l, struct hub_request, link);
+        r->logged = 0;
+        hub_request_release(h, r);
+    }
+    for (struct list *l = h->requests.next, *next; l != &h->requests; l = next) {
+        next = l->next;
+        struct hub_request *r = LIST_ITEM(l, struct hub_request, link);
+        if (hub_log_has(h, r))
+            continue;
+        r->logged = 0;
+        struct sched_event e = {
+            .kind = SCHED_CANCEL, .now_ns = clock_now_ns(), .seq = r->request.seq};
+        hub_event(h, &e);
+        hub_request_fail(h, r, E_UNAVAILABLE, text);
+    }
+}
+
+/* ---- at start ------------------------------------------------------------------------------- */
+
+struct loading {
+    struct hub *hub;
+    struct hub_request *buckets[BUCKETS];
+    bool is_other_model;
+    int n_bad;
+};
+
+static struct hub_request **bucket_of(struct loading *g, uint64_t seq)
+{
+    return &g->buckets[(seq * 0x9e3779b97f4a7c15u) >> 52];
+}
+
+static struct hub_request *loaded(struct loading *g, uint64_t seq)
+{
+    struct hub_request *r = *bucket_of(g, seq);
+    while (r && r->request.seq != seq)
+        r = r->next;
+    return r;
+}
+
+static void load_model(struct loading *g, const struct token_log_model *m)
+{
+    char formats[FORMAT_SET_BYTES];
+    const struct hub *h = g->hub;
+    const char *combine = combine_name((enum combine_mode)h->config->weights_combine);
+    g->is_other_model = m->fingerprint != h->fingerprint ||
+                        !str_equal(m->formats, str_of(format_set_text(&h->formats, formats))) ||
+                        !str_equal(m->combine, str_of(combine));
+}
+
+/* As it was admitted, up to its first token. */
+static void load_request(struct loading *g, const struct token_log_request *q)
+{
+    struct hub *h = g->hub;
+    struct openai_error e;
+    if (loaded(g, q->seq))
+        return;
+    struct hub_request *r = hub_request_new(h, q->kind, q->seq, q->created_s);
+    struct hub_request **bucket = bucket_of(g, q->seq);
+    r->next = *bucket;
+    *bucket = r;
+    r->is_kept = true;
+    r->owner = q->owner;
+    r->key = q->key.len ? str_copy(q->key) : NULL;
+    buf_append_str(&r->body, q->body);
+    if (g->is_other_model) {
+        request_failed(&r->request, E_ABORTED, "the cluster was started again with another model");
+        return;
+    }
+    if (hub_parse(h, q->body, &r->request, &e) < 0 ||
+        token_log_prompt_hash(&r->request.prompt) != q->prompt_hash) {
+        request_failed(&r->request, E_ABORTED,
+                       "this version of the coordinator reads the request otherwise");
+        return;
+    }
+    r->request.max_tokens = q->max_tokens;
+    r->request.sampling.seed = q->seed;
+    request_queued(&r->request);
+    request_started(&r->request);
+}
+
+static void load_token(struct loading *g, const struct token_log_token *t)
+{
+    struct hub_request *r = loaded(g, t->seq);
+    if (!r || request_is_over(&r->request) || t->index != r->request.output.len ||
+        t->index >= r->request.max_tokens)
+        return;
+    bool wants_all = r->request.wants_logprobs || r->request.sampling.logits_hash;
+    bool goes_on = t->finish == SCHED_GOES_ON && t->index + 1 < r->request.max_tokens;
+    if (wants_all == t->is_full && (goes_on || t->finish != SCHED_GOES_ON) &&
+        t->sampled.token < g->hub->model_config.vocab_size)
+        hub_request_feed(g->hub, r, &t->sampled, t->finish);
+}
+
+static void load_end(struct loading *g, const struct token_log_end *e)
+{
+    struct hub *h = g->hub;
+    struct hub_request *r = loaded(g, e->seq);
+    if (!r || r->is_over)
+        return;
+    if (e->outcome == TOKEN_LOG_FAILED && !request_is_over(&r->request)) {
+        char text[SCHED_TEXT_BYTES];
+        snprintf(text, sizeof text, "%.*s", (int)e->text.len, e->text.ptr);
+        request_failed(&r->request, e->code < 0 ? e->code : E_UNKNOWN, text);
+    }
+    if (e->outcome == TOKEN_LOG_FORGOTTEN || (g->is_other_model && e->outcome == TOKEN_LOG_DONE)) {
+        struct hub_request **at = bucket_of(g, e->seq);
+        while (*at != r)
+            at = &(*at)->next;
+        *at = r->next;
+        hub_request_free(h, &r);
+        return;
+    }
+    /* One whose tokens are not all here is computed again. */
+    if (request_is_over(&r->request))
+        hub_request_keep(h, r, e->unix_us);
+}
+
+static void load_record(void *ud, uint8_t type, struct str payload)
+{
+    struct loading *g = ud;
+    union {
+        struct token_log_model model;
+        struct token_log_request request;
+        struct token_log_token token;
+        struct token_log_end end;
+    } u;
+    if (type == TOKEN_LOG_MODEL && token_log_read_model(payload, &u.model))
+        load_model(g, &u.model);
+    else if (type == TOKEN_LOG_REQUEST && token_log_read_request(payload, &u.request))
+        load_request(g, &u.request);
+    else if (type == TOKEN_LOG_TOKEN && token_log_read_token(payload, &u.token))
+        load_token(g, &u.token);
+    else if (type == TOKEN_LOG_END && token_log_read_end(payload, &u.end))
+        load_end(g, &u.end);
+    else
+        g->n_bad++;
+}
+
+/* What is over without saying so is over now; the rest goes on. */
+static void take_up(struct hub *h)
+{
+    int n_resumed = 0, n_kept = 0;
+    for (struct list *l = h->kept.next; l != &h->kept; l = l->next)
+        n_kept++;
+    for (struct list *l = h->requests.next, *next; l != &h->requests; l = next) {
+        next = l->next;
+        struct hub_request *r = LIST_ITEM(l, struct hub_request, link);
+        r->next = NULL;
+        if (request_is_over(&r->request)) {
+            hub_request_keep(h, r, clock_unix_us());
+            continue;
+        }
+        n_resumed++;
+        hub_submit(h, r, true);
+    }
+    if (n_resumed || n_kept)
+        log_info("requests.resumed", "unfinished=%d finished=%d", n_resumed, n_kept);
+}
+
+int hub_log_open(struct hub *h, struct err *e)
+{
+    const struct coordinator_config *c = h->config;
+    if (!c->state_dir[0])
+        return 0;
+    char host[64] = "";
+    if (gethostname(host, sizeof host - 1) < 0)
+        host[0] = '\0';
+    char *holder =
+        mem_format("coordinator %s, process %d on %s", c->node_name, (int)getpid(), host);
+    struct journal_options o = {.dir = c->state_dir,
+                                .holder = holder,
+                                .syncs = c->state_syncs,
+                                .delay_ns = c->state_delay_ns,
+                                .max_bytes = c->state_max_bytes,
+                                .on_durable = on_durable,
+                                .on_stopped = on_stopped,
+                                .ud = h};
+    struct loading *g = mem_alloc(sizeof *g);
+    g->hub = h;
+    int rc = journal_open(&o, load_record, g, &h->journal, e);
+    if (rc == 0 && g->n_bad > 0)
+        log_warn("journal.unknown_records", "n=%d", g->n_bad);
+    mem_free(holder);
+    mem_free(g);
+    if (rc == 0) {
+        struct buf snapshot = {0};
+        write_snapshot(h, &snapshot);
+        rc = journal_start(h->journal, h->loop, &snapshot, e);
+        buf_fini(&snapshot);
+    }
+    if (rc < 0)
+        return err_prefix(e, "state.dir");
+    take_up(h);
+    return 0;
+}
+
+void hub_log_close(struct hub *h)
+{
+    journal_close(&h->journal);
+}
