@@ -3,7 +3,7 @@
  * scatter() only notes the rows, because it must not block; gather() runs them. */
 #include "engine/moe_local.h"
 
-#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -27,21 +27,20 @@ struct moe_local {
 
 /* ---- loading ---- */
 
-/* The pool's threads tell in turn. */
+/* Threads of the pool do not wait for each other to tell: the next one says more. */
 struct telling {
-    pthread_mutex_t lock;
+    atomic_flag is_busy;
     void (*progress)(void *ud, int done, int total);
     void *ud;
-    int n_done;
 };
 
 static void tell(void *ud, int n_done, int n_all)
 {
     struct telling *t = ud;
-    (void)n_done;
-    must_zero(pthread_mutex_lock(&t->lock));
-    t->progress(t->ud, ++t->n_done, n_all);
-    must_zero(pthread_mutex_unlock(&t->lock));
+    if (atomic_flag_test_and_set(&t->is_busy))
+        return;
+    t->progress(t->ud, n_done, n_all);
+    atomic_flag_clear(&t->is_busy);
 }
 
 static int load_all(struct moe_local *m, struct checkpoint *c, enum weight_format format,
@@ -63,7 +62,6 @@ static int load_all(struct moe_local *m, struct checkpoint *c, enum weight_forma
                              .loaded = progress ? tell : NULL,
                              .ud = &t};
     int rc = load_experts(&o, which, (int)total, out, e);
-    must_zero(pthread_mutex_destroy(&t.lock));
     mem_free(which);
     mem_free(out);
     return rc;

@@ -6,8 +6,8 @@
 #include "engine/forward.h"
 
 struct moe_local;
-/* Loads every expert of every layer; `progress` (may be NULL) is told after each, by one
- * thread at a time. */
+/* Loads every expert of every layer; `progress` (may be NULL) is told how many are done
+ * so far, now and then, by one thread at a time. */
 int moe_local_open(struct checkpoint *c, enum weight_format format, enum combine_mode mode,
                    int max_rows, struct compute compute,
                    void (*progress)(void *ud, int done, int total), void *progress_ud,

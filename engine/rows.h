@@ -19,9 +19,9 @@ struct rows {
     int n_rows, cols;
     const float *f32; /* [n_rows, f32_stride], readable and zero up to a multiple of 16 columns */
     size_t f32_stride;
-    int group;          /* Q8_GROUP or Q4_GROUP; 0: no quantised form */
-    const int8_t *q8;   /* [n_rows, q8_stride], readable and zero up to a multiple of `group` */
-    size_t q8_stride;   /* a multiple of 64 bytes, an odd one: rows then fall into all cache sets */
+    int group;        /* Q8_GROUP or Q4_GROUP; 0: no quantised form */
+    const int8_t *q8; /* [n_rows, q8_stride], readable and zero up to a multiple of `group` */
+    size_t q8_stride; /* a multiple of 64 bytes, an odd one: rows then fall into all cache sets */
     const float *scales; /* [n_rows, scale_stride]: one per group */
     const int32_t *sums; /* [n_rows, scale_stride]: sum of q over the group, for kernels that
                             offset the weights to unsigned */

@@ -90,8 +90,10 @@ static int find_costs(struct bench_model *m, struct format_set *held, struct err
 
 static void on_progress(void *ud, int done, int total)
 {
-    (void)done, (void)total;
-    progress_add(ud, 1);
+    struct progress *p = ud;
+    (void)total;
+    if (done > p->done)
+        progress_add(p, done - p->done);
 }
 
 static int load_experts(struct bench_model *m, struct err *e)

@@ -98,8 +98,10 @@ int local_engine_ids(const char *text, struct tokens *out, struct err *e)
 
 static void on_progress(void *ud, int done, int total)
 {
-    (void)done, (void)total;
-    progress_add(ud, 1);
+    struct progress *p = ud;
+    (void)total;
+    if (done > p->done)
+        progress_add(p, done - p->done);
 }
 
 int local_engine_open(struct local_engine *g, const struct local_engine_options *o, struct err *e)

@@ -66,12 +66,9 @@ TEST(coordinator_config_takes_one_to_four_replicas_or_auto)
     static const struct {
         const char *assignment;
         int replicas;
-    } cases[] = {{"placement.replicas=4", 4},
-                 {"placement.replicas=auto", 0},
-                 {"placement.replicas=0", -1},
-                 {"placement.replicas=5", -1},
-                 {"placement.replicas=2x", -1},
-                 {"placement.replicas=", -1}};
+    } cases[] = {{"placement.replicas=4", 4},   {"placement.replicas=auto", 0},
+                 {"placement.replicas=0", -1},  {"placement.replicas=5", -1},
+                 {"placement.replicas=2x", -1}, {"placement.replicas=", -1}};
     struct err e = {0};
     conf_defaults(&coordinator_options, &config);
     set("model.path=/somewhere");
