@@ -55,7 +55,7 @@ static int load_all(struct moe_local *m, struct checkpoint *c, enum weight_forma
         out[i] = &m->experts[i];
         m->held[i] = &m->experts[i];
     }
-    struct telling t = {.lock = PTHREAD_MUTEX_INITIALIZER, .progress = progress, .ud = progress_ud};
+    struct telling t = {.is_busy = ATOMIC_FLAG_INIT, .progress = progress, .ud = progress_ud};
     struct load_options o = {.checkpoint = c,
                              .format = format,
                              .compute = &m->compute,
