@@ -258,3 +258,294 @@ TEST_WITHIN(streams_wait_for_experts_that_are_missing, 180)
     CHECK_INT(metric(&c, "polymath_requests_total{outcome=\"failed\"}"), 0);
     cluster_stop(&c);
 }
+
+/* ---- the coordinator ------------------------------------------------------------------------ */
+
+/* What one stream has brought so far, over all connections. */
+struct resumed {
+    struct buf ids, events; /* of tokens; ids of events */
+    char name[64];          /* of the request */
+    unsigned long long last_event;
+    bool is_done;
+    int64_t first_ns; /* of the present connection */
+};
+
+static bool on_event(void *ud, struct str line)
+{
+    struct resumed *s = ud;
+    if (str_has_prefix(line, STR("id: "))) {
+        s->last_event = strtoull(line.ptr + 4, NULL, 10);
+        buf_printf(&s->events, "%llu,", s->last_event);
+    }
+    if (str_equal(line, STR("data: [DONE]")))
+        s->is_done = true;
+    if (!str_has_prefix(line, STR("data: {")))
+        return true;
+    if (!s->first_ns)
+        s->first_ns = clock_now_ns();
+    json_t *event = json_loadb(line.ptr + 6, line.len - 6, JSON_ALLOW_NUL, NULL);
+    CHECK(event);
+    const char *name = json_string_value(json_object_get(event, "id"));
+    if (!name)
+        test_fail(__FILE__, __LINE__, "%.*s", (int)line.len, line.ptr);
+    if (s->name[0])
+        CHECK_STR(name, s->name);
+    snprintf(s->name, sizeof s->name, "%s", name);
+    json_t *ids = cluster_at(event, "choices.0.token_ids");
+    for (size_t i = 0; i < json_array_size(ids); i++)
+        buf_printf(&s->ids, "%lld,", (long long)json_integer_value(json_array_get(ids, i)));
+    json_decref(event);
+    return true;
+}
+
+/* Stops in the middle. */
+static bool on_few_events(void *ud, struct str line)
+{
+    struct resumed *s = ud;
+    on_event(ud, line);
+    return s->last_event < 20 || line.len > 0;
+}
+
+/* One connection; what came of it. */
+static int read_stream(const struct cluster *c, const char *path, const char *body,
+                       const char *header, bool (*on)(void *ud, struct str line), struct resumed *s)
+{
+    struct http_client *client = http_client_new();
+    char *url = mem_format("%s%s", c->url, path);
+    const char *const headers[] = {header, NULL};
+    struct buf answer = {0};
+    int status = 0;
+    s->first_ns = 0;
+    http_exchange(client,
+                  &(struct http_exchange){.url = url,
+                                          .body = body,
+                                          .headers = header ? headers : NULL,
+                                          .timeout_ns = 100 * CLOCK_S,
+                                          .on_line = on,
+                                          .ud = s},
+                  &status, &answer, NULL);
+    buf_fini(&answer);
+    mem_free(url);
+    http_client_free(&client);
+    return status;
+}
+
+static void resume(const struct cluster *c, struct resumed *s)
+{
+    char *path = mem_format("/v1/streams/%s", s->name);
+    char *header = mem_format("Last-Event-ID: %llu", s->last_event);
+    CHECK_INT(read_stream(c, path, NULL, header, on_event, s), 200);
+    mem_free(path);
+    mem_free(header);
+}
+
+static void resumed_fini(struct resumed *s)
+{
+    buf_fini(&s->ids);
+    buf_fini(&s->events);
+    *s = (struct resumed){0};
+}
+
+/* Reads the stream until it breaks, and then the rest from the next coordinator. */
+static _Noreturn void follow_over_death(const struct cluster *c, const char *body, const char *path,
+                                        int url_fd)
+{
+    struct cluster mine = *c;
+    struct resumed s = {0};
+    FILE *out = fopen(path, "w");
+    CHECK(out);
+    read_stream(c, "/v1/completions", body, NULL, on_event, &s);
+    CHECK(s.name[0] && !s.is_done);
+    fprintf(out, "%s", s.ids.data);
+    fflush(out);
+    ssize_t n = read(url_fd, mine.url, sizeof mine.url - 1);
+    CHECK(n > 0);
+    resume(&mine, &s);
+    CHECK(s.is_done);
+    FILE *again = freopen(path, "w", out);
+    CHECK(again);
+    fprintf(again, "%s END%s", s.ids.data, s.events.data);
+    fclose(again);
+    _exit(0);
+}
+
+TEST_WITHIN(streams_survive_the_death_of_the_coordinator, 180)
+{
+    struct cluster c;
+    static const char *const settings[] = {"state.dir=state", NULL};
+    struct resumed quiet = {0};
+    cluster_start(&c, 2, 1, settings);
+    pid_t pids[N_STREAMS];
+    int pipes[N_STREAMS][2];
+    char path[32];
+    for (int i = 0; i < N_STREAMS; i++) {
+        CHECK(pipe(pipes[i]) == 0);
+        snprintf(path, sizeof path, "life-%d.ids", i);
+        pids[i] = fork();
+        CHECK(pids[i] >= 0);
+        if (pids[i] == 0)
+            follow_over_death(&c, body_of(i, ""), path, pipes[i][0]);
+    }
+    /* All are running, and have said something. */
+    cluster_wait_value(&c, "requests.running", N_STREAMS, 20);
+    clock_sleep_until(clock_now_ns() + 60 * CLOCK_MS);
+    cluster_kill(&c, "coordinator", SIGKILL);
+    int64_t died_ns = clock_now_ns();
+    cluster_start_coordinator(&c);
+    int64_t up_ns = clock_now_ns() - died_ns;
+    for (int i = 0; i < N_STREAMS; i++)
+        CHECK(write(pipes[i][1], c.url, sizeof c.url) == sizeof c.url);
+    for (int i = 0; i < N_STREAMS; i++) {
+        int status;
+        CHECK(waitpid(pids[i], &status, 0) == pids[i]);
+        CHECK_INT(status, 0);
+    }
+    test_say("the coordinator took %lld ms to be back, all streams were complete after %lld ms",
+             (long long)(up_ns / CLOCK_MS), (long long)((clock_now_ns() - died_ns) / CLOCK_MS));
+    /* The same without any death. */
+    for (int i = 0; i < N_STREAMS; i++) {
+        char *body = body_of(i, "");
+        CHECK_INT(read_stream(&c, "/v1/completions", body, NULL, on_event, &quiet), 200);
+        char *want = mem_format("%s END%s", quiet.ids.data, quiet.events.data);
+        snprintf(path, sizeof path, "life-%d.ids", i);
+        struct buf got = text_of(path);
+        CHECK_STR(got.data, want);
+        buf_fini(&got);
+        mem_free(want);
+        mem_free(body);
+        resumed_fini(&quiet);
+    }
+    cluster_stop(&c);
+}
+
+TEST_WITHIN(a_stream_goes_on_where_its_reader_left_it, 90)
+{
+    struct cluster c;
+    static const char *const settings[] = {"state.dir=state", NULL};
+    cluster_start(&c, 1, 0, settings);
+    char *body = body_of(1, ",\"stream_options\":{\"include_usage\":true}");
+    struct resumed quiet = {0}, cut = {0}, late = {0};
+    CHECK_INT(read_stream(&c, "/v1/completions", body, NULL, on_event, &quiet), 200);
+    CHECK_INT(quiet.last_event, 302); /* 300 tokens, usage, end */
+
+    read_stream(&c, "/v1/completions", body, NULL, on_few_events, &cut);
+    CHECK(cut.last_event >= 20 && !cut.is_done);
+    resume(&c, &cut);
+    CHECK_STR(cut.ids.data, quiet.ids.data);
+    CHECK_STR(cut.events.data, quiet.events.data);
+
+    /* From the beginning, when it is over; also after an orderly restart. */
+    for (int i = 0; i < 2; i++) {
+        resumed_fini(&late);
+        snprintf(late.name, sizeof late.name, "%s", cut.name);
+        resume(&c, &late);
+        CHECK_STR(late.ids.data, quiet.ids.data);
+        CHECK_STR(late.events.data, quiet.events.data);
+        cluster_kill(&c, "coordinator", SIGTERM);
+        cluster_start_coordinator(&c);
+    }
+    char *path = mem_format("/v1/streams/%s", cut.name);
+    CHECK_INT(read_stream(&c, path, NULL, "Last-Event-ID: 302", on_event, &late), 204);
+    CHECK_INT(read_stream(&c, path, NULL, "Last-Event-ID: soon", NULL, &late), 400);
+    CHECK_INT(read_stream(&c, path, NULL, "Authorization: Bearer somebody", NULL, &late), 404);
+    CHECK_INT(read_stream(&c, "/v1/streams/cmpl-0", NULL, NULL, NULL, &late), 404);
+    mem_free(path);
+    mem_free(body);
+    resumed_fini(&quiet);
+    resumed_fini(&cut);
+    resumed_fini(&late);
+    cluster_stop(&c);
+}
+
+static int post_with_key(const struct cluster *c, const char *body, const char *key,
+                         struct buf *answer)
+{
+    struct http_client *client = http_client_new();
+    char *url = mem_format("%s/v1/completions", c->url);
+    char *header = mem_format("Idempotency-Key: %s", key);
+    const char *const headers[] = {header, NULL};
+    int status = 0;
+    buf_reset(answer);
+    CHECK_INT(
+        http_exchange(client,
+                      &(struct http_exchange){
+                          .url = url, .body = body, .headers = headers, .timeout_ns = 60 * CLOCK_S},
+                      &status, answer, NULL),
+        0);
+    mem_free(header);
+    mem_free(url);
+    http_client_free(&client);
+    return status;
+}
+
+/* Without a seed, so that an answer that was made twice would differ. */
+#define UNSEEDED \
+    "{\"prompt\":[5,17,9],\"max_tokens\":40,\"temperature\":1,\"return_token_ids\":true"
+
+TEST_WITHIN(the_same_key_gives_the_same_answer, 90)
+{
+    struct cluster c;
+    static const char *const settings[] = {"state.dir=state", NULL};
+    cluster_start(&c, 1, 0, settings);
+    struct buf first = {0}, second = {0};
+    CHECK_INT(post_with_key(&c, UNSEEDED "}", "k1", &first), 200);
+    CHECK_INT(post_with_key(&c, UNSEEDED "}", "k1", &second), 200);
+    CHECK_STR(second.data, first.data);
+    CHECK_INT(post_with_key(&c, UNSEEDED "}", "k2", &second), 200);
+    CHECK(strcmp(second.data, first.data) != 0);
+    CHECK_INT(post_with_key(&c, UNSEEDED ",\"top_p\":0.5}", "k1", &second), 409);
+    CHECK_HAS(second.data, "idempotency_key_reused");
+
+    /* While it runs: the second asks for what the first has begun. */
+    static const char slow[] =
+        "{\"prompt\":[5,17,9],\"max_tokens\":400,\"ignore_eos\":true,\"return_token_ids\":true}";
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        struct buf mine = {0};
+        CHECK_INT(post_with_key(&c, slow, "k3", &mine), 200);
+        CHECK_INT(buf_write_file(&mine, "mine.json", NULL), 0);
+        _exit(0);
+    }
+    cluster_wait_value(&c, "requests.running", 1, 20);
+    CHECK_INT(post_with_key(&c, slow, "k3", &second), 200);
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid);
+    CHECK_INT(status, 0);
+    struct buf mine = text_of("mine.json");
+    CHECK_STR(second.data, mine.data);
+    CHECK_INT(metric(&c, "polymath_requests_total{outcome=\"ok\"}"), 3);
+
+    /* Also after the coordinator's death. */
+    cluster_kill(&c, "coordinator", SIGKILL);
+    cluster_start_coordinator(&c);
+    CHECK_INT(post_with_key(&c, UNSEEDED "}", "k1", &second), 200);
+    CHECK_STR(second.data, first.data);
+    buf_fini(&mine);
+    buf_fini(&first);
+    buf_fini(&second);
+    cluster_stop(&c);
+}
+
+TEST(two_coordinators_with_one_state_directory_refuse)
+{
+    struct cluster c;
+    static const char *const settings[] = {"state.dir=state", NULL};
+    cluster_launch(&c, 0, 0, settings);
+    char *model = mem_format("model.path=%s", cluster_model());
+    const char *const arguments[] = {"--set", model,
+                                     "--set", "http.port=0",
+                                     "--set", "cluster.listen=ipc://other.sock",
+                                     "--set", "state.dir=state",
+                                     NULL};
+    struct buf output = {0};
+    CHECK_INT(cluster_run("coordinator", arguments, &output), 1);
+    char *holder =
+        mem_format("in use by coordinator coordinator, process %d", (int)c.processes[0].pid);
+    CHECK_HAS(output.data, holder);
+    CHECK_HAS(output.data, "state.dir");
+    mem_free(holder);
+    mem_free(model);
+    buf_fini(&output);
+    cluster_stop(&c);
+}

@@ -202,6 +202,8 @@ void cluster_launch(struct cluster *c, int n_experts, int n_attention, const cha
     int n = 7;
     for (int i = 0; settings && settings[i]; i++)
         list[n++] = settings[i];
+    for (int i = 0; i < n; i++)
+        c->coordinator_settings[i] = mem_string(list[i]);
     spawn(c, "coordinator", "coordinator", list);
     mem_free(model);
     for (int i = 0; i < n_experts; i++) {
@@ -214,6 +216,16 @@ void cluster_launch(struct cluster *c, int n_experts, int n_attention, const cha
         snprintf(name, sizeof name, "attn-%d", i);
         cluster_start_node(c, "attn_node", name);
     }
+    wait_for_log("coordinator", "ev=http.ready", "url=", c->url, sizeof c->url);
+}
+
+void cluster_start_coordinator(struct cluster *c)
+{
+    /* Its log begins anew: what is waited for shall be of this life. */
+    char *old = mem_format("coordinator-%d.log", ++c->n_lives);
+    CHECK(rename("coordinator.log", old) == 0);
+    mem_free(old);
+    spawn(c, "coordinator", "coordinator", (const char *const *)c->coordinator_settings);
     wait_for_log("coordinator", "ev=http.ready", "url=", c->url, sizeof c->url);
 }
 
@@ -347,5 +359,7 @@ void cluster_stop(struct cluster *c)
         }
         p->pid = 0;
     }
+    for (int i = 0; c->coordinator_settings[i]; i++)
+        mem_free(c->coordinator_settings[i]);
     buf_fini(&c->answer);
 }

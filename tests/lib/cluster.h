@@ -20,7 +20,8 @@ struct cluster_process {
 /* Owner: the test. */
 struct cluster {
     const char *model;
-    int n_processes;
+    int n_processes, n_lives; /* of the coordinator */
+    char *coordinator_settings[32];
     struct cluster_process processes[CLUSTER_MAX_PROCESSES];
     char url[64];
     struct buf answer; /* of the latest exchange */
@@ -49,6 +50,8 @@ void cluster_launch(struct cluster *c, int n_experts, int n_attention, const cha
 /* Starts one more node, or the one of that name again after its death. */
 void cluster_start_node(struct cluster *c, const char *program, const char *name);
 void cluster_kill(struct cluster *c, const char *name, int signal_number);
+/* The coordinator again after its death, as it was started; at another URL. */
+void cluster_start_coordinator(struct cluster *c);
 void cluster_wait_ready(struct cluster *c, int seconds);
 void cluster_wait_not_ready(struct cluster *c, int seconds);
 /* Until `what` of /cluster (a dotted path such as "requests.running") is `value`. */
