@@ -173,9 +173,10 @@ int coordinator_config_check(const void *config, struct err *e)
     if (format_set_parse(c->weights_format, &formats, e) < 0)
         return err_prefix(e, "weights.format");
     if (c->streams_keep_bytes > c->state_max_bytes / 4)
-        return err_set(e, E_INVALID,
-                       "streams.keep_bytes (%lld) must be at most a quarter of state.max_bytes (%lld)",
-                       (long long)c->streams_keep_bytes, (long long)c->state_max_bytes);
+        return err_set(
+            e, E_INVALID,
+            "streams.keep_bytes (%lld) must be at most a quarter of state.max_bytes (%lld)",
+            (long long)c->streams_keep_bytes, (long long)c->state_max_bytes);
     if (cpus_check(c->compute_cpus, e) < 0)
         return err_prefix(e, "compute.cpus");
     return 0;

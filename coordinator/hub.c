@@ -238,7 +238,6 @@ void hub_close(struct hub **hp)
     if (h->tick.added)
         loop_remove_timer(h->loop, &h->tick);
     http_close(&h->http);
-    access_close(&h->access);
     hub_attention_close(h);
     for (int i = 0; i < 2; i++) {
         if (h->servers[i])

@@ -209,6 +209,10 @@ static void on_holdings(void *ud, struct server_call *call, const struct server_
         server_fail(&call, rc, "%s", e.text);
         return;
     }
+    if (!is_caller(members_find(&h->members, q.node_id), r)) {
+        server_fail(&call, E_DENIED, "node %u has another key", q.node_id);
+        return;
+    }
     uint8_t *bitmap = mem_alloc(placement_bitmap_bytes(&h->placement));
     if (!placement_holdings(&h->placement, q.node_id, bitmap)) {
         mem_free(bitmap);

@@ -11,6 +11,7 @@
 #include "base/mem.h"
 #include "base/thread.h"
 #include "base/version.h"
+#include "tools/bench_rpc.h"
 
 #define REPETITION_NS (100 * CLOCK_MS)
 enum { DEFAULT_REPEAT = 5, DEFAULT_TOKENS = 32, DEFAULT_PROMPT = 512, MAX_TOKENS = 1 << 20 };
@@ -360,6 +361,9 @@ int bench_main(int argc, char **argv)
         usage(stdout);
         return 0;
     }
+    /* It measures processes, not loops of this one. */
+    if (argc >= 2 && strcmp(argv[1], "rpc") == 0)
+        return bench_rpc_main(argc - 1, argv + 1);
     const struct verb *v = argc >= 2 ? find_verb(argv[1]) : NULL;
     if (!v) {
         if (argc >= 2)

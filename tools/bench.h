@@ -5,6 +5,7 @@
  *   bench attention    one layer's attention over a full cache
  *   bench decode       tokens one by one, through the whole model
  *   bench prefill      a prompt, through the whole model
+ *   bench rpc          a call to nodes and back, beside bare TCP (bench_rpc.h)
  *   bench against      both, in turn with another engine's own benchmark
  *
  * Owner: the main thread. */

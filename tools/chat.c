@@ -16,7 +16,7 @@
 #include "tools/http_client.h"
 
 struct chat {
-    const char *base_url, *once;
+    const char *base_url, *once, *key_file;
     double temperature; /* < 0: the model's own */
     int max_tokens;
     bool thinking, colours;
@@ -44,6 +44,7 @@ static void usage(FILE *out)
     fputs("usage: polymath chat [OPTION]...\n\n"
           "Talks to a running cluster.  Lines from a pipe are asked one after another.\n\n"
           "  --url URL          the coordinator (default http://127.0.0.1:8080)\n"
+          "  --key FILE         holds an API key, mode 0600\n"
           "  --system TEXT      system message\n"
           "  --once TEXT        ask this, print the answer, end\n"
           "  --max-tokens N     at most so many tokens an answer (default 1024)\n"
@@ -249,6 +250,7 @@ static int talk_in_pipe(struct chat *c)
 static int parse_options(struct chat *c, int argc, char **argv)
 {
     static const struct option options[] = {{"url", required_argument, NULL, 'u'},
+                                            {"key", required_argument, NULL, 'k'},
                                             {"system", required_argument, NULL, 's'},
                                             {"once", required_argument, NULL, 'o'},
                                             {"max-tokens", required_argument, NULL, 'n'},
@@ -262,6 +264,9 @@ static int parse_options(struct chat *c, int argc, char **argv)
         switch (o) {
         case 'u':
             c->base_url = optarg;
+            break;
+        case 'k':
+            c->key_file = optarg;
             break;
         case 's':
             add_message(c, "system", optarg, NULL);
@@ -309,7 +314,11 @@ int chat_main(int argc, char **argv)
         c.http = http_client_new();
         struct sigaction action = {.sa_handler = on_interrupt};
         sigaction(SIGINT, &action, NULL);
-        if (c.once)
+        struct err e = {0};
+        if (c.key_file && http_client_use_key(c.http, c.key_file, &e) < 0) {
+            fprintf(stderr, "polymath chat: %s\n", e.text);
+            code = 1;
+        } else if (c.once)
             code = ask(&c, c.once) ? 0 : 1;
         else if (isatty(STDIN_FILENO))
             code = talk_in_terminal(&c);

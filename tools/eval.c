@@ -21,7 +21,7 @@ static const int64_t timeout_ns = 300 * (int64_t)1000000000;
 static const char demo_tasks[] = "models/demo/evaluation";
 
 struct eval {
-    const char *url, *tasks;
+    const char *url, *tasks, *key_file;
     int64_t limit; /* items of each file; 0: all */
     double require_percent;
     bool verbose;
@@ -35,6 +35,7 @@ static void usage(FILE *out)
           "Asks a running cluster the held-out tasks of the demo model, greedily, and prints the\n"
           "share of exactly right answers of each task.\n\n"
           "  --url URL      the coordinator (default http://127.0.0.1:8080)\n"
+          "  --key FILE     holds an API key, mode 0600\n"
           "  --tasks PATH   a .jsonl file or a folder of them (default models/demo/evaluation)\n"
           "  --limit N      only the first N items of each file\n"
           "  --require PCT  exit code 1 if a task is below this many percent\n"
@@ -271,13 +272,11 @@ static bool parse_number(const char *text, double most, double *out)
 /* Fills v; 0, or the exit code + 1. */
 static int parse(struct eval *v, int argc, char **argv)
 {
-    static const struct option options[] = {{"url", required_argument, NULL, 'u'},
-                                            {"tasks", required_argument, NULL, 't'},
-                                            {"limit", required_argument, NULL, 'l'},
-                                            {"require", required_argument, NULL, 'r'},
-                                            {"verbose", no_argument, NULL, 'v'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            {0}};
+    static const struct option options[] = {
+        {"url", required_argument, NULL, 'u'},     {"key", required_argument, NULL, 'k'},
+        {"tasks", required_argument, NULL, 't'},   {"limit", required_argument, NULL, 'l'},
+        {"require", required_argument, NULL, 'r'}, {"verbose", no_argument, NULL, 'v'},
+        {"help", no_argument, NULL, 'h'},          {0}};
     double number = 0;
     optind = 1;
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
@@ -285,6 +284,9 @@ static int parse(struct eval *v, int argc, char **argv)
         switch (o) {
         case 'u':
             v->url = optarg;
+            break;
+        case 'k':
+            v->key_file = optarg;
             break;
         case 't':
             v->tasks = optarg;
@@ -327,7 +329,9 @@ int eval_main(int argc, char **argv)
         return stop - 1;
 
     v.client = http_client_new();
-    int rc = run_all(&v, &below, &e);
+    int rc = v.key_file ? http_client_use_key(v.client, v.key_file, &e) : 0;
+    if (rc == 0)
+        rc = run_all(&v, &below, &e);
     http_client_free(&v.client);
     if (rc < 0) {
         fprintf(stderr, "polymath eval: %s\n", e.text);

@@ -3,14 +3,17 @@
 
 #include <curl/curl.h>
 #include <jansson.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/must.h"
+#include "base/safe_file.h"
 
 struct http_client {
     CURL *curl;
     struct buf line;
+    char *key_header; /* NULL: none */
     char error[CURL_ERROR_SIZE];
 };
 
@@ -38,8 +41,28 @@ void http_client_free(struct http_client **client)
     curl_easy_cleanup(c->curl);
     curl_global_cleanup();
     buf_fini(&c->line);
+    if (c->key_header)
+        explicit_bzero(c->key_header, strlen(c->key_header));
+    mem_free(c->key_header);
     mem_free(c);
     *client = NULL;
+}
+
+int http_client_use_key(struct http_client *c, const char *path, struct err *e)
+{
+    struct buf text = {0};
+    int rc = safe_file_read(path, SAFE_FILE_SECRET, &text, e);
+    size_t len = rc == 0 ? strcspn(text.data, " \t\r\n") : 0;
+    if (rc == 0 && (len == 0 || len != strlen(text.data) - strspn(text.data + len, " \t\r\n")))
+        rc = err_set(e, E_INVALID, "%s: expected an API key and nothing else", path);
+    if (rc == 0) {
+        mem_free(c->key_header);
+        c->key_header = mem_format("Authorization: Bearer %.*s", (int)len, text.data);
+    }
+    if (text.data)
+        explicit_bzero(text.data, text.size);
+    buf_fini(&text);
+    return rc;
 }
 
 /* Hands out the whole lines that have arrived. */
@@ -127,6 +150,8 @@ int http_exchange(struct http_client *c, const struct http_exchange *x, int *sta
     curl_easy_setopt(c->curl, CURLOPT_TIMEOUT_MS, (long)(timeout_ns / CLOCK_MS));
     curl_easy_setopt(c->curl, CURLOPT_WRITEFUNCTION, on_data);
     curl_easy_setopt(c->curl, CURLOPT_WRITEDATA, &r);
+    if (c->key_header)
+        headers = curl_slist_append(headers, c->key_header);
     for (int i = 0; x->headers && x->headers[i]; i++)
         headers = curl_slist_append(headers, x->headers[i]);
     if (x->body) {

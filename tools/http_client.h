@@ -11,6 +11,9 @@
 struct http_client;
 struct http_client *http_client_new(void);
 void http_client_free(struct http_client **c);
+/* Every exchange from now on shows the API key that the file holds (`polymath keys api new ... >FILE`).
+ * The errors of safe_file_read(): others must not be able to read it. */
+int http_client_use_key(struct http_client *c, const char *path, struct err *e);
 
 struct http_exchange {
     const char *url;

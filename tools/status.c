@@ -12,9 +12,10 @@
 
 static void usage(FILE *out)
 {
-    fputs("usage: polymath status [--url URL] [--json]\n\n"
+    fputs("usage: polymath status [--url URL] [--key FILE] [--json]\n\n"
           "Shows a running cluster: nodes and their states, placement, requests.\n\n"
           "  --url URL   the coordinator (default http://127.0.0.1:8080)\n"
+          "  --key FILE  holds an admin's API key, mode 0600\n"
           "  --json      the coordinator's answer as it is\n"
           "\nExit code: 0 ready, 1 not ready or not reachable, 2 misused.\n",
           out);
@@ -69,16 +70,20 @@ static void print_cluster(const json_t *root)
 int status_main(int argc, char **argv)
 {
     static const struct option options[] = {{"url", required_argument, NULL, 'u'},
+                                            {"key", required_argument, NULL, 'k'},
                                             {"json", no_argument, NULL, 'j'},
                                             {"help", no_argument, NULL, 'h'},
                                             {0}};
-    const char *base = "http://127.0.0.1:8080";
+    const char *base = "http://127.0.0.1:8080", *key = NULL;
     bool raw = false;
     optind = 1;
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         switch (o) {
         case 'u':
             base = optarg;
+            break;
+        case 'k':
+            key = optarg;
             break;
         case 'j':
             raw = true;
@@ -101,7 +106,9 @@ int status_main(int argc, char **argv)
     char *url = mem_format("%s/cluster", base);
     json_t *root = NULL;
     int http_status = 0, exit_code = 1;
-    int rc = http_exchange(client, &(struct http_exchange){.url = url}, &http_status, &answer, &e);
+    int rc = key ? http_client_use_key(client, key, &e) : 0;
+    if (rc == 0)
+        rc = http_exchange(client, &(struct http_exchange){.url = url}, &http_status, &answer, &e);
     if (rc == 0 && http_status != 200) {
         http_error_text(&answer, http_status, &e);
         rc = e.code;

@@ -7,6 +7,9 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "rpc/auth.h"
+#include "rpc/channel.h"
+#include "rpc/wire.h"
 #include "tests/lib/cluster.h"
 #include "tests/lib/test.h"
 #include "tools/http_client.h"
@@ -209,6 +212,99 @@ TEST_WITHIN(a_revoked_node_is_thrown_out_and_the_rest_goes_on, 120)
     cluster_wait_ready(&c, 40);
     check_same(&c, &want);
     cluster_stop(&c);
+    buf_fini(&want);
+}
+
+/* ---- one member against another ----------------------------------------------------------- */
+
+struct heard {
+    int n, code;
+    char text[256];
+};
+
+static void on_reply(void *ud, const struct reply *r)
+{
+    struct heard *h = ud;
+    h->n++;
+    h->code = r->code;
+    snprintf(h->text, sizeof h->text, "%s", r->text);
+}
+
+static struct heard call(struct channel *c, int method, const struct buf *message)
+{
+    struct heard h = {0};
+    struct call call = {.method = wire_method(WIRE_CLUSTER, method),
+                        .message = message,
+                        .deadline_ns = clock_now_ns() + 20 * CLOCK_S,
+                        .done = on_reply,
+                        .ud = &h};
+    while (channel_call(c, &call, NULL) == E_UNAVAILABLE && clock_now_ns() < call.deadline_ns)
+        channel_wait(&c, 1, -1, clock_now_ns() + 10 * CLOCK_MS, 0);
+    while (h.n == 0 && clock_now_ns() < call.deadline_ns)
+        channel_wait(&c, 1, -1, call.deadline_ns, 0);
+    CHECK_INT(h.n, 1);
+    return h;
+}
+
+TEST_WITHIN(a_node_cannot_speak_for_another, 120)
+{
+    struct cluster c;
+    struct buf want = {0}, message = {0};
+    struct err e = {0};
+    make_keys();
+    cluster_launch(&c, 0, 0, with_keys);
+    start_node(&c, "expert_node", "expert-0", "expert-0.key", "coordinator.pub");
+    cluster_wait_ready(&c, 40);
+    ask(&c, &want);
+    json_t *root = cluster_ask_json(&c, "/cluster", NULL), *nodes = cluster_at(root, "nodes");
+    uint32_t id = 0;
+    for (size_t i = 0; i < json_array_size(nodes); i++)
+        if (strcmp(json_string_value(json_object_get(json_array_get(nodes, i), "name")),
+                   "expert-0") == 0)
+            id = (uint32_t)json_integer_value(json_object_get(json_array_get(nodes, i), "id"));
+    CHECK(id > 0);
+    json_decref(root);
+
+    /* A member with a key of its own, and bad intentions. */
+    struct auth *auth = NULL;
+    struct channel *channel = NULL;
+    char endpoint[256];
+    cluster_endpoint("coordinator", "ev=cluster.listening", endpoint, sizeof endpoint);
+    struct auth_options a = {
+        .key_file = "expert-1.key", .server_key = "coordinator.pub", .is_client_only = true};
+    CHECK_INT(auth_start(&a, &auth, &e), 0);
+    struct channel_options o = {.endpoint = endpoint,
+                                .peer_name = "coordinator",
+                                .auth = auth,
+                                .server_key = auth_server_key(auth)};
+    CHECK_INT(channel_open(&o, &channel, &e), 0);
+
+    struct wire_join join = {.name = "expert-9",
+                             .endpoint = "tcp://127.0.0.1:9",
+                             .incarnation = 1,
+                             .expert_bytes = 1,
+                             .memory_bytes = 1000};
+    CHECK_INT(key_public_of("expert-0.pub", join.public_key, &e), 0);
+    wire_join_encode(&join, &message);
+    struct heard h = call(channel, CLUSTER_JOIN, &message);
+    CHECK_INT(h.code, E_DENIED);
+    CHECK_HAS(h.text, "did not prove");
+    join.public_key[0] = '\0';
+    wire_join_encode(&join, &message);
+    CHECK_INT(call(channel, CLUSTER_JOIN, &message).code, E_DENIED);
+    wire_heartbeat_encode(&(struct wire_heartbeat){.node_id = id, .state = NODE_DRAINING},
+                          &message);
+    CHECK_INT(call(channel, CLUSTER_HEARTBEAT, &message).code, E_DENIED);
+    wire_leave_encode(&(struct wire_leave){.node_id = id}, &message);
+    CHECK_INT(call(channel, CLUSTER_LEAVE, &message).code, E_DENIED);
+    wire_holdings_request_encode(&(struct wire_holdings_request){id}, &message);
+    CHECK_INT(call(channel, CLUSTER_HOLDINGS, &message).code, E_DENIED);
+    check_same(&c, &want);
+
+    channel_close(&channel);
+    auth_stop(&auth);
+    cluster_stop(&c);
+    buf_fini(&message);
     buf_fini(&want);
 }
 
