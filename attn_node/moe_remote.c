@@ -783,8 +783,12 @@ static int64_t turn(struct moe_remote *m, int lane)
     int64_t now_ns = clock_now_ns();
     int64_t until_ns = mind_nodes(m, lane, now_ns);
     cancel_calls(m, lane, DROPPED_CALLS);
-    if (round_n_orphans(l->round) > 0 && m->options.take_tables)
-        m->options.take_tables(m->options.ud);
+    if (round_n_orphans(l->round) > 0 && m->options.take_tables &&
+        !m->options.take_tables(m->options.ud)) {
+        if (round_n_orphans(l->round) > 0)
+            round_give_up(l->round, "this side is stopping");
+        return now_ns;
+    }
     until_ns = earlier(until_ns, mind_parcels(m, lane, now_ns));
     until_ns = earlier(until_ns, mind_orphans(m, lane, now_ns));
     if (is_going_on(l) && send_parcels(m, lane, now_ns))

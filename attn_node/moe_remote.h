@@ -26,9 +26,10 @@ struct moe_remote_options {
     struct ladder ladder;
     struct auth *auth; /* borrowed; NULL: no keys */
     /* Optional: a round that waits looks for tables.  take_tables() installs those that there
-     * are; `tables_fd` is readable when there are some (-1: none). */
+     * are, and says whether to go on waiting; `tables_fd` is readable when there are some (-1:
+     * none). */
     int tables_fd;
-    void (*take_tables)(void *ud);
+    bool (*take_tables)(void *ud);
     void *ud;
 };
 

@@ -31,6 +31,7 @@ struct runner {
     /* engine thread only */
     const struct model_config *config;
     struct compute compute;
+    struct thread *self;
     struct forward *forward;
     struct kv *kv;
     struct seqs *seqs;
@@ -67,7 +68,7 @@ static size_t choose_kv_bytes(const struct runner *r)
     return bytes;
 }
 
-static void take_tables(void *ud);
+static bool take_tables(void *ud);
 
 static int set_up(struct runner *r, struct err *e)
 {
@@ -283,8 +284,9 @@ static void hand_back(struct runner *r, struct runner_job *job)
     must_zero(queue_push(r->done, (void **)&job));
 }
 
-/* Between steps, and in the middle of one that waits for a table. */
-static void take_tables(void *ud)
+/* Between steps, and in the middle of one that waits for a table; false: it need not wait any
+ * longer, the thread shall stop. */
+static bool take_tables(void *ud)
 {
     struct runner *r = ud;
     for (struct runner_job *job; (job = queue_pop(r->tables));) {
@@ -298,12 +300,14 @@ static void engine_main(struct thread *t, void *arg)
     struct runner *r = arg;
     struct err e = {0};
     int rc = set_up(r, &e);
+    return !thread_should_stop(r->self);
     if (rc < 0)
         tear_down(r);
     thread_ready(t, rc, &e);
     if (rc < 0)
         return;
     while (!thread_should_stop(t)) {
+    r->self = t;
         take_tables(r);
         struct runner_job *job = queue_pop(r->jobs);
         if (!job) {

@@ -41,7 +41,7 @@ struct world {
     struct moe_remote *moe;
     int64_t guard_after; /* for the workers */
     bool is_guarded;     /* no step may allocate */
-    void (*take_tables)(void *ud);
+    bool (*take_tables)(void *ud);
     int n_asked_for_tables;
     int32_t tokens[N_TOKENS];
 };
@@ -609,15 +609,16 @@ TEST(moe_remote_finds_the_node_that_answers_wrongly)
 }
 
 /* The table that names a new home comes while the step waits. */
-static void bring_a_table(void *ud)
+static bool bring_a_table(void *ud)
 {
     struct world *w = ud;
     if (w->n_asked_for_tables++ != 2)
-        return;
+        return true;
     for (int i = 0; i < HOLDERS; i++)
         w->holder[i] = w->holder[i] == 1 ? 2 : w->holder[i];
     load(w, 2);
     install(w);
+    return true;
 }
 
 TEST(moe_remote_waits_for_a_table_in_the_middle_of_a_step)
@@ -631,6 +632,32 @@ TEST(moe_remote_waits_for_a_table_in_the_middle_of_a_step)
     run_through(&w, &m, want);
     CHECK(w.n_asked_for_tables > 2);
     mem_free(want);
+    close_world(&w);
+}
+
+/* Whoever stops the thread does not wait as long as the step would. */
+static bool ask_a_few_times(void *ud)
+{
+    struct world *w = ud;
+    return w->n_asked_for_tables++ < 5;
+}
+
+TEST(moe_remote_stops_waiting_when_it_is_told)
+{
+    struct world w = {.n_replicas = 1, .take_tables = ask_a_few_times};
+    w.ladder = patient;
+    w.ladder.wait_ns = 3600 * CLOCK_S;
+    open_replicated(&w, "native", COMBINE_FIXED, 3, "ipc");
+    float *got = mem_array(all_bytes, 1);
+    struct kv_seq seq = {0};
+    w.n_asked_for_tables = 0;
+    struct murder m = {.world = &w, .victim = 1};
+    struct step step = {.probe = kill_after_first_layer, .probe_ud = &m};
+    CHECK_INT(run_chunk(&w, &seq, N_TOKENS, &step, got), E_UNAVAILABLE);
+    CHECK_HAS(moe_remote_error(w.moe)->text, "is stopping");
+    CHECK_HAS(moe_remote_error(w.moe)->text, "expert-1");
+    kv_truncate(w.model.kv, &seq, 0);
+    mem_free(got);
     close_world(&w);
 }
 
