@@ -293,21 +293,21 @@ static bool take_tables(void *ud)
         run_job(r, job);
         hand_back(r, job);
     }
+    return !thread_should_stop(r->self);
 }
 
 static void engine_main(struct thread *t, void *arg)
 {
     struct runner *r = arg;
     struct err e = {0};
+    r->self = t;
     int rc = set_up(r, &e);
-    return !thread_should_stop(r->self);
     if (rc < 0)
         tear_down(r);
     thread_ready(t, rc, &e);
     if (rc < 0)
         return;
     while (!thread_should_stop(t)) {
-    r->self = t;
         take_tables(r);
         struct runner_job *job = queue_pop(r->jobs);
         if (!job) {
