@@ -26,12 +26,14 @@ struct runner {
     struct thread *thread;
     struct runner_job wake; /* ends the wait of a thread that shall stop */
     _Atomic int pages_total, pages_free;
+    _Atomic uint32_t *chosen; /* [n_layers][n_experts] since they were asked for */
+    size_t n_chosen;
     _Atomic uint64_t session; /* written by the engine thread */
 
     /* engine thread only */
+    struct thread *self;
     const struct model_config *config;
     struct compute compute;
-    struct thread *self;
     struct forward *forward;
     struct kv *kv;
     struct seqs *seqs;
@@ -136,7 +138,12 @@ static void note_layer(void *ud, int layer, const float *x, int n_rows,
                        const struct routing *routing)
 {
     struct runner *r = ud;
-    (void)x, (void)n_rows, (void)routing;
+    (void)x;
+    if (layer < 0)
+        return;
+    _Atomic uint32_t *chosen = r->chosen + (size_t)layer * (size_t)r->config->n_experts;
+    for (int i = 0; i < n_rows * r->config->top_k; i++)
+        atomic_fetch_add_explicit(&chosen[routing->experts[i]], 1, memory_order_relaxed);
     if (layer == r->config->n_layers - 1)
         r->layers_done_ns = clock_now_ns();
 }
@@ -339,6 +346,7 @@ static void free_runner(struct runner **runner)
     queue_free(&r->jobs);
     queue_free(&r->tables);
     queue_free(&r->done);
+    mem_free(r->chosen);
     mem_free(r);
 }
 
@@ -348,6 +356,9 @@ int runner_start(const struct runner_options *o, struct runner **out, struct err
     *out = NULL;
     struct runner *r = mem_alloc(sizeof(*r));
     r->options = *o;
+    const struct model_config *model = checkpoint_config(o->checkpoint);
+    r->n_chosen = (size_t)model->n_layers * (size_t)model->n_experts;
+    r->chosen = mem_array(r->n_chosen, sizeof(*r->chosen));
     r->jobs = queue_new(o->max_jobs);
     r->tables = queue_new(o->max_jobs);
     r->done = queue_new(o->max_jobs);
@@ -385,6 +396,17 @@ int runner_done_fd(const struct runner *r)
 struct runner_job *runner_take_done(struct runner *r)
 {
     return queue_pop(r->done);
+}
+
+bool runner_take_load(struct runner *r, uint16_t *counts)
+{
+    bool any = false;
+    for (size_t i = 0; i < r->n_chosen; i++) {
+        uint32_t n = atomic_exchange_explicit(&r->chosen[i], 0, memory_order_relaxed);
+        counts[i] = n < UINT16_MAX ? (uint16_t)n : UINT16_MAX;
+        any |= n > 0;
+    }
+    return any;
 }
 
 int runner_kv_pages_total(const struct runner *r)

@@ -7,6 +7,7 @@
  * Log events: weights.loaded, session.cleared, step (debug), step.failed. */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "attn_node/ladder.h"
@@ -61,6 +62,10 @@ int runner_submit(struct runner *r, struct runner_job **job);
 /* Readable while runner_take_done() has something. */
 int runner_done_fd(const struct runner *r);
 struct runner_job *runner_take_done(struct runner *r);
+
+/* How often each expert was chosen since the last call, [n_layers][n_experts], at most 65535;
+ * false if none was.  One thread may ask. */
+bool runner_take_load(struct runner *r, uint16_t *counts);
 
 /* Any thread may ask. */
 int runner_kv_pages_total(const struct runner *r);

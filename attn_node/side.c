@@ -30,6 +30,8 @@ enum { MAX_CALLS = 32 /* steps and releases that wait for the engine thread */ }
 /* A step in progress may finish before the process ends. */
 #define STOP_TIMEOUT_NS (2 * CLOCK_S)
 #define TELL_EVERY_NS (5 * CLOCK_S)
+/* How often the coordinator hears which experts are chosen. */
+#define LOAD_EVERY_NS (2 * CLOCK_S)
 
 struct side {
     struct side_config config;
@@ -58,6 +60,7 @@ struct side {
     bool is_table_out;
     struct wire_table *next_table;
     uint64_t epoch;
+    int64_t load_ns; /* when the router's counts were sent last */
 };
 
 /* ---- calls --------------------------------------------------------------------------- */
@@ -266,15 +269,31 @@ static int join(struct side *s, struct err *e)
     return rc;
 }
 
+static void send_load(struct side *s, int64_t now_ns)
+{
+    const struct model_config *model = checkpoint_config(s->checkpoint);
+    if (now_ns - s->load_ns < LOAD_EVERY_NS || member_node_id(s->member) == 0)
+        return;
+    s->load_ns = now_ns;
+    uint32_t n_layers = (uint32_t)model->n_layers, n_experts = (uint32_t)model->n_experts;
+    uint16_t *counts = mem_array((size_t)n_layers * n_experts, sizeof(*counts));
+    if (runner_take_load(s->runner, counts))
+        member_send_load(s->member, n_layers, n_experts, counts);
+    mem_free(counts);
+}
+
 /* ---- the control thread -------------------------------------------------------------- */
 
 static void look_for_stop(void *ud, int64_t now_ns)
 {
     struct side *s = ud;
-    if (thread_should_stop(s->self))
+    if (thread_should_stop(s->self)) {
         loop_stop(s->loop);
-    else
-        loop_set_timer(s->loop, &s->stop_timer, now_ns + 50 * CLOCK_MS);
+        return;
+    }
+    if (s->member)
+        send_load(s, now_ns);
+    loop_set_timer(s->loop, &s->stop_timer, now_ns + 50 * CLOCK_MS);
 }
 
 static int open_control(struct side *s, struct err *e)

@@ -35,6 +35,28 @@ static json_t *coverage(const struct placement *p)
     return o;
 }
 
+/* Copies, moves, and what is still to be read. */
+static json_t *placement_object(const struct hub *h)
+{
+    const struct placement *p = &h->placement;
+    json_t *o = json_object();
+    int64_t expert_bytes = 0;
+    for (int i = 0; i < h->members.n_nodes; i++)
+        if (h->members.nodes[i]->join.role == NODE_EXPERT)
+            expert_bytes = (int64_t)h->members.nodes[i]->join.expert_bytes;
+    bool any = p->n_total > 0 && p->lowest <= PLACEMENT_PLACES;
+    set(o, "replicas", p->config.replicas ? json_integer(p->config.replicas) : json_string("auto"));
+    set(o, "copies", json_integer(p->n_copies));
+    set(o, "lowest", json_integer(any ? p->lowest : 0));
+    set(o, "wanted_lowest", json_integer(any ? p->wanted_lowest : 0));
+    set(o, "to_load", json_integer(p->n_to_load));
+    set(o, "to_load_bytes", json_integer(p->n_to_load * expert_bytes));
+    set(o, "retiring", json_integer(p->n_retiring));
+    set(o, "settled", json_boolean(placement_is_settled(p)));
+    set(o, "observed", json_real(p->observed));
+    return o;
+}
+
 void admin_ready(const struct hub *h, struct buf *out)
 {
     json_t *o = json_object();
@@ -71,7 +93,10 @@ static json_t *node_object(const struct hub *h, const struct node *n, int64_t no
     set(o, "id", json_integer(n->id));
     set(o, "name", json_string(n->join.name));
     set(o, "role", json_string(node_role_name(n->join.role)));
-    set(o, "state", json_string(node_state_name(n->state)));
+    bool is_doubtful = n->trust != NODE_TRUSTED && n->state != NODE_GONE;
+    set(o, "state",
+        json_string(is_doubtful ? node_trust_name(n->trust) : node_state_name(n->state)));
+    set(o, "incarnation", json_integer((json_int_t)(n->join.incarnation >> 1)));
     set(o, "endpoint", json_string(n->join.endpoint));
     set(o, "host", json_string(n->join.host));
     set(o, "pid", json_integer(n->join.pid));
@@ -85,6 +110,8 @@ static json_t *node_object(const struct hub *h, const struct node *n, int64_t no
         set(o, "experts_held", json_integer(n->last.experts_held));
         set(o, "experts_wanted", json_integer(p ? p->held : 0));
         set(o, "experts_live", json_integer(p ? p->live : 0));
+        set(o, "experts_loading", json_integer(p ? p->loading : 0));
+        set(o, "draining", json_boolean(n->drain || n->state == NODE_DRAINING));
         set(o, "held_bytes", json_integer((json_int_t)n->last.held_bytes));
         set(o, "memory_bytes", json_integer((json_int_t)n->join.memory_bytes));
         set(o, "holdings_version", json_integer((json_int_t)n->last.holdings_version));
@@ -133,6 +160,7 @@ void admin_cluster(const struct hub *h, struct buf *out)
     set(o, "listen", json_string(server_endpoint(h->servers[0])));
     set(o, "model", model_object(h));
     set(o, "coverage", coverage(&h->placement));
+    set(o, "placement", placement_object(h));
     set(o, "nodes", nodes);
     set(o, "attention_sides", json_integer(h->sched.n_sides));
     set(o, "requests", requests);
@@ -277,6 +305,23 @@ static void write_step_parts(const struct hub *h, struct buf *out)
                    (double)parts[i].us / 1e6);
 }
 
+static void write_placement(const struct hub *h, struct buf *out)
+{
+    const struct placement *p = &h->placement;
+    int64_t n_doubtful = 0;
+    for (int i = 0; i < h->members.n_nodes; i++)
+        n_doubtful +=
+            h->members.nodes[i]->state != NODE_GONE && h->members.nodes[i]->trust != NODE_TRUSTED;
+    number(out, "expert_copies", "gauge", p->n_copies, "Live copies of experts.");
+    number(out, "expert_copies_lowest", "gauge", p->lowest <= PLACEMENT_PLACES ? p->lowest : 0,
+           "Live copies of the expert that has fewest.");
+    number(out, "expert_copies_to_load", "gauge", p->n_to_load, "Wanted copies that are not live.");
+    number(out, "expert_copies_retiring", "gauge", p->n_retiring,
+           "Copies that are given up and still in memory.");
+    number(out, "nodes_doubtful", "gauge", n_doubtful,
+           "Expert nodes that are suspect or quarantined now.");
+}
+
 void admin_metrics(const struct hub *h, struct buf *out)
 {
     write_requests(h, out);
@@ -291,6 +336,7 @@ void admin_metrics(const struct hub *h, struct buf *out)
            "Version of the expert table.");
     number(out, "experts", "gauge", h->placement.n_total, "Experts of the model.");
     number(out, "experts_live", "gauge", h->placement.n_live, "Experts with a live holder.");
+    write_placement(h, out);
     number(out, "nodes_expert", "gauge", members_count(&h->members, NODE_EXPERT),
            "Expert nodes that are alive.");
     number(out, "nodes_attention", "gauge", members_count(&h->members, NODE_ATTENTION),
@@ -300,5 +346,7 @@ void admin_metrics(const struct hub *h, struct buf *out)
            "Joins that were refused.");
     number(out, "nodes_lost_total", "counter", h->counters.nodes_lost,
            "Nodes that left or were lost.");
+    number(out, "nodes_distrusted_total", "counter", h->counters.nodes_distrusted,
+           "Nodes that were suspect or quarantined.");
     write_wire(h, out);
 }

@@ -192,6 +192,11 @@ const char *http_request_header(const struct http_exchange *x, const char *name)
     return MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, name);
 }
 
+const char *http_query(const struct http_exchange *x, const char *name)
+{
+    return MHD_lookup_connection_value(x->connection, MHD_GET_ARGUMENT_KIND, name);
+}
+
 void http_add_header(struct http_exchange *x, const char *name, const char *value)
 {
     must(x->n_headers < MAX_HEADERS);

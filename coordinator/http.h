@@ -64,6 +64,8 @@ void http_set_user(struct http_exchange *x, void *user);
 void *http_user(const struct http_exchange *x);
 /* A header of the request (its name in any case), or NULL; valid until the answer is complete. */
 const char *http_request_header(const struct http_exchange *x, const char *name);
+/* A value of the path's query ("?name=value"), or NULL; valid as long. */
+const char *http_query(const struct http_exchange *x, const char *name);
 /* A header of the answer, before the answer begins; text is copied. */
 void http_add_header(struct http_exchange *x, const char *name, const char *value);
 

@@ -5,7 +5,8 @@
  * Log events (tools wait for the first four): http.ready, cluster.listening,
  * cluster.ready, cluster.not_ready; node.joined, node.refused, node.gone, node.ready,
  * attention.up, attention.down, attention.unusable, request.replayed, request.failed,
- * hub.draining.
+ * hub.draining; node.draining, node.drain_asked, node.trust, placement.uncovered,
+ * placement.settled.
  *
  * Owner: coordinator loop. */
 #pragma once

@@ -250,6 +250,7 @@ static void on_step_done(void *ud, const struct reply *r)
         h->counters.attention_us += (int64_t)reply->attention_us;
         h->counters.experts_us += (int64_t)reply->experts_us;
         h->counters.head_us += (int64_t)reply->head_us;
+        hub_cluster_judge(h, reply);
         stats_record(&h->counters.step_us,
                      (int64_t)(reply->attention_us + reply->experts_us + reply->head_us));
         struct sched_event done = {.kind = SCHED_STEP_DONE,

@@ -9,6 +9,30 @@
 #include "base/mem.h"
 #include "coordinator/hub_state.h"
 
+/* ---- placement ----------------------------------------------------------------------------- */
+
+static uint64_t oldest_epoch(const struct hub *h)
+{
+    uint64_t oldest = UINT64_MAX;
+    for (int i = 0; i < h->members.n_nodes; i++) {
+        const struct node *n = h->members.nodes[i];
+        if (n->join.role == NODE_ATTENTION && n->state != NODE_GONE && n->last.epoch < oldest)
+            oldest = n->last.epoch;
+    }
+    return oldest;
+}
+
+static void hub_place(struct hub *h, int64_t now_ns)
+{
+    const struct placement *p = &h->placement;
+    placement_tick(&h->placement, oldest_epoch(h), now_ns);
+    bool settled = placement_is_settled(p) && placement_is_covered(p);
+    if (settled && !h->settled)
+        log_info("placement.settled", "epoch=%llu copies=%lld lowest=%d",
+                 (unsigned long long)p->epoch, (long long)p->n_copies, p->lowest);
+    h->settled = settled;
+}
+
 /* ---- members come and go --------------------------------------------------------------------- */
 
 static int64_t capacity_of(const struct wire_join *j)
@@ -34,7 +58,9 @@ static void node_gone(struct hub *h, uint32_t node_id, const char *name, enum no
         hub_attention_remove(h, node_id);
         return;
     }
-    placement_gone(&h->placement, node_id, loss, clock_now_ns());
+    int64_t now_ns = clock_now_ns();
+    placement_gone(&h->placement, node_id, loss, now_ns);
+    hub_place(h, now_ns);
     if (h->placement.n_live < live_before)
         log_warn("placement.uncovered", "name=%s experts=%lld of=%lld", name,
                  (long long)(live_before - h->placement.n_live), (long long)h->placement.n_total);
@@ -137,10 +163,30 @@ static void take_report(struct hub *h, const struct node *n, enum node_state bef
         log_info("node.ready", "name=%s id=%u experts=%u", n->join.name, n->id, b->experts_held);
     if (n->join.role != NODE_EXPERT)
         return;
-    if (n->state == NODE_DRAINING)
+    if (n->state == NODE_DRAINING && before != NODE_DRAINING) {
+        log_info("node.draining", "name=%s id=%u", n->join.name, n->id);
         placement_drain(&h->placement, n->id);
+        hub_place(h, clock_now_ns());
+    }
     if (n->state != NODE_JOINING)
         placement_report(&h->placement, n->id, b->holdings_version);
+}
+
+static bool is_busy(struct hub *h)
+{
+    bool is_stepping = false;
+    for (struct list *l = h->attentions.next; l != &h->attentions; l = l->next)
+        is_stepping |= LIST_ITEM(l, struct hub_attention, link)->stepping;
+    return is_stepping || h->n_requests > 0;
+}
+
+/* When the whole cluster ends nobody takes anything over, but what runs needs its experts. */
+static bool may_leave(struct hub *h, const struct node *n)
+{
+    if (placement_is_drained(&h->placement, n->id))
+        return true;
+    bool is_end = h->draining || !placement_has_heirs(&h->placement);
+    return is_end && !is_busy(h);
 }
 
 static void on_heartbeat(void *ud, struct server_call *call, const struct server_request *r)
@@ -164,15 +210,42 @@ static void on_heartbeat(void *ud, struct server_call *call, const struct server
         return;
     }
     take_report(h, n, before);
-    struct wire_heartbeat_reply reply = {.epoch = h->placement.epoch,
-                                         .holdings_version =
-                                             placement_version(&h->placement, n->id),
-                                         .callers_version = h->callers_version};
+    struct wire_heartbeat_reply reply = {
+        .epoch = h->placement.epoch,
+        .holdings_version = placement_version(&h->placement, n->id),
+        .callers_version = h->callers_version,
+        .drain = n->drain,
+        .restart = n->restart,
+        .may_leave = n->state == NODE_DRAINING && may_leave(h, n),
+        .test = n->test,
+    };
     struct buf message = {0};
     wire_heartbeat_reply_encode(&reply, &message);
     server_reply(&call, &(struct server_answer){.message = &message});
     buf_fini(&message);
     hub_refresh(h);
+}
+
+static void on_load(void *ud, struct server_call *call, const struct server_request *r)
+{
+    struct hub *h = ud;
+    struct wire_load l;
+    uint16_t *counts = NULL;
+    struct err e = {0};
+    int rc = wire_load_decode(r->message, r->payloads, r->n_payloads, &l, &counts, &e);
+    const struct node *n = rc == 0 ? members_find(&h->members, l.node_id) : NULL;
+    if (rc == 0 && (!n || n->join.incarnation != l.incarnation || n->join.role != NODE_ATTENTION))
+        rc = err_set(&e, E_NOT_FOUND, "node %u is no attention side of this cluster", l.node_id);
+    if (rc == 0 && (l.n_layers != h->placement.config.n_layers ||
+                    l.n_experts != h->placement.config.n_experts))
+        rc = err_set(&e, E_INVALID, "counts of %u layers of %u experts", l.n_layers, l.n_experts);
+    if (rc == 0)
+        placement_observe(&h->placement, counts);
+    mem_free(counts);
+    if (rc < 0)
+        server_fail(&call, rc, "%s", e.text);
+    else
+        server_reply(&call, &(struct server_answer){0});
 }
 
 static void on_leave(void *ud, struct server_call *call, const struct server_request *r)
@@ -273,15 +346,45 @@ static void on_callers(void *ud, struct server_call *call, const struct server_r
 
 /* ---- time, and opening ------------------------------------------------------------------------- */
 
-static uint64_t oldest_epoch(const struct hub *h)
+static void set_trust(struct hub *h, const struct node *n, int64_t now_ns)
 {
-    uint64_t oldest = UINT64_MAX;
-    for (int i = 0; i < h->members.n_nodes; i++) {
-        const struct node *n = h->members.nodes[i];
-        if (n->join.role == NODE_ATTENTION && n->state != NODE_GONE && n->last.epoch < oldest)
-            oldest = n->last.epoch;
+    log_warn("node.trust", "name=%s id=%u trust=%s", n->join.name, n->id,
+             node_trust_name(n->trust));
+    placement_trust(&h->placement, n->id, n->trust, now_ns);
+}
+
+void hub_cluster_judge(struct hub *h, const struct wire_step_reply *r)
+{
+    int64_t now_ns = clock_now_ns();
+    for (uint32_t i = 0; i < r->n_nodes; i++) {
+        const struct wire_node_health *w = &r->nodes[i];
+        struct members_opinion o = {.node_id = w->node_id,
+                                    .incarnation = w->incarnation,
+                                    .is_wrong = w->standing == WIRE_STANDING_WRONG,
+                                    .is_silent = w->standing == WIRE_STANDING_SUSPECT ||
+                                                 w->standing == WIRE_STANDING_AWAY,
+                                    .side_epoch = r->epoch,
+                                    .epoch = h->placement.epoch};
+        if (!members_judge(&h->members, &o, now_ns))
+            continue;
+        h->counters.nodes_distrusted++;
+        set_trust(h, members_find(&h->members, w->node_id), now_ns);
+        hub_place(h, now_ns);
     }
-    return oldest;
+}
+
+int hub_cluster_drain(struct hub *h, const char *name, bool restart, struct err *e)
+{
+    struct node *n = members_find_name(&h->members, name);
+    if (!n)
+        return err_set(e, E_NOT_FOUND, "there is no node \"%.64s\" in the cluster", name);
+    if (n->join.role != NODE_EXPERT)
+        return err_set(
+            e, E_UNIMPLEMENTED,
+            "\"%s\" is an attention node: send it SIGTERM, its sequences go on elsewhere", name);
+    n->drain = true;
+    n->restart = restart;
+    return 0;
 }
 
 void hub_cluster_tick(struct hub *h, int64_t now_ns)
@@ -289,7 +392,9 @@ void hub_cluster_tick(struct hub *h, int64_t now_ns)
     const struct node *n;
     while ((n = members_expire(&h->members, now_ns)))
         node_gone(h, n->id, n->join.name, n->join.role, PLACEMENT_LOST, "its lease has ended");
-    placement_tick(&h->placement, oldest_epoch(h), now_ns);
+    while ((n = members_forgive(&h->members, h->placement.epoch, now_ns)))
+        set_trust(h, n, now_ns);
+    hub_place(h, now_ns);
 }
 
 int hub_cluster_open(struct hub *h, struct err *e)
@@ -297,7 +402,8 @@ int hub_cluster_open(struct hub *h, struct err *e)
     static server_handler *const handlers[CLUSTER_METHODS] = {
         [CLUSTER_JOIN] = on_join,         [CLUSTER_HEARTBEAT] = on_heartbeat,
         [CLUSTER_HOLDINGS] = on_holdings, [CLUSTER_TABLE] = on_table,
-        [CLUSTER_LEAVE] = on_leave,       [CLUSTER_CALLERS] = on_callers,
+        [CLUSTER_LEAVE] = on_leave,       [CLUSTER_LOAD] = on_load,
+        [CLUSTER_CALLERS] = on_callers,
     };
     /* As epochs do, it counts from above what nodes remember of an earlier coordinator. */
     h->callers_version = auth_has_keys(h->auth) ? (uint64_t)clock_unix_us() / 1000000 : 0;

@@ -345,6 +345,7 @@ static const struct {
     {"/ready", "GET", ready},
     {"/cluster", "GET", cluster},
     {"/metrics", "GET", metrics},
+    {"/admin/drain", "POST", hub_admin_drain},
 };
 
 static bool is_method(const struct http_message *m, const char *method)

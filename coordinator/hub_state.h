@@ -84,7 +84,7 @@ struct hub_counters {
     int64_t prompt_tokens, output_tokens, steps, step_failures, step_rows;
     int64_t replays, replayed_tokens; /* sequences that moved, and what was fed again for it */
     int64_t attention_us, experts_us, head_us; /* where the steps' time went */
-    int64_t joins, joins_refused, nodes_lost;
+    int64_t joins, joins_refused, nodes_lost, nodes_distrusted;
     struct stats_histogram first_token_us, request_us, step_us;
 };
 
@@ -109,6 +109,7 @@ struct hub {
 
     struct members members;
     struct placement placement;
+    bool settled; /* all copies that are wanted are live */
     struct sched sched;
     struct list requests;          /* struct hub_request */
     struct list kept;              /* those that are over, oldest first */
@@ -185,6 +186,10 @@ void hub_failed(struct hub *h, uint64_t seq, int code, const char *text);
 /* hub_cluster.c: nodes. */
 int hub_cluster_open(struct hub *h, struct err *e);
 void hub_cluster_tick(struct hub *h, int64_t now_ns);
+/* What an attention side says of the nodes' answers. */
+void hub_cluster_judge(struct hub *h, const struct wire_step_reply *r);
+/* Tells an expert node to hand over what it holds and end.  E_NOT_FOUND, E_UNIMPLEMENTED. */
+int hub_cluster_drain(struct hub *h, const char *name, bool restart, struct err *e);
 
 /* hub_attention.c: attention sides. */
 void hub_attention_add(struct hub *h, const struct node *n);
@@ -196,6 +201,9 @@ void hub_attention_send(struct hub *h, uint32_t node_id, const struct wire_step 
 void hub_attention_release(struct hub *h, uint32_t node_id, uint64_t seq);
 void hub_attention_flush(struct hub *h);
 void hub_attention_close(struct hub *h);
+
+/* hub_admin.c: what operators may do. */
+void hub_admin_drain(struct hub *h, struct http_exchange *x, const struct http_message *m);
 
 /* admin.c: what operators see. */
 void admin_ready(const struct hub *h, struct buf *out);

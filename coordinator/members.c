@@ -34,6 +34,14 @@ struct node *members_find(const struct members *m, uint32_t id)
     return NULL;
 }
 
+struct node *members_find_name(const struct members *m, const char *name)
+{
+    for (int i = 0; i < m->n_nodes; i++)
+        if (m->nodes[i]->state != NODE_GONE && strcmp(m->nodes[i]->join.name, name) == 0)
+            return m->nodes[i];
+    return NULL;
+}
+
 int members_count(const struct members *m, enum node_role role)
 {
     int n = 0;
@@ -174,6 +182,60 @@ struct node *members_expire(struct members *m, int64_t now_ns)
             n->state = NODE_GONE;
             return n;
         }
+    }
+    return NULL;
+}
+
+/* ---- trust ----------------------------------------------------------------------------- */
+
+static void distrust(struct node *n, enum node_trust trust, uint64_t epoch, int64_t now_ns)
+{
+    bool is_old = now_ns - n->distrusted_ns > MEMBERS_PAUSE_MAX_NS;
+    if (n->pause_ns == 0 || is_old)
+        n->pause_ns = MEMBERS_PAUSE_NS;
+    else if (n->pause_ns < MEMBERS_PAUSE_MAX_NS)
+        n->pause_ns *= 2;
+    n->trust = trust;
+    n->distrusted_ns = now_ns;
+    n->until_ns = now_ns + n->pause_ns;
+    n->doubted_ns = 0;
+    n->trust_epoch = epoch + 1; /* of the table that follows from this */
+    n->test = n->trust_epoch;   /* grows, also from coordinator to coordinator */
+}
+
+bool members_judge(struct members *m, const struct members_opinion *o, int64_t now_ns)
+{
+    struct node *n = members_find(m, o->node_id);
+    if (!n || n->join.role != NODE_EXPERT || n->join.incarnation != o->incarnation ||
+        o->side_epoch < n->trust_epoch)
+        return false;
+    if (o->is_wrong && n->trust != NODE_QUARANTINED) {
+        distrust(n, NODE_QUARANTINED, o->epoch, now_ns);
+        return true;
+    }
+    if (!o->is_silent) {
+        n->doubted_ns = 0;
+        return false;
+    }
+    if (n->doubted_ns == 0)
+        n->doubted_ns = now_ns;
+    if (n->trust != NODE_TRUSTED || now_ns - n->doubted_ns < MEMBERS_PATIENCE_NS)
+        return false;
+    distrust(n, NODE_SUSPECT, o->epoch, now_ns);
+    return true;
+}
+
+struct node *members_forgive(struct members *m, uint64_t epoch, int64_t now_ns)
+{
+    for (int i = 0; i < m->n_nodes; i++) {
+        struct node *n = m->nodes[i];
+        if (n->state == NODE_GONE || n->trust == NODE_TRUSTED || now_ns < n->until_ns ||
+            n->last.tested < n->test)
+            continue;
+        n->trust = NODE_TRUSTED;
+        n->doubted_ns = 0;
+        n->trust_epoch = epoch + 1;
+        return n;
     }
     return NULL;
 }

@@ -4,16 +4,26 @@
  * who tells placement and scheduler.  A node lives as long as its lease, which every
  * heartbeat renews; nothing else makes it dead but its own Leave.
  *
+ * Trust: an attention side that got a wrong answer from a node, or none for MEMBERS_PATIENCE_NS,
+ * says so.  The node is then quarantined or suspect, and is asked for a self-test; it is
+ * trusted again when it has passed and a pause is over that doubles with every time, from
+ * MEMBERS_PAUSE_NS to MEMBERS_PAUSE_MAX_NS, and is forgotten after as long without a word.
+ *
  * Owner: coordinator loop. */
 #pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/clock.h"
 #include "base/err.h"
 #include "rpc/wire.h"
 
 /* What every node must share with the coordinator. */
+#define MEMBERS_PATIENCE_NS (1 * CLOCK_S)
+#define MEMBERS_PAUSE_NS (1 * CLOCK_S)
+#define MEMBERS_PAUSE_MAX_NS (600 * CLOCK_S)
+
 struct members_config {
     uint64_t fingerprint;
     struct format_set formats; /* resolved: checkpoint_formats() */
@@ -27,6 +37,14 @@ struct node {
     enum node_state state; /* NODE_GONE entries stay for show until their name comes back */
     int64_t joined_ns, seen_ns;
     struct wire_heartbeat last; /* all-zero before the first */
+    bool drain, restart;        /* an operator wants it to go */
+
+    enum node_trust trust;
+    int64_t doubted_ns;         /* since when sides get no answer; 0: they do */
+    int64_t pause_ns, until_ns; /* before it is trusted again */
+    int64_t distrusted_ns;      /* the last time */
+    uint64_t test;              /* newest self-test that it was asked for */
+    uint64_t trust_epoch;       /* sides with an older table speak of the past */
 };
 
 struct members {
@@ -59,6 +77,20 @@ int members_leave(struct members *m, const struct wire_leave *l, struct node **o
 /* The next node whose lease has ended, now GONE; NULL when there is none left. */
 struct node *members_expire(struct members *m, int64_t now_ns);
 
+/* What an attention side with the table of `side_epoch` says of a node's answers; `epoch` is the
+ * newest.  true if its trust has changed. */
+struct members_opinion {
+    uint32_t node_id;
+    uint64_t incarnation;
+    bool is_wrong;  /* it gave a wrong answer */
+    bool is_silent; /* it gives none */
+    uint64_t side_epoch, epoch;
+};
+bool members_judge(struct members *m, const struct members_opinion *o, int64_t now_ns);
+/* The next node that is trusted again; NULL when there is none left. */
+struct node *members_forgive(struct members *m, uint64_t epoch, int64_t now_ns);
+
 /* NULL if unknown or gone. */
 struct node *members_find(const struct members *m, uint32_t id);
+struct node *members_find_name(const struct members *m, const char *name);
 int members_count(const struct members *m, enum node_role role);

@@ -573,14 +573,15 @@ uint64_t placement_version(const struct placement *p, uint32_t node_id)
 bool placement_is_drained(const struct placement *p, uint32_t node_id)
 {
     int at = find_node(p, node_id);
-    if (at < 0)
-        return true;
-    if (p->nodes[at].presence != PLACEMENT_DRAINING)
-        return false;
-    for (int i = 0; i < p->n_nodes && p->nodes[at].held > 0; i++)
+    return at < 0 || (p->nodes[at].presence == PLACEMENT_DRAINING && p->nodes[at].held == 0);
+}
+
+bool placement_has_heirs(const struct placement *p)
+{
+    for (int i = 0; i < p->n_nodes; i++)
         if (p->nodes[i].presence == PLACEMENT_PRESENT)
-            return false;
-    return true;
+            return true;
+    return false;
 }
 
 size_t placement_bitmap_bytes(const struct placement *p)

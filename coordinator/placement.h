@@ -132,8 +132,10 @@ void placement_tick(struct placement *p, uint64_t oldest_epoch, int64_t now_ns);
 
 /* Answers.  The version is 0 for an unknown node. */
 uint64_t placement_version(const struct placement *p, uint32_t node_id);
-/* A draining node may go: it holds nothing any more, or nobody is left to take it over. */
+/* It holds nothing that anybody may ask for, now or later. */
 bool placement_is_drained(const struct placement *p, uint32_t node_id);
+/* Is there a node that could take over what draining ones hold? */
+bool placement_has_heirs(const struct placement *p);
 size_t placement_bitmap_bytes(const struct placement *p);
 /* Fills [n_layers][(n_experts + 7) / 8]; false for an unknown node. */
 bool placement_holdings(const struct placement *p, uint32_t node_id, uint8_t *bitmap);

@@ -16,6 +16,7 @@ struct expert_node_config {
     int combine;  /* enum combine_mode */
     char *kernels, *cpus, *cache;
     bool copies, locks, verifies;
+    int64_t drain_timeout_ns;
     int64_t memory_bytes, threads, max_rows, spin_us;
     struct fault_options fault;
 };

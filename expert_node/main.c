@@ -1,7 +1,8 @@
 /* expert_node/main.c - options, rooms, the control loop until a signal, exit.
  *
- * Exit 0 after SIGTERM or SIGINT, 1 if it failed or was refused, 2 if it was misused.  A
- * second signal while stopping ends the process at once. */
+ * SIGTERM and SIGINT drain the node (node.h) and then end it; a second signal ends it at once.
+ * Exit 0 when it was drained, 1 if it failed or was refused, 2 if it was misused, 3 if it was
+ * drained by an operator who wants it to be started again. */
 #include <stdio.h>
 
 #include "base/cpus.h"
@@ -13,10 +14,11 @@
 #include "expert_node/node.h"
 #include "rpc/auth.h"
 
-enum { EXIT_FAILED = 1, EXIT_MISUSED = 2 };
+enum { EXIT_FAILED = 1, EXIT_MISUSED = 2, EXIT_RESTART = 3 };
 
 struct control {
     struct loop *loop;
+    struct node *node;
     int signal_fd;
 };
 
@@ -25,7 +27,7 @@ static void on_signal(void *ud, int64_t now_ns)
     struct control *c = ud;
     (void)now_ns;
     loop_remove_fd(c->loop, c->signal_fd);
-    loop_stop(c->loop);
+    node_drain(c->node);
 }
 
 static int start_auth(const struct expert_node_config *c, struct auth **out, struct err *e)
@@ -54,16 +56,18 @@ static int run(const struct expert_node_config *config)
     if (rc == 0)
         rc = node_open(config, auth, control.loop, &node, &e);
     if (rc == 0) {
+        control.node = node;
         loop_add_fd(control.loop, control.signal_fd, on_signal, &control);
         loop_run(control.loop);
         e = *node_failure(node);
         rc = e.code;
     }
+    bool wants_restart = node && node_wants_restart(node);
     node_close(&node);
     auth_stop(&auth);
     loop_close(&control.loop);
     if (rc == 0)
-        return 0;
+        return wants_restart ? EXIT_RESTART : 0;
     fprintf(stderr, "expert_node: %s\n", e.text);
     return EXIT_FAILED;
 }

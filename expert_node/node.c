@@ -23,6 +23,8 @@
 enum { QUEUED_VIEWS = 4 };
 #define REPORT_EVERY_NS (CLOCK_S / 2)
 #define TELL_EVERY_NS (5 * CLOCK_S)
+/* Without a coordinator nobody takes over what a draining node holds. */
+#define ALONE_NS (CLOCK_S / 4)
 
 struct node {
     const struct expert_node_config *config;
@@ -44,6 +46,9 @@ struct node {
 
     uint64_t asked_version;  /* of the newest holdings; what the store works on */
     struct buf asked_bitmap; /* theirs: a new coordinator may count from one again */
+    bool is_draining, wants_restart;
+    int64_t drain_deadline_ns, connected_ns; /* the coordinator was there then */
+    uint64_t test;                           /* newest that was asked for */
     struct err failure;
 };
 
@@ -59,19 +64,74 @@ static void report(struct node *n)
         .experts_held = p.held,
         .experts_wanted = p.wanted,
         .held_bytes = p.held_bytes,
+        .tested = p.tested,
     };
-    if (p.serving_version > 0)
+    if (n->is_draining)
+        r.state = NODE_DRAINING;
+    else if (p.serving_version > 0)
         r.state = NODE_READY;
     else if (n->asked_version > 0)
         r.state = NODE_LOADING;
     member_report(n->member, &r);
 }
 
+static void end_drain(struct node *n, const char *why)
+{
+    log_info("node.drained", "why=%s", log_quote(why).text);
+    loop_stop(n->loop);
+}
+
+static void mind_drain(struct node *n, int64_t now_ns)
+{
+    if (member_is_connected(n->member))
+        n->connected_ns = now_ns;
+    else if (now_ns - n->connected_ns >= ALONE_NS)
+        end_drain(n, "the coordinator is not there");
+    if (now_ns >= n->drain_deadline_ns)
+        end_drain(n, "drain.timeout_ms is over");
+}
+
 static void on_report_timer(void *ud, int64_t now_ns)
 {
     struct node *n = ud;
     report(n);
-    loop_set_timer(n->loop, &n->report_timer, now_ns + REPORT_EVERY_NS);
+    if (n->is_draining)
+        mind_drain(n, now_ns);
+    int64_t every_ns = n->is_draining ? ALONE_NS / 2 : REPORT_EVERY_NS;
+    loop_set_timer(n->loop, &n->report_timer, now_ns + every_ns);
+}
+
+void node_drain(struct node *n)
+{
+    if (n->is_draining)
+        return;
+    int64_t now_ns = clock_now_ns();
+    n->is_draining = true;
+    n->drain_deadline_ns = now_ns + n->config->drain_timeout_ns;
+    n->connected_ns = now_ns;
+    log_info("node.draining", "timeout_ms=%lld",
+             (long long)(n->config->drain_timeout_ns / CLOCK_MS));
+    on_report_timer(n, now_ns);
+}
+
+bool node_wants_restart(const struct node *n)
+{
+    return n->wants_restart;
+}
+
+static void on_orders(void *ud, const struct wire_heartbeat_reply *r)
+{
+    struct node *n = ud;
+    if (r->test > n->test) {
+        n->test = r->test;
+        store_test(n->store, r->test);
+    }
+    if (r->drain) {
+        n->wants_restart = r->restart;
+        node_drain(n);
+    }
+    if (n->is_draining && r->may_leave)
+        end_drain(n, "nobody needs it any more");
 }
 
 static void fail(struct node *n, const struct err *e)
@@ -144,6 +204,7 @@ static int join(struct node *n, struct err *e)
                 .max_rows = (uint32_t)n->config->max_rows,
             },
         .on_holdings = on_holdings,
+        .on_orders = on_orders,
         .on_refused = on_refused,
         .ud = n,
     };
@@ -287,7 +348,9 @@ void node_close(struct node **node)
     *node = NULL;
     if (n->member) {
         loop_remove_timer(n->loop, &n->report_timer);
-        member_close(&n->member, n->failure.code ? n->failure.text : "stopped");
+        member_close(&n->member, n->failure.code  ? n->failure.text
+                                 : n->is_draining ? "drained"
+                                                  : "stopped");
     }
     if (n->has_fd)
         loop_remove_fd(n->loop, store_fd(n->store));

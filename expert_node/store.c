@@ -16,7 +16,8 @@
 
 enum {
     MAX_WISHES = 8,
-    SELF_TESTED = 8 /* experts, spread evenly over what was loaded */
+    SELF_TESTED = 8, /* experts, spread evenly over what was loaded */
+    TESTED_AGAIN = 64,
 };
 #define PROGRESS_EVERY_NS (3 * CLOCK_S)
 #define WAIT_NS (CLOCK_S / 5)
@@ -36,7 +37,7 @@ struct store {
     struct wish wake; /* ends the wait of a loader that shall stop */
 
     _Atomic uint32_t n_loaded, n_wanted;
-    _Atomic uint64_t loaded_bytes, read_bytes, serving_version;
+    _Atomic uint64_t loaded_bytes, read_bytes, serving_version, test_asked, tested;
 
     /* loader thread only */
     struct thread *self;
@@ -243,10 +244,10 @@ static int test_one(struct store *s, size_t i, const struct rows *row, float *go
     return 0;
 }
 
-static int test_new(struct store *s, size_t n_new, const struct rows *row, float *got, float *want,
+static int test_new(struct store *s, size_t stride, const struct rows *row, float *got, float *want,
                     struct err *e)
 {
-    size_t stride = n_new / SELF_TESTED + 1, seen = 0;
+    size_t seen = 0;
     int rc = 0;
     for (size_t i = 0; i < s->n_all && rc == 0; i++)
         if (s->is_new[i] && s->loaded[i] && seen++ % stride == 0)
@@ -254,7 +255,8 @@ static int test_new(struct store *s, size_t n_new, const struct rows *row, float
     return rc;
 }
 
-static int self_test(struct store *s, struct err *e)
+/* About `most` of those that are new. */
+static int self_test(struct store *s, size_t most, struct err *e)
 {
     size_t hidden = (size_t)s->config->hidden_size, padded = mem_round_up(hidden, 16), n_new = 0;
     struct rows_room room;
@@ -270,7 +272,7 @@ static int self_test(struct store *s, struct err *e)
         x[k] = (float)rng_normal(&rng);
     struct rows row = {.n_rows = 1, .cols = (int)hidden, .f32 = x, .f32_stride = padded};
     rows_quantise(&s->compute, &room, &row);
-    int rc = test_new(s, n_new, &row, x + padded, x + 2 * padded, e);
+    int rc = test_new(s, n_new / most + 1, &row, x + padded, x + 2 * padded, e);
     mem_free(x);
     rows_room_close(&room);
     if (rc == 0)
@@ -312,7 +314,7 @@ static int serve(struct store *s, const struct wish *w, struct err *e)
     }
     rc = load_missing(s, w, e);
     if (rc == 0)
-        rc = self_test(s, e);
+        rc = self_test(s, SELF_TESTED, e);
     if (rc < 0)
         return rc;
     publish(s, w);
@@ -374,6 +376,27 @@ static void tear_down(struct store *s)
     pool_free(&s->compute.pool);
 }
 
+/* Somebody got a wrong answer, or none: are the weights and the kernels still good? */
+static void test_again(struct store *s)
+{
+    uint64_t asked = atomic_load(&s->test_asked);
+    struct err e = {0};
+    if (asked <= atomic_load(&s->tested))
+        return;
+    for (size_t i = 0; i < s->n_all; i++)
+        s->is_new[i] = s->loaded[i] != NULL;
+    int rc = self_test(s, TESTED_AGAIN, &e);
+    if (rc < 0) {
+        log_error("store.failed", "why=%s", log_quote(e.text).text);
+        tell(s, &(struct wish){0}, rc, &e);
+        memset(s->is_new, 0, s->n_all);
+        atomic_store(&s->test_asked, 0); /* told once */
+    } else {
+        log_info("store.tested", "test=%" PRIu64, asked);
+        atomic_store(&s->tested, asked);
+    }
+}
+
 static void loader_main(struct thread *t, void *arg)
 {
     struct store *s = arg;
@@ -384,6 +407,7 @@ static void loader_main(struct thread *t, void *arg)
     thread_ready(t, 0, NULL);
     while (!thread_should_stop(t)) {
         struct wish *w = queue_pop_wait(s->wishes, clock_now_ns() + WAIT_NS);
+        test_again(s);
         if (!w || w == &s->wake)
             continue;
         if (!is_overtaken(s))
@@ -467,6 +491,11 @@ int store_want(struct store *s, const struct wire_holdings *h, struct err *e)
     return 0;
 }
 
+void store_test(struct store *s, uint64_t test)
+{
+    atomic_store(&s->test_asked, test);
+}
+
 int store_fd(const struct store *s)
 {
     return queue_fd(s->outcomes);
@@ -490,5 +519,6 @@ void store_progress(const struct store *s, struct store_progress *out)
         .held_bytes = atomic_load(&s->loaded_bytes),
         .read_bytes = atomic_load(&s->read_bytes),
         .serving_version = atomic_load(&s->serving_version),
+        .tested = atomic_load(&s->tested),
     };
 }

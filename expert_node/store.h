@@ -10,7 +10,7 @@
  *
  * New experts are loaded before old ones are given up, unless memory is too small for both.
  *
- * Log events: store.loading, store.ready, store.refused, store.failed. */
+ * Log events: store.loading, store.ready, store.refused, store.failed, store.tested. */
 #pragma once
 
 #include <stdint.h>
@@ -51,6 +51,10 @@ int store_expert_bytes(struct checkpoint *c, enum weight_format format, size_t *
 /* The newest wish replaces older ones, finished or not.  E_INVALID: another model's shape. */
 int store_want(struct store *s, const struct wire_holdings *h, struct err *e);
 
+/* What is loaded is to be tested again, `test` growing from call to call.  Done when progress
+ * says so; a failure is an outcome with the code E_CORRUPT. */
+void store_test(struct store *s, uint64_t test);
+
 /* What became of a wish. */
 struct store_outcome {
     uint64_t version;
@@ -68,5 +72,6 @@ struct store_progress {
     uint64_t held_bytes;      /* in memory */
     uint64_t read_bytes;      /* read from the checkpoint since the start */
     uint64_t serving_version; /* of the view that the worker has; 0 while experts of it go */
+    uint64_t tested;          /* newest test that was passed */
 };
 void store_progress(const struct store *s, struct store_progress *out);

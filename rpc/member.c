@@ -29,6 +29,7 @@
 #include "base/version.h"
 #include "rpc/auth.h"
 #include "rpc/channel.h"
+#include "rpc/endpoint.h"
 
 #define JOIN_DEADLINE_NS (2 * CLOCK_S)
 #define PULL_DEADLINE_NS (5 * CLOCK_S)
@@ -38,6 +39,8 @@
 #define BACKOFF_MOST_NS (5 * CLOCK_S)
 /* Looking whether the connection is there costs nothing. */
 #define DIAL_POLL_NS (20 * CLOCK_MS)
+/* Of several coordinators: one that has not answered the dial by then leads no more. */
+#define DIAL_NEXT_NS (250 * CLOCK_MS)
 
 enum { MEMBER_MAX_HEARTBEATS = 8 }; /* under way at a time */
 
@@ -48,7 +51,10 @@ struct member {
     struct loop *loop;
     struct channel *channel;
     struct member_options options;
-    char *endpoint;
+    char *endpoints[MEMBER_MAX_ENDPOINTS];
+    int n_endpoints, at;  /* the one that is dialled */
+    const char *endpoint; /* the same */
+    int64_t dialled_ns;
     struct loop_timer timer;
     struct rng rng;
     enum phase phase;
@@ -56,6 +62,7 @@ struct member {
     struct wire_join_reply joined;
     int64_t backoff_ns, heard_ns, next_heartbeat_ns;
     int n_heartbeats; /* under way */
+    bool is_unanswered; /* the latest Join, or heartbeats for a lease */
     bool is_pulling, is_pulling_callers, has_left;
     uint64_t pulled;    /* newest that was handed over in this membership */
     uint64_t callers;   /* likewise */
@@ -92,10 +99,37 @@ static void go_away(struct member *m, int64_t wait_ns)
     set_timer(m, clock_now_ns() + wait_ns);
 }
 
+static int dial(struct member *m, int at, struct err *e)
+{
+    struct channel *channel = NULL;
+    struct channel_options options = {.endpoint = m->endpoints[at],
+                                      .peer_name = "coordinator",
+                                      .auth = m->options.auth,
+                                      .server_key = auth_server_key(m->options.auth)};
+    m->dialled_ns = clock_now_ns();
+    int rc = channel_open(&options, &channel, e);
+    if (rc < 0)
+        return rc;
+    channel_close(&m->channel);
+    m->channel = channel;
+    m->at = at;
+    m->endpoint = m->endpoints[at];
+    channel_attach(channel, m->loop);
+    return 0;
+}
+
+/* Only one of several coordinators leads; this one does not answer. */
+static void dial_next(struct member *m)
+{
+    if (m->n_endpoints > 1)
+        dial(m, (m->at + 1) % m->n_endpoints, NULL);
+}
+
 static void lose(struct member *m, const char *why)
 {
     log_warn("member.lost", "coordinator=%s node_id=%u why=%s", log_quote(m->endpoint).text,
              m->joined.node_id, log_quote(why).text);
+    m->is_unanswered = clock_now_ns() - m->heard_ns > m->joined.lease_ms * CLOCK_MS;
     m->backoff_ns = BACKOFF_FIRST_NS;
     go_away(m, 0);
 }
@@ -211,6 +245,8 @@ static void on_heartbeat(void *ud, const struct reply *r)
     m->heard_ns = clock_now_ns();
     pull_if_newer(m, m->options.join.role == NODE_EXPERT ? reply.holdings_version : reply.epoch);
     pull_callers_if_newer(m, reply.callers_version);
+    if (m->options.on_orders)
+        m->options.on_orders(m->options.ud, &reply);
 }
 
 static void send_heartbeat(struct member *m)
@@ -227,7 +263,8 @@ static void send_heartbeat(struct member *m)
                                .holdings_version = m->report.holdings_version,
                                .experts_held = m->report.experts_held,
                                .experts_wanted = m->report.experts_wanted,
-                               .held_bytes = m->report.held_bytes};
+                               .held_bytes = m->report.held_bytes,
+                               .tested = m->report.tested};
     wire_heartbeat_encode(&h, &m->message);
     if (call(m, CLUSTER_HEARTBEAT, m->joined.lease_ms * CLOCK_MS, on_heartbeat, NULL) == 0)
         m->n_heartbeats++;
@@ -237,10 +274,45 @@ void member_report(struct member *m, const struct member_report *r)
 {
     must_own(m);
     bool is_urgent = r->state != m->report.state || r->epoch != m->report.epoch ||
-                     r->holdings_version != m->report.holdings_version;
+                     r->holdings_version != m->report.holdings_version ||
+                     r->tested != m->report.tested;
     m->report = *r;
     if (is_urgent && m->phase == JOINED)
         send_heartbeat(m);
+}
+
+bool member_is_connected(const struct member *m)
+{
+    return channel_is_connected(m->channel);
+}
+
+static void on_load_taken(void *ud, const struct reply *r)
+{
+    (void)ud, (void)r; /* counts that got lost are no loss */
+}
+
+void member_send_load(struct member *m, uint32_t n_layers, uint32_t n_experts,
+                      const uint16_t *counts)
+{
+    must_own(m);
+    if (m->phase != JOINED)
+        return;
+    struct wire_load l = {.node_id = m->joined.node_id,
+                          .incarnation = m->options.join.incarnation,
+                          .n_layers = n_layers,
+                          .n_experts = n_experts,
+                          .counts = counts};
+    struct blob *payload = NULL;
+    wire_load_encode(&l, &m->message, &payload);
+    struct call c = {.method = wire_method(WIRE_CLUSTER, CLUSTER_LOAD),
+                     .message = &m->message,
+                     .payloads = &payload,
+                     .n_payloads = 1,
+                     .deadline_ns = clock_now_ns() + PULL_DEADLINE_NS,
+                     .done = on_load_taken,
+                     .ud = m};
+    channel_call(m->channel, &c, NULL);
+    blob_unref(&payload);
 }
 
 /* ---- Joining ---------------------------------------------------------------------- */
@@ -284,6 +356,7 @@ static void on_join(void *ud, const struct reply *r)
     struct err e = {0};
     struct wire_join_reply reply;
     if (r->code < 0 || wire_join_reply_decode(r->message, &reply, &e) < 0) {
+        m->is_unanswered = r->code == E_DEADLINE || r->code == E_UNAVAILABLE;
         try_later(m, r->code < 0 ? r->text : e.text);
         return;
     }
@@ -306,14 +379,20 @@ static void join(struct member *m)
         call(m, CLUSTER_JOIN, JOIN_DEADLINE_NS, on_join, &m->join_call) == 0) {
         m->phase = JOINING;
         set_timer(m, CLOCK_NEVER); /* the call's deadline is set */
-    } else {
-        set_timer(m, clock_now_ns() + with_jitter(m, DIAL_POLL_NS));
+        return;
     }
+    if (clock_now_ns() - m->dialled_ns >= DIAL_NEXT_NS)
+        dial_next(m);
+    set_timer(m, clock_now_ns() + with_jitter(m, DIAL_POLL_NS));
 }
 
 static void on_timer(void *ud, int64_t now_ns)
 {
     struct member *m = ud;
+    /* Connected, and yet it did not take us: frozen, perhaps. */
+    if (m->phase == AWAY && m->is_unanswered)
+        dial_next(m);
+    m->is_unanswered = false;
     if (m->phase == AWAY)
         join(m);
     else if (m->phase == JOINED && now_ns - m->heard_ns > m->joined.lease_ms * CLOCK_MS)
@@ -322,24 +401,45 @@ static void on_timer(void *ud, int64_t now_ns)
         send_heartbeat(m);
 }
 
+static void free_member(struct member *m)
+{
+    for (int i = 0; i < m->n_endpoints; i++)
+        mem_free(m->endpoints[i]);
+    buf_fini(&m->message);
+    mem_free(m);
+}
+
+/* "A,B": each must be one that can be dialled. */
+static int read_endpoints(struct member *m, const char *list, struct err *e)
+{
+    for (const char *at = list; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
+        struct endpoint parsed;
+        if (m->n_endpoints == MEMBER_MAX_ENDPOINTS)
+            return err_set(e, E_INVALID, "more than %d endpoints", MEMBER_MAX_ENDPOINTS);
+        char *one = str_copy((struct str){at, strcspn(at, ",")});
+        m->endpoints[m->n_endpoints++] = one;
+        int rc = endpoint_parse(one, LINK_CLIENT, &parsed, e);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
 int member_open(struct loop *l, const struct member_options *o, struct member **out, struct err *e)
 {
     *out = NULL;
-    struct channel *channel = NULL;
-    struct channel_options options = {.endpoint = o->coordinator_endpoint,
-                                      .peer_name = "coordinator",
-                                      .auth = o->auth,
-                                      .server_key = auth_server_key(o->auth)};
-    int rc = channel_open(&options, &channel, e);
-    if (rc < 0)
-        return rc;
     struct member *m = mem_alloc(sizeof(*m));
     owner_take(&m->owner);
     m->loop = l;
-    m->channel = channel;
     m->options = *o;
-    m->endpoint = mem_string(o->coordinator_endpoint);
-    m->options.coordinator_endpoint = m->endpoint;
+    m->options.coordinator_endpoint = NULL; /* the caller's again */
+    int rc = read_endpoints(m, o->coordinator_endpoint, e);
+    if (rc == 0)
+        rc = dial(m, 0, e);
+    if (rc < 0) {
+        free_member(m);
+        return rc;
+    }
     m->rng = rng_seed(rng_entropy());
     while (m->options.join.incarnation == 0)
         m->options.join.incarnation = rng_next(&m->rng);
@@ -386,9 +486,7 @@ void member_close(struct member **member, const char *reason)
     m->phase = LEAVING;
     channel_close(&m->channel);
     loop_remove_timer(m->loop, &m->timer);
-    buf_fini(&m->message);
-    mem_free(m->endpoint);
-    mem_free(m);
+    free_member(m);
 }
 
 uint32_t member_node_id(const struct member *m)

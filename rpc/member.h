@@ -17,7 +17,11 @@
 
 struct member;
 
+enum { MEMBER_MAX_ENDPOINTS = 8 };
+
 struct member_options {
+    /* Where the coordinator is, or its standbys are: several with commas between.  The member goes
+     * on to the next when one does not answer. */
     const char *coordinator_endpoint;
     /* Keys of this process (rpc/auth.h), which know the coordinator's; borrowed; NULL: none.
      * An expert node's member tells them whom the coordinator names as callers. */
@@ -28,6 +32,8 @@ struct member_options {
      * After every (new) join it is handed over again, also if it has not changed. */
     void (*on_holdings)(void *ud, const struct wire_holdings *h);
     void (*on_table)(void *ud, const struct wire_table *t);
+    /* Optional: what a heartbeat's answer says. */
+    void (*on_orders)(void *ud, const struct wire_heartbeat_reply *r);
     /* The coordinator refuses this node for good (another model, another version): the
      * program should end with `e`.  Runs once, inside a callback of the loop: stop the loop
      * there and close the member afterwards.  A name in use is not for good: it is mostly
@@ -39,12 +45,18 @@ struct member_options {
 int member_open(struct loop *l, const struct member_options *o, struct member **out, struct err *e);
 /* Says Leave (best effort, at most 200 ms) and closes. */
 void member_close(struct member **m, const char *reason);
-/* What the next heartbeats say; changes of state, epoch or holdings_version are sent at once. */
+/* What the next heartbeats say; changes of state, epoch, holdings_version or tested are sent at
+ * once. */
 struct member_report {
     enum node_state state;
     uint64_t epoch, holdings_version;
     uint32_t experts_held, experts_wanted;
-    uint64_t held_bytes;
+    uint64_t held_bytes, tested;
 };
 void member_report(struct member *m, const struct member_report *r);
 uint32_t member_node_id(const struct member *m); /* 0 while not joined */
+/* false: whoever was the coordinator is not there now. */
+bool member_is_connected(const struct member *m);
+/* An attention side's router counts, [n_layers][n_experts]; best effort. */
+void member_send_load(struct member *m, uint32_t n_layers, uint32_t n_experts,
+                      const uint16_t *counts);

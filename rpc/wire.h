@@ -37,6 +37,7 @@ enum {
     CLUSTER_TABLE, /* request: empty */
     CLUSTER_LEAVE,
     CLUSTER_CALLERS, /* request: empty */
+    CLUSTER_LOAD,    /* reply: empty */
     CLUSTER_METHODS
 };
 enum { EXPERT_FORWARD, EXPERT_DESCRIBE, EXPERT_METHODS };
@@ -97,11 +98,16 @@ struct wire_heartbeat {
     uint64_t holdings_version; /* wholly loaded and self-tested (expert) */
     uint32_t experts_held, experts_wanted;
     uint64_t held_bytes;
+    uint64_t tested; /* newest self-test that was passed (expert) */
 };
 struct wire_heartbeat_reply {
     uint64_t epoch;            /* newest table */
     uint64_t holdings_version; /* newest for this node */
     uint64_t callers_version;  /* newest list of callers; 0: the cluster has no keys */
+    bool drain;                /* hand over what you hold, then end */
+    bool restart;              /* ... so as to be started again */
+    bool may_leave;            /* to a draining node: nobody needs what you hold any more */
+    uint64_t test;             /* newest self-test that is asked for; 0: none */
 };
 
 /* What one expert node shall hold. */
@@ -145,6 +151,13 @@ struct wire_callers {
     uint32_t n_keys; /* at most WIRE_MAX_NODES */
     const char (*keys)[KEY_TEXT_BYTES];
 };
+/* What an attention side's router chose since its last report. */
+struct wire_load {
+    uint32_t node_id;
+    uint64_t incarnation;
+    uint32_t n_layers, n_experts;
+    const uint16_t *counts; /* [n_layers][n_experts], at most 65535 */
+};
 struct wire_leave {
     uint32_t node_id;
     uint64_t incarnation;
@@ -176,6 +189,10 @@ int wire_table_decode(struct str message, const struct frame *payloads, int n_pa
 void wire_callers_encode(const struct wire_callers *m, struct buf *message);
 /* Everything in one allocation, freed with mem_free(). */
 int wire_callers_decode(struct str message, struct wire_callers **out, struct err *e);
+void wire_load_encode(const struct wire_load *m, struct buf *message, struct blob **payload);
+/* `counts` of out points into an allocation that the caller frees with mem_free(). */
+int wire_load_decode(struct str message, const struct frame *payloads, int n_payloads,
+                     struct wire_load *out, uint16_t **counts, struct err *e);
 void wire_leave_encode(const struct wire_leave *m, struct buf *message);
 int wire_leave_decode(struct str message, struct wire_leave *out, struct err *e);
 

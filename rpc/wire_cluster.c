@@ -185,6 +185,7 @@ void wire_heartbeat_encode(const struct wire_heartbeat *m, struct buf *message)
     p.experts_held = m->experts_held;
     p.experts_wanted = m->experts_wanted;
     p.held_bytes = m->held_bytes;
+    p.tested = m->tested;
     wire_pack(&p.base, message);
 }
 
@@ -207,7 +208,8 @@ int wire_heartbeat_decode(struct str message, struct wire_heartbeat *out, struct
                                        .holdings_version = p->holdings_version,
                                        .experts_held = p->experts_held,
                                        .experts_wanted = p->experts_wanted,
-                                       .held_bytes = p->held_bytes};
+                                       .held_bytes = p->held_bytes,
+                                       .tested = p->tested};
     wire_memory_fini(&memory);
     return rc;
 }
@@ -219,6 +221,10 @@ void wire_heartbeat_reply_encode(const struct wire_heartbeat_reply *m, struct bu
     p.epoch = m->epoch;
     p.holdings_version = m->holdings_version;
     p.callers_version = m->callers_version;
+    p.drain = m->drain;
+    p.restart = m->restart;
+    p.may_leave = m->may_leave;
+    p.test = m->test;
     wire_pack(&p.base, message);
 }
 
@@ -232,7 +238,11 @@ int wire_heartbeat_reply_decode(struct str message, struct wire_heartbeat_reply 
     if (p)
         *out = (struct wire_heartbeat_reply){.epoch = p->epoch,
                                              .holdings_version = p->holdings_version,
-                                             .callers_version = p->callers_version};
+                                             .callers_version = p->callers_version,
+                                             .drain = p->drain,
+                                             .restart = p->restart,
+                                             .may_leave = p->may_leave,
+                                             .test = p->test};
     wire_memory_fini(&memory);
     return p ? 0 : E_INVALID;
 }
@@ -510,6 +520,49 @@ int wire_callers_decode(struct str message, struct wire_callers **out, struct er
     const Polymath__V1__CallersReply *p =
         wire_unpack(&memory, &polymath__v1__callers_reply__descriptor, message, e);
     int rc = p ? read_callers(p, out, e) : E_INVALID;
+    wire_memory_fini(&memory);
+    return rc;
+}
+
+void wire_load_encode(const struct wire_load *m, struct buf *message, struct blob **payload)
+{
+    must_zero(check_grid(m->n_layers, m->n_experts, NULL));
+    Polymath__V1__LoadRequest p;
+    polymath__v1__load_request__init(&p);
+    p.node_id = m->node_id;
+    p.incarnation = m->incarnation;
+    p.n_layers = m->n_layers;
+    p.n_experts = m->n_experts;
+    wire_pack(&p.base, message);
+    *payload = blob_copy(m->counts, (size_t)m->n_layers * m->n_experts * sizeof(uint16_t));
+}
+
+int wire_load_decode(struct str message, const struct frame *payloads, int n_payloads,
+                     struct wire_load *out, uint16_t **counts, struct err *e)
+{
+    memset(out, 0, sizeof(*out));
+    *counts = NULL;
+    struct wire_memory memory;
+    wire_memory_init(&memory);
+    int rc = E_INVALID;
+    const Polymath__V1__LoadRequest *p =
+        wire_unpack(&memory, &polymath__v1__load_request__descriptor, message, e);
+    if (!p)
+        goto out;
+    size_t bytes = (size_t)p->n_layers * p->n_experts * sizeof(uint16_t);
+    rc = check_grid(p->n_layers, p->n_experts, e);
+    if (rc == 0)
+        rc = check_payload(payloads, n_payloads, bytes, e);
+    if (rc < 0)
+        goto out;
+    *counts = mem_alloc(bytes);
+    memcpy(*counts, payloads[0].data, bytes);
+    *out = (struct wire_load){.node_id = p->node_id,
+                              .incarnation = p->incarnation,
+                              .n_layers = p->n_layers,
+                              .n_experts = p->n_experts,
+                              .counts = *counts};
+out:
     wire_memory_fini(&memory);
     return rc;
 }

@@ -34,6 +34,18 @@ static void decode_holdings(const struct input *in)
     mem_free(bitmap);
 }
 
+static void decode_load(const struct input *in)
+{
+    struct wire_load out;
+    uint16_t *counts = NULL;
+    if (wire_load_decode(in->message, in->payloads, in->n_payloads, &out, &counts, NULL) == 0) {
+        must(out.n_layers > 0 && out.n_experts > 0);
+        volatile uint16_t last = out.counts[(size_t)out.n_layers * out.n_experts - 1];
+        (void)last;
+    }
+    mem_free(counts);
+}
+
 static void decode_table(const struct input *in)
 {
     struct wire_table *out = NULL;
@@ -172,6 +184,7 @@ static void (*const decoders[])(const struct input *in) = {
     decode_health,
     decode_listing,
     decode_callers,
+    decode_load,
 };
 
 /* The next `bytes` bytes, or what there is. */

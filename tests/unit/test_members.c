@@ -189,3 +189,90 @@ TEST(members_forget_the_long_gone)
     CHECK(members.n_nodes < 100);
     members_fini(&members);
 }
+
+/* ---- trust ----------------------------------------------------------------------------- */
+
+static uint32_t trusted_one(void)
+{
+    begin();
+    CHECK_INT(join("a", 1, 0), 0);
+    return joined.node->id;
+}
+
+static bool judge(uint32_t id, bool is_wrong, bool is_silent, uint64_t side_epoch, int64_t now_ns)
+{
+    struct members_opinion o = {.node_id = id,
+                                .incarnation = 1,
+                                .is_wrong = is_wrong,
+                                .is_silent = is_silent,
+                                .side_epoch = side_epoch,
+                                .epoch = 10};
+    return members_judge(&members, &o, now_ns);
+}
+
+/* It passes whatever test it was asked for. */
+static void pass(uint32_t id, int64_t now_ns)
+{
+    struct node *n = members_find(&members, id);
+    struct wire_heartbeat h = {
+        .node_id = id, .incarnation = 1, .state = NODE_READY, .tested = n->test};
+    CHECK_INT(members_heartbeat(&members, &h, now_ns, &n), 0);
+}
+
+TEST(members_quarantine_who_answers_wrongly_until_it_passed_a_test)
+{
+    uint32_t id = trusted_one();
+    struct node *n = members_find(&members, id);
+    CHECK(judge(id, true, false, 10, CLOCK_S));
+    CHECK_INT(n->trust, NODE_QUARANTINED);
+    CHECK(n->test > 0);
+    CHECK(!judge(id, true, false, 10, CLOCK_S)); /* once */
+    CHECK(members_forgive(&members, 11, 100 * CLOCK_S) == NULL);
+    pass(id, 2 * CLOCK_S);
+    CHECK(members_forgive(&members, 11, 2 * CLOCK_S - 1) == NULL);
+    CHECK(members_forgive(&members, 11, 2 * CLOCK_S) == n);
+    CHECK_INT(n->trust, NODE_TRUSTED);
+    CHECK(members_forgive(&members, 11, 2 * CLOCK_S) == NULL);
+    /* A side that has not heard of it yet speaks of the past. */
+    CHECK(!judge(id, true, false, 11, 3 * CLOCK_S));
+    CHECK(judge(id, true, false, 12, 3 * CLOCK_S));
+    members_fini(&members);
+}
+
+TEST(members_wait_longer_with_every_time)
+{
+    uint32_t id = trusted_one();
+    struct node *n = members_find(&members, id);
+    int64_t now_ns = CLOCK_S, pause_ns = MEMBERS_PAUSE_NS;
+    for (int i = 0; i < 4; i++) {
+        CHECK(judge(id, true, false, 1000, now_ns));
+        CHECK_INT(n->until_ns - now_ns, pause_ns);
+        now_ns = n->until_ns;
+        pass(id, now_ns);
+        CHECK(members_forgive(&members, 11, now_ns) == n);
+        pause_ns *= 2;
+    }
+    /* Long ago is forgotten. */
+    now_ns += MEMBERS_PAUSE_MAX_NS + 1;
+    CHECK(judge(id, true, false, 1000, now_ns));
+    CHECK_INT(n->until_ns - now_ns, MEMBERS_PAUSE_NS);
+    members_fini(&members);
+}
+
+TEST(members_suspect_who_is_silent_for_long)
+{
+    uint32_t id = trusted_one();
+    struct node *n = members_find(&members, id);
+    CHECK(!judge(id, false, true, 10, CLOCK_S));
+    CHECK(!judge(id, false, true, 10, CLOCK_S + MEMBERS_PATIENCE_NS - 1));
+    CHECK(!judge(id, false, false, 10, CLOCK_S + MEMBERS_PATIENCE_NS - 1)); /* it answers */
+    CHECK(!judge(id, false, true, 10, 3 * CLOCK_S));
+    CHECK(judge(id, false, true, 10, 3 * CLOCK_S + MEMBERS_PATIENCE_NS));
+    CHECK_INT(n->trust, NODE_SUSPECT);
+    /* Of another process of that name, or of nobody. */
+    struct members_opinion other = {.node_id = id, .incarnation = 2, .is_wrong = true};
+    CHECK(!members_judge(&members, &other, 9 * CLOCK_S));
+    other.node_id = id + 7;
+    CHECK(!members_judge(&members, &other, 9 * CLOCK_S));
+    members_fini(&members);
+}

@@ -320,9 +320,12 @@ TEST(placement_holds_a_draining_node_until_its_experts_have_room)
     CHECK(placement_is_drained(&place, 2));
     /* The whole cluster goes: nobody is left to wait for. */
     placement_drain(&place, 1);
+    CHECK(placement_has_heirs(&place));
     placement_drain(&place, 3);
-    CHECK(placement_is_drained(&place, 1));
-    CHECK(placement_is_drained(&place, 3));
+    converge((uint32_t[]){1, 2, 3}, 3);
+    CHECK(placement_is_covered(&place));
+    CHECK(!placement_has_heirs(&place));
+    CHECK(!placement_is_drained(&place, 3));
     placement_fini(&place);
 }
 

@@ -113,6 +113,7 @@ static void fill_heartbeat(struct rng *r, struct wire_heartbeat *m)
     m->experts_held = wire_random_32(r);
     m->experts_wanted = wire_random_32(r);
     m->held_bytes = wire_random_64(r);
+    m->tested = wire_random_64(r);
 }
 static void same_heartbeat(const struct wire_heartbeat *a, const struct wire_heartbeat *b)
 {
@@ -124,6 +125,7 @@ static void same_heartbeat(const struct wire_heartbeat *a, const struct wire_hea
     SAME(experts_held);
     SAME(experts_wanted);
     SAME(held_bytes);
+    SAME(tested);
 }
 ROUND_TRIP(wire_heartbeat, heartbeat, fill_heartbeat)
 
@@ -132,6 +134,10 @@ static void fill_heartbeat_reply(struct rng *r, struct wire_heartbeat_reply *m)
     m->epoch = wire_random_64(r);
     m->holdings_version = wire_random_64(r);
     m->callers_version = wire_random_64(r);
+    m->drain = rng_below(r, 2);
+    m->restart = rng_below(r, 2);
+    m->may_leave = rng_below(r, 2);
+    m->test = wire_random_64(r);
 }
 static void same_heartbeat_reply(const struct wire_heartbeat_reply *a,
                                  const struct wire_heartbeat_reply *b)
@@ -139,6 +145,10 @@ static void same_heartbeat_reply(const struct wire_heartbeat_reply *a,
     SAME(epoch);
     SAME(holdings_version);
     SAME(callers_version);
+    SAME(drain);
+    SAME(restart);
+    SAME(may_leave);
+    SAME(test);
 }
 ROUND_TRIP(wire_heartbeat_reply, heartbeat_reply, fill_heartbeat_reply)
 
@@ -394,8 +404,7 @@ TEST(wire_refuses_enumerations_and_names_it_does_not_know)
 TEST(wire_names_come_from_the_services)
 {
     static const int counts[] = {CLUSTER_METHODS, EXPERT_METHODS, ATTENTION_METHODS, 2, 1};
-    static const char *const names[] = {"polymath.v1.Cluster/Callers",
-                                        "polymath.v1.Expert/Describe",
+    static const char *const names[] = {"polymath.v1.Cluster/Load", "polymath.v1.Expert/Describe",
                                         "polymath.v1.Attention/Describe",
                                         "polymath.v1.Health/Watch", "polymath.v1.Reflection/List"};
     for (int s = 0; s < WIRE_SERVICES; s++) {

@@ -199,6 +199,40 @@ TEST(wire_callers_come_back)
     buf_fini(&message);
 }
 
+static int check_load(void *ud, struct str message, const struct frame *payloads, int n)
+{
+    (void)ud;
+    struct wire_load out;
+    uint16_t *counts = NULL;
+    int rc = wire_load_decode(message, payloads, n, &out, &counts, NULL);
+    CHECK((rc == 0) == (counts != NULL));
+    mem_free(counts);
+    return rc;
+}
+
+TEST(wire_load_comes_back)
+{
+    enum { LAYERS = 3, EXPERTS = 7 };
+    struct rng r = test_rng();
+    uint16_t counts[LAYERS * EXPERTS], *back = NULL;
+    for (int i = 0; i < LAYERS * EXPERTS; i++)
+        counts[i] = (uint16_t)rng_next(&r);
+    struct wire_load in = {5, 77, LAYERS, EXPERTS, counts}, out;
+    struct buf message = {0};
+    struct blob *payload = NULL;
+    wire_load_encode(&in, &message, &payload);
+    struct frame frame = frame_of(payload);
+    CHECK_INT(wire_load_decode(buf_str(&message), &frame, 1, &out, &back, NULL), 0);
+    CHECK_INT(out.node_id, 5);
+    CHECK_INT(out.incarnation, 77);
+    CHECK_INT(out.n_layers, LAYERS);
+    CHECK_BYTES(out.counts, counts, sizeof(counts));
+    mem_free(back);
+    wire_damage(buf_str(&message), &frame, 1, check_load, NULL);
+    blob_unref(&payload);
+    buf_fini(&message);
+}
+
 /* ---- Forward ---------------------------------------------------------------------- */
 
 /* The group changes from test to test. */
