@@ -25,7 +25,7 @@ static const struct conf_option options[] = {
     {"model.path", CONF_STRING, AT(model_path), "", 0, 0, NULL,
      "directory of the model: config.json and safetensors"},
     {"coordinator.endpoint", CONF_STRING, AT(coordinator_endpoint), "tcp://127.0.0.1:7070", 0, 0,
-     NULL, "Cluster service of the coordinator"},
+     NULL, "Cluster service of the coordinator; with standbys all of them, with commas between"},
     {"security.key_file", CONF_STRING, AT(key_file), "", 0, 0, NULL,
      "key pair of this program (polymath keys new); empty: none, and tcp stays on loopback"},
     {"security.server_key", CONF_STRING, AT(server_key), "", 0, 0, NULL,

@@ -106,6 +106,8 @@ static const struct conf_option options[] = {
      "how long a request waits for an attention side or for experts that are missing"},
     {"state.dir", CONF_STRING, FIELD(state_dir), "", 0, 0, NULL,
      "directory of the token log, with which requests survive this process; empty: none"},
+    {"state.standby", CONF_BOOL, FIELD(state_waits), "false", 0, 0, NULL,
+     "if another coordinator has the directory, wait until it is gone and go on in its place"},
     {"state.sync", CONF_BOOL, FIELD(state_syncs), "true", 0, 0, NULL,
      "sync the token log to the disk, so that requests survive the machine, too"},
     {"state.delay_ms", CONF_MS, FIELD(state_delay_ns), "5", 0, 10000, NULL,

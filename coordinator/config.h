@@ -30,7 +30,7 @@ struct coordinator_config {
     int64_t request_max_tokens, request_queue_limit, request_timeout_ns;
     int64_t request_patience_ns;
     char *state_dir;
-    bool state_syncs;
+    bool state_syncs, state_waits;
     int64_t state_delay_ns, state_max_bytes;
     int64_t streams_linger_ns, streams_keep_ns, streams_keep_bytes;
 };

@@ -15,7 +15,7 @@
 #include "base/must.h"
 #include "coordinator/hub_state.h"
 
-enum { BUCKETS = 4096 };
+enum { BUCKETS = 4096, STANDBY_POLL_MS = 20 };
 
 /* ---- writing ------------------------------------------------------------------------- */
 
@@ -351,6 +351,21 @@ static void take_up(struct hub *h)
         log_info("requests.resumed", "unfinished=%d finished=%d", n_resumed, n_kept);
 }
 
+/* A standby has nothing to do, and nobody knows it, before the directory is its own. */
+static int open_or_wait(struct hub *h, const struct journal_options *o, struct loading *g,
+                        struct err *e)
+{
+    int rc = journal_open(o, load_record, g, &h->journal, e);
+    if (rc == E_BUSY && h->config->state_waits)
+        log_info("standby.waiting", "why=%s", log_quote(e->text).text);
+    while (rc == E_BUSY && h->config->state_waits) {
+        clock_sleep_until(clock_now_ns() + STANDBY_POLL_MS * CLOCK_MS);
+        *e = (struct err){0};
+        rc = journal_open(o, load_record, g, &h->journal, e);
+    }
+    return rc;
+}
+
 int hub_log_open(struct hub *h, struct err *e)
 {
     const struct coordinator_config *c = h->config;
@@ -371,7 +386,7 @@ int hub_log_open(struct hub *h, struct err *e)
                                 .ud = h};
     struct loading *g = mem_alloc(sizeof *g);
     g->hub = h;
-    int rc = journal_open(&o, load_record, g, &h->journal, e);
+    int rc = open_or_wait(h, &o, g, e);
     if (rc == 0 && g->n_bad > 0)
         log_warn("journal.unknown_records", "n=%d", g->n_bad);
     mem_free(holder);

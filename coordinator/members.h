@@ -15,14 +15,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "base/clock.h"
 #include "base/err.h"
 #include "rpc/wire.h"
 
 /* What every node must share with the coordinator. */
-#define MEMBERS_PATIENCE_NS (1 * CLOCK_S)
-#define MEMBERS_PAUSE_NS (1 * CLOCK_S)
-#define MEMBERS_PAUSE_MAX_NS (600 * CLOCK_S)
+#define MEMBERS_PATIENCE_NS 1000000000LL
+#define MEMBERS_PAUSE_NS 1000000000LL
+#define MEMBERS_PAUSE_MAX_NS 600000000000LL
 
 struct members_config {
     uint64_t fingerprint;

@@ -61,7 +61,7 @@ struct member {
     struct member_report report;
     struct wire_join_reply joined;
     int64_t backoff_ns, heard_ns, next_heartbeat_ns;
-    int n_heartbeats; /* under way */
+    int n_heartbeats;   /* under way */
     bool is_unanswered; /* the latest Join, or heartbeats for a lease */
     bool is_pulling, is_pulling_callers, has_left;
     uint64_t pulled;    /* newest that was handed over in this membership */
@@ -123,13 +123,14 @@ static void dial_next(struct member *m)
 {
     if (m->n_endpoints > 1)
         dial(m, (m->at + 1) % m->n_endpoints, NULL);
+    m->backoff_ns = BACKOFF_FIRST_NS;
 }
 
 static void lose(struct member *m, const char *why)
 {
     log_warn("member.lost", "coordinator=%s node_id=%u why=%s", log_quote(m->endpoint).text,
              m->joined.node_id, log_quote(why).text);
-    m->is_unanswered = clock_now_ns() - m->heard_ns > m->joined.lease_ms * CLOCK_MS;
+    m->is_unanswered = clock_now_ns() - m->heard_ns > m->joined.heartbeat_ms * CLOCK_MS;
     m->backoff_ns = BACKOFF_FIRST_NS;
     go_away(m, 0);
 }
@@ -386,6 +387,13 @@ static void join(struct member *m)
     set_timer(m, clock_now_ns() + with_jitter(m, DIAL_POLL_NS));
 }
 
+/* With a standby one need not wait for the lease. */
+static bool has_left_us(const struct member *m, int64_t now_ns)
+{
+    return m->n_endpoints > 1 && !channel_is_connected(m->channel) &&
+           now_ns - m->heard_ns > m->joined.heartbeat_ms * CLOCK_MS;
+}
+
 static void on_timer(void *ud, int64_t now_ns)
 {
     struct member *m = ud;
@@ -397,6 +405,8 @@ static void on_timer(void *ud, int64_t now_ns)
         join(m);
     else if (m->phase == JOINED && now_ns - m->heard_ns > m->joined.lease_ms * CLOCK_MS)
         lose(m, "no heartbeat was answered for a lease");
+    else if (m->phase == JOINED && has_left_us(m, now_ns))
+        lose(m, "the connection is broken, and there are others to ask");
     else if (m->phase == JOINED)
         send_heartbeat(m);
 }
@@ -447,7 +457,6 @@ int member_open(struct loop *l, const struct member_options *o, struct member **
     snprintf(m->options.join.public_key, KEY_TEXT_BYTES, "%s", auth_public_key(o->auth));
     m->backoff_ns = BACKOFF_FIRST_NS;
     m->timer = (struct loop_timer){.cb = on_timer, .ud = m};
-    channel_attach(channel, l);
     go_away(m, 0);
     *out = m;
     return 0;

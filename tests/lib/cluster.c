@@ -219,6 +219,23 @@ void cluster_launch(struct cluster *c, int n_experts, int n_attention, const cha
     wait_for_log("coordinator", "ev=http.ready", "url=", c->url, sizeof c->url);
 }
 
+void cluster_start_standby(struct cluster *c)
+{
+    const char *list[34];
+    int n = 0;
+    for (; c->coordinator_settings[n]; n++)
+        list[n] = c->coordinator_settings[n];
+    list[n++] = "cluster.listen=ipc://standby.sock";
+    list[n++] = "state.standby=true";
+    list[n] = NULL;
+    spawn(c, "coordinator", "standby", list);
+}
+
+void cluster_wait_takeover(struct cluster *c)
+{
+    wait_for_log("standby", "ev=http.ready", "url=", c->url, sizeof c->url);
+}
+
 void cluster_start_coordinator(struct cluster *c)
 {
     /* Its log begins anew: what is waited for shall be of this life. */

@@ -50,6 +50,14 @@ void cluster_launch(struct cluster *c, int n_experts, int n_attention, const cha
 /* Starts one more node, or the one of that name again after its death. */
 void cluster_start_node(struct cluster *c, const char *program, const char *name);
 void cluster_kill(struct cluster *c, const char *name, int signal_number);
+/* One that waits for the death of the first, with the same state directory; nodes must have been
+ * told of both (cluster_node_settings()). */
+void cluster_start_standby(struct cluster *c);
+/* Until it serves; the cluster is then at its URL. */
+void cluster_wait_takeover(struct cluster *c);
+/* One that waits for the death of the first, with the same state directory; nodes must have been
+ * told of both (cluster_node_settings()). */
+void cluster_start_standby(struct cluster *c);
 /* The coordinator again after its death, as it was started; at another URL. */
 void cluster_start_coordinator(struct cluster *c);
 void cluster_wait_ready(struct cluster *c, int seconds);
