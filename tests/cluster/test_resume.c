@@ -346,6 +346,8 @@ static void resumed_fini(struct resumed *s)
     *s = (struct resumed){0};
 }
 
+enum { WAS_OVER = 3 }; /* exit status: there was nothing to resume */
+
 /* Reads the stream until it breaks, and then the rest from the next coordinator. */
 static _Noreturn void follow_over_death(const struct cluster *c, const char *body, const char *path,
                                         int url_fd)
@@ -355,18 +357,16 @@ static _Noreturn void follow_over_death(const struct cluster *c, const char *bod
     FILE *out = fopen(path, "w");
     CHECK(out);
     read_stream(c, "/v1/completions", body, NULL, on_event, &s);
-    CHECK(s.name[0] && !s.is_done);
-    fprintf(out, "%s", s.ids.data);
-    fflush(out);
-    ssize_t n = read(url_fd, mine.url, sizeof mine.url - 1);
-    CHECK(n > 0);
-    resume(&mine, &s);
-    CHECK(s.is_done);
-    FILE *again = freopen(path, "w", out);
-    CHECK(again);
-    fprintf(again, "%s END%s", s.ids.data, s.events.data);
-    fclose(again);
-    _exit(0);
+    bool was_cut = !s.is_done; /* on a busy machine some are over before the death */
+    if (was_cut) {
+        CHECK(s.name[0]);
+        CHECK(read(url_fd, mine.url, sizeof mine.url - 1) > 0);
+        resume(&mine, &s);
+        CHECK(s.is_done);
+    }
+    fprintf(out, "%s END%s", s.ids.data, s.events.data);
+    fclose(out);
+    _exit(was_cut ? 0 : WAS_OVER);
 }
 
 enum successor { RESTARTED, STANDBY };
@@ -407,11 +407,14 @@ static void let_coordinator_die(enum successor successor, const char *const *nod
     while (metric(&c, "polymath_steps_total") == 0)
         clock_sleep_until(clock_now_ns() + CLOCK_MS);
     int64_t step_ns = clock_now_ns() - died_ns;
+    int n_resumed = 0;
     for (int i = 0; i < N_STREAMS; i++) {
         int status;
         CHECK(waitpid(pids[i], &status, 0) == pids[i]);
-        CHECK_INT(status, 0);
+        CHECK(WIFEXITED(status) && (WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == WAS_OVER));
+        n_resumed += status == 0;
     }
+    CHECK(n_resumed > 0);
     test_say("after the coordinator's death: another one serves in %lld ms, its first step is done "
              "in %lld ms, all streams are complete in %lld ms",
              (long long)(up_ns / CLOCK_MS), (long long)(step_ns / CLOCK_MS),

@@ -286,6 +286,39 @@ TEST(member_survives_a_coordinator_that_goes_and_comes_back)
     close_stage(&s);
 }
 
+/* Of several coordinators one leads; when it is gone, the next. */
+TEST(member_goes_on_to_the_next_coordinator)
+{
+    struct stage s = {.newest = 3, .n_pulls = 1, .heartbeat_ms = 20, .lease_ms = 10000};
+    open_stage(&s, "ipc://first.sock,ipc://second.sock,ipc://third.sock", NODE_EXPERT);
+    open_server(&s, "ipc://second.sock");
+    TURN_UNTIL(&s, s.n_taken == 1);
+    server_close(&s.server);
+    /* Long before its lease is over. */
+    open_server(&s, "ipc://first.sock");
+    TURN_UNTIL(&s, s.n_taken == 2);
+    CHECK_INT(s.n_joins, 2);
+    close_stage(&s);
+}
+
+TEST(member_refuses_what_cannot_be_dialled)
+{
+    static const char *const bad[] = {"ipc://a.sock,", "ipc://a.sock,carrier-pigeon://home",
+                                      "tcp://127.0.0.1:0",
+                                      "ipc://1,ipc://2,ipc://3,ipc://4,ipc://5,ipc://6,ipc://7,"
+                                      "ipc://8,ipc://9"};
+    struct loop *loop = NULL;
+    CHECK_INT(loop_open(&loop, NULL), 0);
+    for (int i = 0; i < 4; i++) {
+        struct member_options o = {.coordinator_endpoint = bad[i]};
+        struct member *m = NULL;
+        struct err e = {0};
+        CHECK_INT(member_open(loop, &o, &m, &e), E_INVALID);
+        CHECK(m == NULL && e.text[0]);
+    }
+    loop_close(&loop);
+}
+
 TEST(member_that_is_refused_for_good_says_so_once)
 {
     static const int for_good[] = {E_PRECONDITION, E_DENIED, E_INVALID, E_UNIMPLEMENTED};
