@@ -126,32 +126,6 @@ static void dial_next(struct member *m)
     m->backoff_ns = BACKOFF_FIRST_NS;
 }
 
-static int dial(struct member *m, int at, struct err *e)
-{
-    struct channel *channel = NULL;
-    struct channel_options options = {.endpoint = m->endpoints[at],
-                                      .peer_name = "coordinator",
-                                      .auth = m->options.auth,
-                                      .server_key = auth_server_key(m->options.auth)};
-    m->dialled_ns = clock_now_ns();
-    int rc = channel_open(&options, &channel, e);
-    if (rc < 0)
-        return rc;
-    channel_close(&m->channel);
-    m->channel = channel;
-    m->at = at;
-    m->endpoint = m->endpoints[at];
-    channel_attach(channel, m->loop);
-    return 0;
-}
-
-/* Only one of several coordinators leads; this one does not answer. */
-static void dial_next(struct member *m)
-{
-    if (m->n_endpoints > 1)
-        dial(m, (m->at + 1) % m->n_endpoints, NULL);
-}
-
 static void lose(struct member *m, const char *why)
 {
     log_warn("member.lost", "coordinator=%s node_id=%u why=%s", log_quote(m->endpoint).text,
