@@ -236,6 +236,8 @@ static void on_load(void *ud, struct server_call *call, const struct server_requ
     const struct node *n = rc == 0 ? members_find(&h->members, l.node_id) : NULL;
     if (rc == 0 && (!n || n->join.incarnation != l.incarnation || n->join.role != NODE_ATTENTION))
         rc = err_set(&e, E_NOT_FOUND, "node %u is no attention side of this cluster", l.node_id);
+    if (rc == 0 && !is_caller(n, r))
+        rc = err_set(&e, E_DENIED, "node %u has another key", l.node_id);
     if (rc == 0 && (l.n_layers != h->placement.config.n_layers ||
                     l.n_experts != h->placement.config.n_experts))
         rc = err_set(&e, E_INVALID, "counts of %u layers of %u experts", l.n_layers, l.n_experts);

@@ -6,6 +6,7 @@
 #include "tools/bench.h"
 #include "tools/chaos.h"
 #include "tools/chat.h"
+#include "tools/drain.h"
 #include "tools/eval.h"
 #include "tools/generate.h"
 #include "tools/keys.h"
@@ -13,6 +14,7 @@
 #include "tools/logits.h"
 #include "tools/pack.h"
 #include "tools/quality.h"
+#include "tools/roll.h"
 #include "tools/status.h"
 #include "tools/synth.h"
 #include "tools/up.h"
@@ -26,6 +28,8 @@ static const struct verb verbs[] = {
     {"up", "start a coordinator and its nodes on this machine, and keep them running", up_main},
     {"chat", "talk to a running cluster in the terminal", chat_main},
     {"status", "show a running cluster: nodes, placement, requests", status_main},
+    {"drain", "let an expert node go without anybody noticing", drain_main},
+    {"roll", "restart the expert nodes of a running cluster one after another", roll_main},
     {"chaos", "disturb a cluster of its own under load and print what that cost", chaos_main},
     {"generate", "continue a prompt in this process, without a network", generate_main},
     {"logits", "write the logits of a list of token ids to a file", logits_main},

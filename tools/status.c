@@ -40,10 +40,25 @@ static void print_node(const json_t *node)
                  number_of(node, "experts_wanted"));
     else
         snprintf(held, sizeof held, "%lld KV pages", number_of(node, "kv_pages_free"));
-    printf("  %-22s %-10s %-9s %7lld  %-15s %9.1f  %8lld  %s\n", text_of(node, "name"),
+    printf("  %-22s %-10s %-11s %7lld  %-15s %9.1f  %8lld  %s\n", text_of(node, "name"),
            text_of(node, "role"), text_of(node, "state"), number_of(node, "pid"), held,
            (double)number_of(node, "held_bytes") / (1 << 20), number_of(node, "heartbeat_age_ms"),
            text_of(node, "endpoint"));
+}
+
+/* Copies, and what is under way. */
+static void print_placement(const json_t *p)
+{
+    const json_t *replicas = json_object_get(p, "replicas");
+    char wish[24] = "auto";
+    if (json_is_integer(replicas))
+        snprintf(wish, sizeof wish, "%lld", (long long)json_integer_value(replicas));
+    printf("  copies: %lld live, at least %lld of each (wish %s, memory gives %lld); %s",
+           number_of(p, "copies"), number_of(p, "lowest"), wish, number_of(p, "wanted_lowest"),
+           json_is_true(json_object_get(p, "settled")) ? "nothing moves\n" : "");
+    if (!json_is_true(json_object_get(p, "settled")))
+        printf("%lld to load (%.1f MiB), %lld to give up\n", number_of(p, "to_load"),
+               (double)number_of(p, "to_load_bytes") / (1 << 20), number_of(p, "retiring"));
 }
 
 static void print_cluster(const json_t *root)
@@ -55,13 +70,14 @@ static void print_cluster(const json_t *root)
     bool ready = json_is_true(json_object_get(root, "ready"));
 
     printf("%s: %s%s\n", text_of(model, "name"),
-           ready ? "ready" : "not ready: ", ready ? "" : text_of(root, "why"));
+           ready ? "ready" : "not ready: ", ready ? "" : text_of(root, "reason"));
     printf("  epoch %lld, experts %lld of %lld placed, weights %s, combine %s, fingerprint %s\n",
            number_of(root, "epoch"), number_of(coverage, "live"), number_of(coverage, "experts"),
            text_of(model, "format"), text_of(model, "combine"), text_of(model, "fingerprint"));
+    print_placement(json_object_get(root, "placement"));
     printf("  requests: %lld running, %lld queued\n\n", number_of(requests, "running"),
            number_of(requests, "queued"));
-    printf("  %-22s %-10s %-9s %7s  %-15s %9s  %8s  %s\n", "node", "role", "state", "pid",
+    printf("  %-22s %-10s %-11s %7s  %-15s %9s  %8s  %s\n", "node", "role", "state", "pid",
            "experts/free KV", "MiB", "seen ms", "endpoint");
     for (size_t i = 0; i < json_array_size(nodes); i++)
         print_node(json_array_get(nodes, i));

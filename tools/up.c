@@ -25,13 +25,13 @@
 #include "tools/http_client.h"
 #include "tools/local_cluster.h"
 
-enum { QUICK_FAILURES = 5 };
+enum { QUICK_FAILURES = 5, EXIT_RESTART = 3 /* expert_node/main.c */ };
 /* A child that lived shorter than this failed to start; it is not simply restarted. */
 static const int64_t quick_ns = 3 * CLOCK_S;
 
 /* When a dead process is started again, and how often in a row it failed at once. */
 struct fate {
-    int64_t restart_ns;
+    int64_t restart_ns; /* CLOCK_NEVER: it was drained, and stays away */
     int quick_failures;
 };
 
@@ -65,6 +65,7 @@ static void usage(FILE *out)
           "                   attn_node or a process such as expert-0, KEY as in configs/\n"
           "                   (repeatable)\n"
           "  --dir DIR        keep sockets and logs there (default: a temporary directory)\n"
+          "  --replicas N     copies of each expert on different nodes, 1 to 4 (default 1)\n"
           "  --ask TEXT       ask this once the cluster is ready, print the answer, go on\n"
           "\nEnds on Ctrl-C.\n",
           out);
@@ -81,6 +82,17 @@ static bool process_ended(struct up *u, struct local_process *p, int wait_status
         snprintf(how, sizeof how, "was killed by signal %d", WTERMSIG(wait_status));
     else
         snprintf(how, sizeof how, "ended with exit code %d", WEXITSTATUS(wait_status));
+    bool is_expert = strncmp(p->name, "expert-", 7) == 0, is_exit = WIFEXITED(wait_status);
+    if (is_expert && is_exit && WEXITSTATUS(wait_status) == 0) {
+        fprintf(stderr, "%s was drained and stays away\n", p->name);
+        f->restart_ns = CLOCK_NEVER;
+        return true;
+    }
+    if (is_expert && is_exit && WEXITSTATUS(wait_status) == EXIT_RESTART) {
+        fprintf(stderr, "%s was drained to be started again\n", p->name);
+        f->restart_ns = now;
+        return true;
+    }
     f->quick_failures = quick ? f->quick_failures + 1 : 0;
     bool hopeless = WIFEXITED(wait_status) && (WEXITSTATUS(wait_status) == 2 || !u->was_ready) &&
                     WEXITSTATUS(wait_status) != 0;
@@ -241,13 +253,20 @@ static bool parse_count(const char *text, int least, int most, int *out)
 /* -1: go on; else the exit code. */
 static int parse_options(struct up *u, int argc, char **argv, const char **dir)
 {
-    static const struct option options[] = {
-        {"model", required_argument, NULL, 'm'},  {"experts", required_argument, NULL, 'e'},
-        {"attn", required_argument, NULL, 'a'},   {"port", required_argument, NULL, 'p'},
-        {"host", required_argument, NULL, 'H'},   {"threads", required_argument, NULL, 't'},
-        {"format", required_argument, NULL, 'f'}, {"set", required_argument, NULL, 's'},
-        {"dir", required_argument, NULL, 'd'},    {"ask", required_argument, NULL, 'q'},
-        {"help", no_argument, NULL, 'h'},         {0}};
+    static const struct option options[] = {{"model", required_argument, NULL, 'm'},
+                                            {"experts", required_argument, NULL, 'e'},
+                                            {"attn", required_argument, NULL, 'a'},
+                                            {"port", required_argument, NULL, 'p'},
+                                            {"host", required_argument, NULL, 'H'},
+                                            {"threads", required_argument, NULL, 't'},
+                                            {"format", required_argument, NULL, 'f'},
+                                            {"set", required_argument, NULL, 's'},
+                                            {"dir", required_argument, NULL, 'd'},
+                                            {"replicas", required_argument, NULL, 'r'},
+                                            {"ask", required_argument, NULL, 'q'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {0}};
+    int replicas;
     optind = 1;
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         bool fine = true;
@@ -278,6 +297,11 @@ static int parse_options(struct up *u, int argc, char **argv, const char **dir)
             break;
         case 'd':
             *dir = optarg;
+            break;
+        case 'r':
+            fine = parse_count(optarg, 1, 4, &replicas) &&
+                   local_cluster_set(&u->cluster,
+                                     mem_format("coordinator.placement.replicas=%d", replicas));
             break;
         case 'q':
             u->ask = optarg;
