@@ -25,6 +25,7 @@ struct stage {
     struct wire_heartbeat heartbeat;
     struct wire_leave leave;
     int n_taken, n_refused;
+    struct wire_heartbeat_reply orders, obeyed; /* what is added to replies; what came */
     uint64_t taken;
     struct err refused;
 };
@@ -70,9 +71,8 @@ static void on_heartbeat(void *ud, struct server_call *call, const struct server
     }
     CHECK_INT(s->heartbeat.node_id, s->next_node_id);
     struct buf message = {0};
-    wire_heartbeat_reply_encode(
-        &(struct wire_heartbeat_reply){.epoch = s->newest, .holdings_version = s->newest},
-        &message);
+    s->orders.epoch = s->orders.holdings_version = s->newest;
+    wire_heartbeat_reply_encode(&s->orders, &message);
     send_message(call, &message, NULL);
 }
 
@@ -148,6 +148,12 @@ static void take_table(void *ud, const struct wire_table *t)
     CHECK_INT(t->holders[1], WIRE_NO_HOLDER);
 }
 
+static void obey(void *ud, const struct wire_heartbeat_reply *r)
+{
+    struct stage *s = ud;
+    s->obeyed = *r;
+}
+
 static void be_refused(void *ud, const struct err *e)
 {
     struct stage *s = ud;
@@ -164,6 +170,7 @@ static void open_stage(struct stage *s, const char *endpoint, enum node_role rol
                                .join = {.role = role, .name = "n-0", .endpoint = "ipc://n-0"},
                                .on_holdings = take_holdings,
                                .on_table = take_table,
+                               .on_orders = obey,
                                .on_refused = be_refused,
                                .ud = s};
     struct err e = {0};
@@ -238,6 +245,24 @@ TEST(member_reports_changes_at_once)
     TURN_UNTIL(&s, s.n_heartbeats == 3);
     CHECK_INT(s.heartbeat.holdings_version, 8);
     CHECK_INT(s.heartbeat.experts_held, 3);
+    close_stage(&s);
+}
+
+TEST(member_hands_on_what_the_coordinator_orders)
+{
+    struct stage s = {.newest = 3};
+    open_stage(&s, "inproc://coordinator", NODE_EXPERT);
+    open_server(&s, "inproc://coordinator");
+    TURN_UNTIL(&s, s.n_heartbeats > 2);
+    CHECK(!s.obeyed.drain && !s.obeyed.may_leave);
+    s.orders = (struct wire_heartbeat_reply){.drain = true, .restart = true, .test = 9};
+    TURN_UNTIL(&s, s.obeyed.drain);
+    CHECK(s.obeyed.restart && s.obeyed.test == 9 && !s.obeyed.may_leave);
+    member_report(s.member, &(struct member_report){.state = NODE_DRAINING, .tested = 9});
+    TURN_UNTIL(&s, s.heartbeat.tested == 9);
+    CHECK_INT(s.heartbeat.state, NODE_DRAINING);
+    s.orders.may_leave = true;
+    TURN_UNTIL(&s, s.obeyed.may_leave);
     close_stage(&s);
 }
 

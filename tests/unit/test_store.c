@@ -421,3 +421,51 @@ TEST(store_does_not_serve_what_fails_its_self_test)
     CHECK(queue_pop(w.views) == NULL);
     close_world(&w);
 }
+
+static _Atomic bool has_decayed;
+
+static void matmul_until_it_decays(const struct matrix *m, int first_panel, int n_panels,
+                                   const struct rows *x, float *y, size_t y_stride)
+{
+    if (has_decayed)
+        matmul_off_by_a_bit(m, first_panel, n_panels, x, y, y_stride);
+    else
+        kernels_named("portable")->matmul[m->format](m, first_panel, n_panels, x, y, y_stride);
+}
+
+TEST(store_tests_again_what_it_serves)
+{
+    struct world w;
+    struct err e = {0};
+    tiny_model_write("model", LAYERS, 5);
+    open_world(&w, ALL);
+    store_stop(&w.store);
+    struct kernels frail = *kernels_named("portable");
+    frail.matmul[FORMAT_FP8] = matmul_until_it_decays;
+    frail.name = "frail";
+    struct store_options o = {.checkpoint = w.checkpoint,
+                              .kernels = &frail,
+                              .threads = 1,
+                              .memory_bytes = (size_t)ALL * w.expert_bytes,
+                              .views = w.views,
+                              .retired = w.retired};
+    CHECK_INT(store_start(&o, &w.store, &e), 0);
+    want(&w, 1, 0, 0, 3);
+    CHECK_INT(outcome(&w).code, 0);
+    store_test(w.store, 7);
+    struct store_progress p = {0};
+    for (int64_t until_ns = soon(); p.tested != 7 && clock_now_ns() < until_ns;) {
+        clock_sleep_until(clock_now_ns() + CLOCK_MS);
+        store_progress(w.store, &p);
+    }
+    CHECK_INT(p.tested, 7);
+    CHECK_INT(p.serving_version, 1);
+    has_decayed = true;
+    store_test(w.store, 8);
+    struct store_outcome out = outcome(&w);
+    CHECK_INT(out.code, E_CORRUPT);
+    CHECK_HAS(out.why.text, "frail");
+    store_progress(w.store, &p);
+    CHECK_INT(p.tested, 7);
+    close_world(&w);
+}
