@@ -169,7 +169,7 @@ TEST_WITHIN(polymath_roll_restarts_every_node_under_load, 120)
     int n_left = 0, wait_status;
     while (waitpid(rolling, &wait_status, WNOHANG) == 0) {
         for (int i = 0; i < 3; i++) {
-            char name[16], file[32];
+            char name[32], file[48];
             snprintf(name, sizeof name, "expert-%d", i);
             snprintf(file, sizeof file, "left-%s", name);
             if (access(file, F_OK) != 0)
