@@ -478,6 +478,7 @@ TEST_WITHIN(a_stream_goes_on_where_its_reader_left_it, 90)
     CHECK_INT(read_stream(&c, path, NULL, "Last-Event-ID: soon", NULL, &late), 400);
     CHECK_INT(read_stream(&c, path, NULL, "Authorization: Bearer somebody", NULL, &late), 404);
     CHECK_INT(read_stream(&c, "/v1/streams/cmpl-0", NULL, NULL, NULL, &late), 404);
+    cluster_wait_ready(&c, 40); /* one that is still loading ends otherwise */
     mem_free(path);
     mem_free(body);
     resumed_fini(&quiet);
@@ -550,6 +551,7 @@ TEST_WITHIN(the_same_key_gives_the_same_answer, 90)
     cluster_start_coordinator(&c);
     CHECK_INT(post_with_key(&c, UNSEEDED "}", "k1", &second), 200);
     CHECK_STR(second.data, first.data);
+    cluster_wait_ready(&c, 40); /* one that is still loading ends otherwise */
     buf_fini(&mine);
     buf_fini(&first);
     buf_fini(&second);
@@ -559,7 +561,7 @@ TEST_WITHIN(the_same_key_gives_the_same_answer, 90)
 TEST(two_coordinators_with_one_state_directory_refuse)
 {
     struct cluster c;
-    static const char *const settings[] = {"state.dir=state", NULL};
+    static const char *const settings[] = {"state.dir=state", "attention.embedded=false", NULL};
     cluster_launch(&c, 0, 0, settings);
     char *model = mem_format("model.path=%s", cluster_model());
     const char *const arguments[] = {"--set", model,
