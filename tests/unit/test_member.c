@@ -328,10 +328,10 @@ TEST(member_goes_on_to_the_next_coordinator)
 
 TEST(member_refuses_what_cannot_be_dialled)
 {
+    static const char one_too_many[] =
+        "ipc://1,ipc://2,ipc://3,ipc://4,ipc://5,ipc://6,ipc://7,ipc://8,ipc://9";
     static const char *const bad[] = {"ipc://a.sock,", "ipc://a.sock,carrier-pigeon://home",
-                                      "tcp://127.0.0.1:0",
-                                      "ipc://1,ipc://2,ipc://3,ipc://4,ipc://5,ipc://6,ipc://7,"
-                                      "ipc://8,ipc://9"};
+                                      "tcp://127.0.0.1:0", one_too_many};
     struct loop *loop = NULL;
     CHECK_INT(loop_open(&loop, NULL), 0);
     for (int i = 0; i < 4; i++) {
