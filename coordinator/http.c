@@ -51,6 +51,7 @@ struct http_exchange {
     struct list link;
     struct http *http;
     struct MHD_Connection *connection;
+    const char *path; /* the library's, as long as the request's headers */
     enum exchange_state state;
     bool suspended, queued, owned;
     void *user;
@@ -190,6 +191,11 @@ void *http_user(const struct http_exchange *x)
 const char *http_request_header(const struct http_exchange *x, const char *name)
 {
     return MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, name);
+}
+
+const char *http_path(const struct http_exchange *x)
+{
+    return x->path;
 }
 
 const char *http_query(const struct http_exchange *x, const char *name)
@@ -352,7 +358,7 @@ static void check_headers(struct http_exchange *x, const char *path)
 static enum MHD_Result queue_refusal(struct http_exchange *x)
 {
     x->http->counters.refused++;
-    x->http->o.on_refused(x->http->o.ud, x->refused, x->why, &x->out);
+    x->http->o.on_refused(x->http->o.ud, x, x->refused, x->why, &x->out);
     x->status = x->refused;
     x->content_type = "application/json";
     x->state = X_REPLY;
@@ -399,6 +405,7 @@ static enum MHD_Result on_access(void *ud, struct MHD_Connection *c, const char 
         x = mem_alloc(sizeof *x);
         x->http = h;
         x->connection = c;
+        x->path = url;
         list_push_back(&h->exchanges, &x->link);
         *context = x;
         check_headers(x, url);

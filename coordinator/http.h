@@ -45,7 +45,8 @@ struct http_options {
     /* The client is gone before the answer was complete; x is invalid after this. */
     void (*on_gone)(void *ud, struct http_exchange *x);
     /* The body for a request that is refused before anyone saw it; `body` is empty. */
-    void (*on_refused)(void *ud, int status, const char *why, struct buf *body);
+    void (*on_refused)(void *ud, const struct http_exchange *x, int status, const char *why,
+                       struct buf *body);
     void *ud;
 };
 
@@ -64,6 +65,8 @@ void http_set_user(struct http_exchange *x, void *user);
 void *http_user(const struct http_exchange *x);
 /* A header of the request (its name in any case), or NULL; valid until the answer is complete. */
 const char *http_request_header(const struct http_exchange *x, const char *name);
+/* Path without query, percent-decoded; valid as long. */
+const char *http_path(const struct http_exchange *x);
 /* A value of the path's query ("?name=value"), or NULL; valid as long. */
 const char *http_query(const struct http_exchange *x, const char *name);
 /* A header of the answer, before the answer begins; text is copied. */

@@ -10,6 +10,8 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/must.h"
+#include "coordinator/anthropic.h"
+#include "coordinator/dialect.h"
 #include "coordinator/hub_state.h"
 
 static const char JSON[] = "application/json";
@@ -38,7 +40,7 @@ static void reply_buf(struct http_exchange *x, int status, struct buf *body)
 void hub_reply_error(struct http_exchange *x, const struct openai_error *e)
 {
     struct buf body = {0};
-    openai_write_error(e, &body);
+    dialect_write_path_error(http_path(x), e, &body);
     if (e->status == 429 || e->status == 503) {
         char seconds[16];
         snprintf(seconds, sizeof seconds, "%d", HUB_RETRY_AFTER_S);
@@ -47,7 +49,8 @@ void hub_reply_error(struct http_exchange *x, const struct openai_error *e)
     reply_buf(x, e->status, &body);
 }
 
-static void on_refused(void *ud, int status, const char *why, struct buf *body)
+static void on_refused(void *ud, const struct http_exchange *x, int status, const char *why,
+                       struct buf *body)
 {
     struct openai_error e;
     openai_refuse(&e, status == 413 ? "too_large" : "http", "", "%s", why);
@@ -57,7 +60,7 @@ static void on_refused(void *ud, int status, const char *why, struct buf *body)
     }
     e.status = status;
     hub_count_bad(ud, e.reason);
-    openai_write_error(&e, body);
+    dialect_write_path_error(http_path(x), &e, body);
 }
 
 /* ---- keys and their limits ------------------------------------------------------------------------------ */
@@ -98,7 +101,7 @@ static bool begin_for_key(struct hub *h, struct http_exchange *x, struct access_
     snprintf(seconds, sizeof seconds, "%lld", (long long)retry_s);
     http_add_header(x, "Retry-After", seconds);
     struct buf body = {0};
-    openai_write_error(&e, &body);
+    dialect_write_path_error(http_path(x), &e, &body);
     reply_buf(x, e.status, &body);
     return false;
 }
@@ -149,8 +152,7 @@ void hub_submit(struct hub *h, struct hub_request *r, bool is_resumed)
 
 int hub_parse(const struct hub *h, struct str body, struct request *r, struct openai_error *e)
 {
-    return r->kind == REQUEST_CHAT ? openai_parse_chat(&h->model, body, r, e)
-                                   : openai_parse_completion(&h->model, body, r, e);
+    return dialect_parse(&h->model, body, r, e);
 }
 
 /* Answers are shown to whoever has the credentials that they were asked for with. */
@@ -228,10 +230,12 @@ static int admit(struct hub *h, struct hub_request *r, const struct http_message
     return rc;
 }
 
-static void generate(struct hub *h, struct http_exchange *x, const struct http_message *m,
-                     enum request_kind kind)
+/* Everything that generates: which dialect says the path. */
+static void generate(struct hub *h, struct http_exchange *x, const struct http_message *m)
 {
     struct openai_error e;
+    enum request_kind kind;
+    must(dialect_of_path(m->path, &kind));
     const char *key = http_request_header(x, "Idempotency-Key");
     if (key && answer_again(h, x, m, kind, key))
         return;
@@ -284,14 +288,21 @@ static void stream_again(struct hub *h, struct http_exchange *x, const struct ht
     hub_attach(h, r, x, seen);
 }
 
-static void chat(struct hub *h, struct http_exchange *x, const struct http_message *m)
+/* POST /v1/messages/count_tokens */
+static void count_tokens(struct hub *h, struct http_exchange *x, const struct http_message *m)
 {
-    generate(h, x, m, REQUEST_CHAT);
-}
-
-static void completion(struct hub *h, struct http_exchange *x, const struct http_message *m)
-{
-    generate(h, x, m, REQUEST_COMPLETION);
+    struct openai_error e;
+    struct request r;
+    request_init(&r, REQUEST_MESSAGES, 0, 0);
+    if (anthropic_parse_count(&h->model, m->body, &r, &e) < 0) {
+        hub_count_bad(h, e.reason);
+        hub_reply_error(x, &e);
+    } else {
+        struct buf body = {0};
+        anthropic_write_count(&r, &body);
+        reply_buf(x, 200, &body);
+    }
+    request_fini(&r);
 }
 
 static void models(struct hub *h, struct http_exchange *x, const struct http_message *m)
@@ -338,8 +349,10 @@ static const struct {
     const char *path, *method;
     void (*answer)(struct hub *h, struct http_exchange *x, const struct http_message *m);
 } routes[] = {
-    {"/v1/chat/completions", "POST", chat},
-    {"/v1/completions", "POST", completion},
+    {"/v1/chat/completions", "POST", generate},
+    {"/v1/completions", "POST", generate},
+    {"/v1/messages", "POST", generate},
+    {"/v1/messages/count_tokens", "POST", count_tokens},
     {"/v1/models", "GET", models},
     {"/health", "GET", health},
     {"/ready", "GET", ready},

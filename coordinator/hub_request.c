@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/must.h"
+#include "coordinator/dialect.h"
 #include "coordinator/hub_state.h"
 
 enum { KEPT_OVERHEAD_BYTES = 1024 };
@@ -238,7 +239,7 @@ static void give_events(struct hub *h, struct hub_request *r)
 {
     struct request *q = &r->request;
     struct buf text = {0};
-    openai_write_events(&h->model, q, &text);
+    dialect_write_events(&h->model, q, &text);
     for (struct list *l = r->clients.next; l != &r->clients && text.len > 0; l = l->next) {
         struct hub_client *c = LIST_ITEM(l, struct hub_client, link);
         if (c->seen < q->output.len) {
@@ -246,7 +247,7 @@ static void give_events(struct hub *h, struct hub_request *r)
             continue;
         }
         q->seen = c->seen;
-        openai_write_events(&h->model, q, &c->held);
+        dialect_write_events(&h->model, q, &c->held);
         q->seen = 0;
     }
     if (text.len > 0)
@@ -260,11 +261,11 @@ static void write_error(struct hub_request *r, struct hub_client *c)
     openai_error_of(&e, r->request.code, r->request.error);
     if (c->begun || c->held.len > 0) {
         r->request.seen = c->seen;
-        openai_write_error_event(&e, &r->request, &c->held);
+        dialect_write_error_event(&e, &r->request, &c->held);
         r->request.seen = 0;
     } else {
         c->status = e.status;
-        openai_write_error(&e, &c->held);
+        dialect_write_error(r->request.kind, &e, &c->held);
     }
     c->ends = true;
 }
@@ -284,7 +285,7 @@ static void complete(struct hub *h, struct hub_request *r, enum hub_outcome outc
         if (failed)
             write_error(r, c);
         else if (!r->request.streams)
-            openai_write_reply(&h->model, &r->request, &c->held);
+            dialect_write_reply(&h->model, &r->request, &c->held);
     }
     hub_request_release(h, r);
     if (failed) { /* the next one with this key is a new attempt */
@@ -362,10 +363,10 @@ static void feed(const struct hub *h, struct request *q, const struct sampled *s
                  enum sched_finish finish, struct buf *events)
 {
     request_token(q, sampled, finish);
-    if (!q->streams || !openai_has_events(q))
+    if (!q->streams || !request_has_events(q))
         return;
     if (events)
-        openai_write_events(&h->model, q, events);
+        dialect_write_events(&h->model, q, events);
     request_sent(q);
 }
 
@@ -407,7 +408,7 @@ static void catch_up(struct hub *h, struct hub_request *r, struct hub_client *c)
     if (r->request.output.len > 0 && (r->request.streams || done)) {
         must_zero(repeat(h, r, c->seen, &again, &c->held));
         if (done && !r->request.streams)
-            openai_write_reply(&h->model, &again, &c->held);
+            dialect_write_reply(&h->model, &again, &c->held);
         request_fini(&again);
     }
     if (r->request.state == REQUEST_FAILED)
@@ -425,6 +426,7 @@ void hub_attach(struct hub *h, struct hub_request *r, struct http_exchange *x, u
                              .written_ns = clock_now_ns()};
     http_set_user(x, c);
     http_add_header(x, "X-Request-Id", r->request.id);
+    http_add_header(x, "request-id", r->request.id); /* as Anthropic's clients look for it */
     list_push_back(&r->clients, &c->link);
     r->alone_ns = 0;
     catch_up(h, r, c);
@@ -444,7 +446,7 @@ static void ping(struct hub *h, struct hub_request *r, int64_t now_ns)
         if (c->status || now_ns - c->written_ns < HUB_PING_S * CLOCK_S)
             continue;
         c->written_ns = now_ns;
-        buf_puts(&c->held, ": ping\n\n");
+        dialect_write_ping(&r->request, &c->held);
         flush_client(h, c);
     }
 }

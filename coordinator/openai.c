@@ -22,7 +22,7 @@ bool openai_is_model(const struct openai_model *m, struct str name)
            str_equal(name, str_of(base_name(m->name)));
 }
 
-static int parse_model(const struct openai_model *m, const json_t *body, struct openai_error *e)
+int openai_read_model(const struct openai_model *m, const json_t *body, struct openai_error *e)
 {
     const json_t *v = json_field(body, "model");
     if (!v)
@@ -39,8 +39,8 @@ static int parse_model(const struct openai_model *m, const json_t *body, struct 
     return E_INVALID;
 }
 
-static int parse_sampling_numbers(const struct openai_model *m, const json_t *body,
-                                  struct sampling *s, struct openai_error *e)
+int openai_read_sampling(const struct openai_model *m, const json_t *body, struct sampling *s,
+                         struct openai_error *e)
 {
     double temperature = m->config->temperature, top_p = m->config->top_p, min_p = 0;
     double repetition = 1, frequency = 0, presence = 0;
@@ -118,37 +118,38 @@ static int parse_bias(const struct openai_model *m, const json_t *body, struct s
     return 0;
 }
 
-static int add_stop(const json_t *v, struct request *r, struct openai_error *e)
+static int add_stop(const json_t *v, const char *field, struct request *r, struct openai_error *e)
 {
     if (!json_is_string(v))
-        return openai_refuse(e, "type", "stop", "stop must be strings, not %s", json_type_name(v));
+        return openai_refuse(e, "type", field, "%s must be strings, not %s", field,
+                             json_type_name(v));
     struct str s = json_str(v);
     if (s.len == 0 || s.len > STREAM_MAX_STOP_BYTES || memchr(s.ptr, 0, s.len))
-        return openai_refuse(e, "range", "stop",
+        return openai_refuse(e, "range", field,
                              "a stop string must have 1 to %d bytes and no NUL; this one has %zu",
                              STREAM_MAX_STOP_BYTES, s.len);
     stream_add_stop(&r->text_of, s);
     return 0;
 }
 
-static int parse_stops(const struct openai_model *m, const json_t *body, struct request *r,
-                       struct openai_error *e)
+int openai_read_stops(const struct openai_model *m, const json_t *body, const char *field,
+                      struct request *r, struct openai_error *e)
 {
-    const json_t *stop = json_field(body, "stop");
+    const json_t *stop = json_field(body, field);
     stream_init(&r->text_of, m->tokenizer);
     if (!stop || (json_is_array(stop) && json_array_size(stop) == 0))
         return 0;
     if (!m->tokenizer)
-        return openai_refuse(e, "unsupported", "stop",
+        return openai_refuse(e, "unsupported", field,
                              "stop strings need a tokenizer, and this model has none");
     if (!json_is_array(stop))
-        return add_stop(stop, r, e);
+        return add_stop(stop, field, r, e);
     if (json_array_size(stop) > STREAM_MAX_STOPS)
-        return openai_refuse(e, "range", "stop", "stop has %zu strings; at most %d",
+        return openai_refuse(e, "range", field, "%s has %zu strings; at most %d", field,
                              json_array_size(stop), STREAM_MAX_STOPS);
     int rc = 0;
     for (size_t i = 0; rc == 0 && i < json_array_size(stop); i++)
-        rc = add_stop(json_array_get(stop, i), r, e);
+        rc = add_stop(json_array_get(stop, i), field, r, e);
     return rc;
 }
 
@@ -207,7 +208,7 @@ static int parse_stream(const json_t *body, struct request *r, struct openai_err
 int openai_parse_common(const struct openai_model *m, const json_t *body, struct request *r,
                         struct openai_error *e)
 {
-    int rc = parse_model(m, body, e);
+    int rc = openai_read_model(m, body, e);
     if (rc == 0)
         rc = refuse_unsupported(body, e);
     if (rc == 0)
@@ -215,11 +216,11 @@ int openai_parse_common(const struct openai_model *m, const json_t *body, struct
     if (rc == 0)
         rc = parse_max_tokens(m, body, r, e);
     if (rc == 0)
-        rc = parse_sampling_numbers(m, body, &r->sampling, e);
+        rc = openai_read_sampling(m, body, &r->sampling, e);
     if (rc == 0)
         rc = parse_bias(m, body, &r->sampling, e);
     if (rc == 0)
-        rc = parse_stops(m, body, r, e);
+        rc = openai_read_stops(m, body, "stop", r, e);
     if (rc == 0)
         rc = json_read_bool(body, "return_token_ids", &r->wants_token_ids, e);
     if (rc == 0)

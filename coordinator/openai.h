@@ -67,6 +67,5 @@ void openai_write_reply(const struct openai_model *m, const struct request *r, s
  * on from there.  Called after every token, the same tokens give the same events, bytes and ids, whoever
  * makes them; those up to request.seen are left out. */
 void openai_write_events(const struct openai_model *m, const struct request *r, struct buf *out);
-bool openai_has_events(const struct request *r);
 void openai_write_error_event(const struct openai_error *e, const struct request *r,
                               struct buf *out);

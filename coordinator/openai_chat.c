@@ -1,48 +1,8 @@
 /* coordinator/openai_chat.c - /v1/chat/completions: messages become a prompt; see openai.h. */
-#include <stdarg.h>
-#include <stdio.h>
 #include <string.h>
 
-#include "base/mem.h"
-#include "coordinator/openai.h"
+#include "coordinator/conversation.h"
 #include "coordinator/openai_json.h"
-
-/* The conversation while it is read.  Strings stay in the body's JSON. */
-struct conversation {
-    struct chat_message *messages;
-    int n_messages;
-    json_t *keep;  /* what was parsed out of strings in the body */
-    void **arrays; /* parts and calls, to be freed */
-    int n_arrays;
-};
-
-static void conversation_fini(struct conversation *c)
-{
-    for (int i = 0; i < c->n_arrays; i++)
-        mem_free(c->arrays[i]);
-    mem_free(c->arrays);
-    mem_free(c->messages);
-    json_decref(c->keep);
-    *c = (struct conversation){0};
-}
-
-static void *new_array(struct conversation *c, size_t count, size_t size)
-{
-    return c->arrays[c->n_arrays++] = mem_array(count ? count : 1, size);
-}
-
-struct place {
-    char name[64];
-};
-__attribute__((format(printf, 1, 2))) static struct place place(const char *format, ...)
-{
-    struct place p;
-    va_list args;
-    va_start(args, format);
-    vsnprintf(p.name, sizeof p.name, format, args);
-    va_end(args);
-    return p;
-}
 
 static int parse_part(const json_t *part, const char *at, struct str *out, struct openai_error *e)
 {
@@ -85,7 +45,7 @@ static int parse_content(const json_t *message, int i, struct conversation *c,
         return openai_refuse(e, "type", at.name, "%s must be a string or an array of parts, not %s",
                              at.name, json_type_name(content));
     size_t n = json_array_size(content);
-    struct str *parts = new_array(c, n, sizeof *parts);
+    struct str *parts = conversation_array(c, n, sizeof *parts);
     for (size_t k = 0; k < n; k++) {
         int rc = parse_part(json_array_get(content, k),
                             place("messages[%d].content[%zu]", i, k).name, &parts[k], e);
@@ -105,6 +65,7 @@ static int parse_call(const json_t *call, const char *at, struct conversation *c
     if (!json_is_string(name))
         return openai_refuse(e, "type", at, "%s.function.name must be a string", at);
     out->name = json_str(name);
+    out->id = json_str(json_object_get(call, "id"));
     json_t *arguments = json_field(function, "arguments");
     if (json_is_string(arguments) && json_string_length(arguments) > 0) {
         json_error_t why;
@@ -113,8 +74,7 @@ static int parse_call(const json_t *call, const char *at, struct conversation *c
         if (!parsed)
             return openai_refuse(e, "json", at, "%s.function.arguments is not valid JSON: %s", at,
                                  why.text);
-        json_array_append_new(c->keep, parsed);
-        arguments = parsed;
+        arguments = conversation_keep(c, parsed);
     } else if (json_is_string(arguments)) {
         arguments = NULL;
     }
@@ -136,7 +96,7 @@ static int parse_calls(const json_t *message, int i, struct conversation *c, str
         return openai_refuse(e, "type", at.name, "%s must be an array, not %s", at.name,
                              json_type_name(calls));
     size_t n = json_array_size(calls);
-    struct chat_tool_call *out = new_array(c, n, sizeof *out);
+    struct chat_tool_call *out = conversation_array(c, n, sizeof *out);
     for (size_t k = 0; k < n; k++) {
         int rc =
             parse_call(json_array_get(calls, k), place("%s[%zu]", at.name, k).name, c, &out[k], e);
@@ -149,7 +109,7 @@ static int parse_calls(const json_t *message, int i, struct conversation *c, str
 }
 
 static int parse_message(const json_t *message, int i, struct conversation *c,
-                         struct chat_message *m, struct openai_error *e)
+                         struct openai_error *e)
 {
     struct place at = place("messages[%d]", i);
     if (!json_is_object(message))
@@ -158,7 +118,7 @@ static int parse_message(const json_t *message, int i, struct conversation *c,
     const json_t *role = json_object_get(message, "role");
     if (!json_is_string(role))
         return openai_refuse(e, "type", at.name, "%s.role must be a string", at.name);
-    m->role = chat_role_of(json_str(role));
+    struct chat_message *m = conversation_add(c, chat_role_of(json_str(role)));
     /* OpenAI's newer name for the system's voice. */
     if (str_equal(json_str(role), STR("developer")))
         m->role = CHAT_SYSTEM;
@@ -166,6 +126,8 @@ static int parse_message(const json_t *message, int i, struct conversation *c,
         return openai_refuse(e, "role", at.name,
                              "%s.role \"%.40s\" is not one of system, user, assistant, tool",
                              at.name, json_string_value(role));
+    if (m->role == CHAT_TOOL)
+        m->answers = json_str(json_object_get(message, "tool_call_id"));
     const json_t *reasoning = json_field(message, "reasoning_content");
     if (!reasoning)
         reasoning = json_field(message, "reasoning");
@@ -186,12 +148,8 @@ static int parse_messages(const json_t *body, struct conversation *c, struct ope
     size_t n = json_array_size(messages);
     if (n == 0)
         return openai_refuse(e, "empty", "messages", "messages is empty");
-    c->messages = mem_array(n, sizeof *c->messages);
-    c->arrays = mem_array(2 * n, sizeof *c->arrays);
-    c->keep = json_array();
-    c->n_messages = (int)n;
     for (size_t i = 0; i < n; i++) {
-        int rc = parse_message(json_array_get(messages, i), (int)i, c, &c->messages[i], e);
+        int rc = parse_message(json_array_get(messages, i), (int)i, c, e);
         if (rc < 0)
             return rc;
     }
@@ -224,9 +182,12 @@ static int parse_thinking(const json_t *body, struct chat_prompt *p, struct open
         return openai_refuse(e, "type", "chat_template_kwargs",
                              "chat_template_kwargs must be an object, not %s",
                              json_type_name(kwargs));
-    bool thinks = true;
+    bool thinks = true, keeps = false;
     int rc = json_read_bool(kwargs, "enable_thinking", &thinks, e);
+    if (rc == 0)
+        rc = json_read_bool(kwargs, "preserve_thinking", &keeps, e);
     p->thinking = thinks ? CHAT_THINKING_ON : CHAT_THINKING_OFF;
+    p->history = keeps ? CHAT_HISTORY_KEEPS : CHAT_HISTORY_FORGETS;
     return rc;
 }
 
@@ -249,33 +210,19 @@ static int parse_chat(const struct openai_model *m, const json_t *body, struct r
                       struct openai_error *e)
 {
     struct conversation c = {0};
-    struct chat_prompt p = {.ending = CHAT_ASK_FOR_ANSWER};
     int rc = openai_parse_common(m, body, r, e);
-    if (rc == 0 && !m->chat)
-        rc = openai_refuse(e, "unsupported", "messages",
-                           "this model has no tokenizer with a chat template: send token ids to "
-                           "/v1/completions");
     if (rc == 0)
         rc = parse_logprobs(body, r, e);
     if (rc == 0)
-        rc = parse_tools(body, &p, e);
+        rc = parse_tools(body, &c.prompt, e);
     if (rc == 0)
-        rc = parse_thinking(body, &p, e);
+        rc = parse_thinking(body, &c.prompt, e);
     if (rc == 0)
         rc = parse_messages(body, &c, e);
-    if (rc == 0) {
-        struct err why = {0};
-        p.messages = c.messages;
-        p.n_messages = c.n_messages;
-        if (chat_render(m->chat, &p, &r->prompt, &why) < 0)
-            rc = openai_refuse(e, "template", "messages", "%s", why.text);
-    }
     if (rc == 0)
-        stream_split(&r->text_of,
-                     p.thinking == CHAT_THINKING_ON ? OUTPUT_IN_REASONING : OUTPUT_IN_CONTENT,
-                     p.tools);
+        rc = conversation_finish(&c, m, r, e);
     conversation_fini(&c);
-    return rc < 0 ? rc : openai_check_prompt(m, r, e);
+    return rc;
 }
 
 int openai_parse_chat(const struct openai_model *m, struct str text, struct request *r,

@@ -23,6 +23,13 @@ int json_read_number(const json_t *object, const char *name, double min, double 
 int json_read_int(const json_t *object, const char *name, int64_t min, int64_t max, int64_t *out,
                   struct openai_error *e);
 
+/* What all dialects have: the model's name, the sampling numbers under their usual names, stop strings in
+ * `field` (which also makes the request's stream). */
+int openai_read_model(const struct openai_model *m, const json_t *body, struct openai_error *e);
+int openai_read_sampling(const struct openai_model *m, const json_t *body, struct sampling *s,
+                         struct openai_error *e);
+int openai_read_stops(const struct openai_model *m, const json_t *body, const char *field,
+                      struct request *r, struct openai_error *e);
 /* Reads what chat and completions have in common. */
 int openai_parse_common(const struct openai_model *m, const json_t *body, struct request *r,
                         struct openai_error *e);

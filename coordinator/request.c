@@ -11,8 +11,9 @@
 void request_init(struct request *r, enum request_kind kind, uint64_t seq, int64_t created_s)
 {
     *r = (struct request){.seq = seq, .kind = kind, .created_s = created_s};
-    snprintf(r->id, sizeof r->id, "%s-%016" PRIx64, kind == REQUEST_CHAT ? "chatcmpl" : "cmpl",
-             seq);
+    static const char *const prefixes[REQUEST_KINDS] = {
+        [REQUEST_CHAT] = "chatcmpl-", [REQUEST_COMPLETION] = "cmpl-", [REQUEST_MESSAGES] = "msg_"};
+    snprintf(r->id, sizeof r->id, "%s%016" PRIx64, prefixes[kind], seq);
 }
 
 void request_fini(struct request *r)
@@ -77,8 +78,42 @@ void request_failed(struct request *r, int code, const char *text)
     snprintf(r->error, sizeof r->error, "%s", text && text[0] ? text : err_text(code));
 }
 
+bool request_has_events(const struct request *r)
+{
+    bool per_token = r->wants_token_ids || r->wants_logprobs || r->sampling.logits_hash;
+    bool has_tokens = r->output.len > r->n_sent;
+    return r->state == REQUEST_DONE || r->said.n > 0 ||
+           (has_tokens && (per_token || r->n_sent == 0));
+}
+
+enum request_ending request_ending(const struct request *r)
+{
+    if (r->state != REQUEST_DONE)
+        return REQUEST_GOES_ON;
+    if (r->finish == SCHED_LENGTH || stream_is_broken(&r->text_of))
+        return REQUEST_CUT;
+    return stream_has_calls(&r->text_of) ? REQUEST_CALLS : REQUEST_STOPPED;
+}
+
+enum request_step request_pass(struct request_part *p, const struct output_event *event)
+{
+    bool is_call = event->call >= 0;
+    enum output_kind kind = is_call ? OUTPUT_CALL : event->kind;
+    bool is_open = p->is_open && p->kind == kind && p->call == event->call;
+    if (event->kind == OUTPUT_CALL_END || event->kind == OUTPUT_ERROR) {
+        p->is_open = is_open && event->kind != OUTPUT_CALL_END;
+        return is_open && !p->is_open ? REQUEST_PART_ENDS : REQUEST_SAME_PART;
+    }
+    if (is_open)
+        return REQUEST_SAME_PART;
+    *p = (struct request_part){.n = p->n + 1, .is_open = true, .kind = kind, .call = event->call};
+    return REQUEST_NEW_PART;
+}
+
 void request_sent(struct request *r)
 {
+    for (size_t i = 0; i < r->said.n; i++)
+        request_pass(&r->part, &r->said.list[i]);
     output_events_reset(&r->said);
     r->n_sent = r->output.len;
 }

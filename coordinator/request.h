@@ -17,7 +17,9 @@
 #include "model/sampling.h"
 #include "model/tokenizer.h"
 
-enum request_kind { REQUEST_CHAT, REQUEST_COMPLETION };
+/* Which endpoint, and so which dialect the answer is in: coordinator/dialect.h.  In the token log: new
+ * ones at the end. */
+enum request_kind { REQUEST_CHAT, REQUEST_COMPLETION, REQUEST_MESSAGES, REQUEST_KINDS };
 enum request_state {
     REQUEST_RECEIVED,
     REQUEST_QUEUED,
@@ -27,7 +29,22 @@ enum request_state {
     REQUEST_FAILED,
 };
 
+enum request_ending {
+    REQUEST_GOES_ON,
+    REQUEST_STOPPED, /* by itself or at a stop string */
+    REQUEST_CUT,     /* by a limit */
+    REQUEST_CALLS,   /* tools */
+};
+
 enum { REQUEST_ID_BYTES = 48 };
+
+/* Where the events that were sent left the answer, for dialects that number its parts. */
+struct request_part {
+    int n; /* begun so far */
+    bool is_open;
+    enum output_kind kind; /* OUTPUT_CALL for all of a call */
+    int call;
+};
 
 struct request {
     uint64_t seq;
@@ -49,6 +66,7 @@ struct request {
     size_t samples_room;
     struct output_events said; /* not yet sent */
     size_t n_sent;             /* tokens already sent */
+    struct request_part part;  /* that the next event goes on with, if it is of its kind */
     uint64_t seen;             /* events up to this id need not be written: openai_write_events() */
     enum sched_finish finish;
     int code; /* of a failure */
@@ -66,6 +84,16 @@ bool request_token(struct request *r, const struct sampled *sampled, enum sched_
 void request_failed(struct request *r, int code, const char *text);
 /* What was there to send has been sent. */
 void request_sent(struct request *r);
+/* Is there something to send? */
+bool request_has_events(const struct request *r);
+enum request_ending request_ending(const struct request *r);
+/* Moves `p` past an event. */
+enum request_step {
+    REQUEST_SAME_PART,
+    REQUEST_NEW_PART,  /* and if one was open it has ended */
+    REQUEST_PART_ENDS, /* the event is the end of the part that was open */
+};
+enum request_step request_pass(struct request_part *p, const struct output_event *event);
 static inline bool request_is_over(const struct request *r)
 {
     return r->state == REQUEST_DONE || r->state == REQUEST_FAILED;

@@ -34,14 +34,16 @@ void stream_fini(struct stream *s)
     *s = (struct stream){0};
 }
 
-/* Offset of the first stop string in `text`, or SIZE_MAX. */
-static size_t find_stop(const struct stream *s, struct str text)
+/* Offset of the first stop string in `text`, and which; or SIZE_MAX. */
+static size_t find_stop(const struct stream *s, struct str text, const char **which)
 {
     size_t first = SIZE_MAX;
     for (int i = 0; i < s->n_stops; i++) {
         size_t at = str_find(text, str_of(s->stops[i]));
-        if (at < first)
+        if (at < first) {
             first = at;
+            *which = s->stops[i];
+        }
     }
     return first;
 }
@@ -67,7 +69,7 @@ enum ending { GOES_ON, ENDS };
 static bool give_content(struct stream *s, enum ending ending, struct output_events *out)
 {
     struct str text = buf_str(&s->held);
-    size_t stop = s->n_stops ? find_stop(s, text) : SIZE_MAX;
+    size_t stop = find_stop(s, text, &s->stopped_by);
     if (stop != SIZE_MAX) {
         output_events_put(out, OUTPUT_CONTENT, -1, (struct str){text.ptr, stop});
         buf_reset(&s->held);

@@ -26,6 +26,7 @@ struct stream {
     struct buf held;            /* content that may be the beginning of a stop string */
     struct output_events fresh; /* scratch */
     bool stopped;
+    const char *stopped_by; /* one of `stops`; NULL: none was found */
 };
 
 /* All-zero is empty; `splits` with where the prompt left the model and, for tool calls, the

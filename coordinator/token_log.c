@@ -106,14 +106,14 @@ bool token_log_read_request(struct str payload, struct token_log_request *out)
     out->seq = get(&r, 8);
     out->owner = get(&r, 8);
     uint64_t kind = get(&r, 1);
-    out->kind = kind == REQUEST_CHAT ? REQUEST_CHAT : REQUEST_COMPLETION;
+    out->kind = kind < REQUEST_KINDS ? (enum request_kind)kind : REQUEST_CHAT;
     out->created_s = (int64_t)get(&r, 8);
     out->seed = get(&r, 8);
     out->prompt_hash = get(&r, 8);
     out->max_tokens = (uint32_t)get(&r, 4);
     out->key = get_str(&r);
     out->body = get_str(&r);
-    return !r.bad && kind <= REQUEST_COMPLETION && out->max_tokens > 0;
+    return !r.bad && kind < REQUEST_KINDS && out->max_tokens > 0;
 }
 
 void token_log_write_token(const struct token_log_token *t, struct buf *out)

@@ -29,6 +29,7 @@ enum chat_role {
 enum chat_role chat_role_of(struct str name);
 
 struct chat_tool_call {
+    struct str id; /* not rendered: see chat_order_results() */
     struct str name;
     const json_t *arguments; /* an object, or NULL for none */
 };
@@ -47,6 +48,7 @@ struct chat_message {
     struct str reasoning;
     const struct chat_tool_call *tool_calls;
     int n_tool_calls;
+    struct str answers; /* CHAT_TOOL: id of the call, not rendered */
     /* CHAT_SYSTEM: shown after the content. */
     struct str current_date, current_location;
 };
@@ -96,6 +98,11 @@ struct chat {
 int chat_init(struct chat *c, const struct tokenizer *t, struct err *e);
 /* The id that ends the model's message; generation stops there and does not show it. */
 int32_t chat_end_id(const struct chat *c);
+
+/* Results are shown without the ids of their calls, so the model knows them by their order: puts the
+ * results after each message with calls, those that name a call, into the order of the calls.
+ * E_INVALID: a result names no call of the message before it, or one that has a result. */
+int chat_order_results(struct chat_message *messages, int n_messages, struct err *e);
 
 /* Appends the prompt's ids to `out`.  E_INVALID for a conversation that the template refuses (a
  * tool result that answers no call, a tool without `function`, arguments that are no object);

@@ -81,9 +81,11 @@ static void on_gone(void *ud, struct http_exchange *x)
     stats_add(&s->gone, 1);
 }
 
-static void on_refused(void *ud, int status, const char *why, struct buf *body)
+static void on_refused(void *ud, const struct http_exchange *x, int status, const char *why,
+                       struct buf *body)
 {
     (void)ud;
+    CHECK(http_path(x)[0] == '/');
     buf_printf(body, "{\"status\":%d,\"why\":\"%s\"}", status, why);
 }
 
