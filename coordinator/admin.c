@@ -114,6 +114,7 @@ static json_t *node_object(const struct hub *h, const struct node *n, int64_t no
         set(o, "draining", json_boolean(n->drain || n->state == NODE_DRAINING));
         set(o, "held_bytes", json_integer((json_int_t)n->last.held_bytes));
         set(o, "memory_bytes", json_integer((json_int_t)n->join.memory_bytes));
+        set(o, "read_bytes_s", json_integer((json_int_t)n->join.read_bytes_s));
         set(o, "holdings_version", json_integer((json_int_t)n->last.holdings_version));
     } else if (a) {
         set(o, "kv_pages_total", json_integer(a->description.kv_pages_total));

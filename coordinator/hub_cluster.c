@@ -81,7 +81,9 @@ static void node_joined(struct hub *h, const struct node *n)
     struct placement_newcomer new = {
         .table = {.node_id = n->id, .incarnation = j->incarnation, .max_rows = j->max_rows},
         .host = j->host,
-        .capacity = capacity_of(j)};
+        .capacity = capacity_of(j),
+        .threads = (int)(j->threads < 65536 ? j->threads : 65536),
+        .speed = (double)j->read_bytes_s};
     memcpy(new.table.name, j->name, sizeof new.table.name);
     memcpy(new.table.endpoint, j->endpoint, sizeof new.table.endpoint);
     memcpy(new.table.public_key, j->public_key, sizeof new.table.public_key);

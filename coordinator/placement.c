@@ -4,6 +4,7 @@
  * changed table an epoch.  reconcile() takes the steps from what is to what is wanted. */
 #include "coordinator/placement.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -354,10 +355,15 @@ static int take_slot(struct placement *p, const char *name)
 void placement_join(struct placement *p, const struct placement_newcomer *n, int64_t now_ns)
 {
     int at = take_slot(p, n->table.name);
+    double before = p->nodes[at].speed, speed = n->speed > 0 ? n->speed : 0;
+    /* Back again and nearly as fast: a measurement's noise, and no reason to move anything. */
+    if (before > 0 && speed > 0 && fabs(speed / before - 1) < PLACEMENT_SAME_SPEED)
+        speed = before;
     p->nodes[at] = (struct placement_node){.presence = PLACEMENT_PRESENT,
                                            .table = n->table,
                                            .host = hash_text(n->host),
-                                           .speed = n->speed > 0 ? n->speed : 0,
+                                           .speed = speed,
+                                           .threads = n->threads > 0 ? n->threads : 1,
                                            .capacity = n->capacity > 0 ? n->capacity : 0,
                                            .changed = true};
     p->last_join_ns = now_ns;

@@ -33,6 +33,9 @@ enum {
     PLACEMENT_BATCH = 64, /* experts that a node loads before it reports, but for urgent ones */
 };
 
+/* Measured speeds that differ by less than this share count as equal. */
+#define PLACEMENT_SAME_SPEED 0.1
+
 struct placement_config {
     uint32_t n_layers, n_experts;
     int replicas; /* 1 .. WIRE_MAX_REPLICAS; 0: as many as memory gives */
@@ -73,7 +76,8 @@ struct placement_node {
     enum node_trust trust;
     struct wire_table_node table; /* as tables name it */
     uint64_t host;                /* equal for nodes that may die together */
-    double speed;                 /* how fast it reads experts, in any unit; > 0 */
+    double speed;                 /* how fast it reads experts, in any unit; 0: unknown */
+    int threads;                  /* that read them; at least 1 */
     int64_t away_since_ns;        /* lost, or quarantined */
     bool is_reserved;             /* for its return: until rejoin_ns after that */
     int64_t capacity;             /* experts */
@@ -109,7 +113,8 @@ struct placement_newcomer {
     struct wire_table_node table;
     const char *host; /* its label; borrowed */
     int64_t capacity; /* experts */
-    double speed;     /* 0: unknown, taken as the others' median */
+    double speed; /* measured, in bytes per second or any unit; 0: unknown, the others' median */
+    int threads;  /* that it reads with; 0: unknown, taken as 1 */
 };
 
 /* Events. */

@@ -1,6 +1,7 @@
 /* coordinator/placement_plan.c - see placement_plan.h. */
 #include "coordinator/placement_plan.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,8 +18,6 @@ enum {
 #define PLAN_GAIN 0.05
 /* An extra copy stays where it is unless another expert is hotter by this factor. */
 #define PLAN_STICKY 1.5
-/* Measured speeds that differ by less than this from the median are the same. */
-#define PLAN_SAME_SPEED 0.3
 
 struct plan {
     struct placement *p;
@@ -158,13 +157,42 @@ static int by_value(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-static double median_speed(const struct plan *q)
+static int by_host(const void *a, const void *b)
+{
+    const struct placement_node *x = *(const struct placement_node *const *)a;
+    const struct placement_node *y = *(const struct placement_node *const *)b;
+    return x->host < y->host ? -1 : x->host > y->host;
+}
+
+/* The nodes of one host share its memory, and what each measured depends on who measured beside
+ * it: together they have what they measured, each by its threads. */
+static void share_hosts(const struct plan *q, double *speed)
+{
+    struct placement_node **known = mem_array((size_t)q->n_nodes + 1, sizeof(*known));
+    size_t n = 0;
+    for (int i = 0; i < q->n_nodes; i++)
+        if (q->p->nodes[i].presence != PLACEMENT_FREE && q->p->nodes[i].speed > 0)
+            known[n++] = &q->p->nodes[i];
+    qsort(known, n, sizeof(*known), by_host);
+    for (size_t first = 0, end; first < n; first = end) {
+        double sum = 0, threads = 0;
+        for (end = first; end < n && known[end]->host == known[first]->host; end++) {
+            sum += known[end]->speed;
+            threads += known[end]->threads;
+        }
+        for (size_t k = first; k < end; k++)
+            speed[known[k] - q->p->nodes] = sum / threads * known[k]->threads;
+    }
+    mem_free(known);
+}
+
+static double median_speed(const struct plan *q, const double *speed)
 {
     double *known = mem_array((size_t)q->n_nodes + 1, sizeof *known), median = 1;
     size_t n = 0;
     for (int i = 0; i < q->n_nodes; i++)
-        if (q->p->nodes[i].presence != PLACEMENT_FREE && q->p->nodes[i].speed > 0)
-            known[n++] = q->p->nodes[i].speed;
+        if (speed[i] > 0)
+            known[n++] = speed[i];
     qsort(known, n, sizeof *known, by_value);
     if (n > 0)
         median = known[n / 2];
@@ -174,10 +202,11 @@ static double median_speed(const struct plan *q)
 
 static void set_speeds(struct plan *q)
 {
-    double median = median_speed(q);
+    share_hosts(q, q->speed);
+    double median = median_speed(q, q->speed);
     for (int i = 0; i < q->n_nodes; i++) {
-        double s = q->p->nodes[i].speed / median;
-        bool is_same = s <= 0 || (s > 1 - PLAN_SAME_SPEED && s < 1 + PLAN_SAME_SPEED);
+        double s = q->speed[i] / median;
+        bool is_same = s <= 0 || fabs(s - 1) < PLACEMENT_SAME_SPEED;
         q->speed[i] = is_same ? 1 : s;
     }
 }

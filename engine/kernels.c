@@ -230,6 +230,7 @@ static void fill_portable(struct kernels *k)
     kernels_portable_quant(k);
     kernels_portable_attend(k);
     kernels_portable_search(k);
+    kernels_portable_read(k);
 }
 
 static void fill_avx2(struct kernels *k)
@@ -238,6 +239,7 @@ static void fill_avx2(struct kernels *k)
     kernels_avx2_quant(k);
     kernels_avx2_attend(k);
     kernels_avx2_search(k);
+    kernels_avx2_read(k);
 }
 
 static void fill_avx512(struct kernels *k)
@@ -246,6 +248,7 @@ static void fill_avx512(struct kernels *k)
     kernels_avx512_quant(k);
     kernels_avx512_attend(k);
     kernels_avx512_search(k);
+    kernels_avx512_read(k);
 }
 
 /* clang's __builtin_cpu_supports() does not know F16C. */

@@ -147,6 +147,10 @@ struct kernels {
      *         o = fmaf(T * (1/32767), (float)isum, o), isum = sum_j u_j * v_j exact in int32
      * (15 bits of p: with 7 an int8 cache has up to twice the error.) */
     void (*attend[KV_FORMAT_COUNT])(const struct attend_block *b);
+
+    /* Reads `bytes` (a multiple of 1,024) at an address that is a multiple of 64 in four streams,
+     * as the loops above read panels, and folds them into one number: for read_probe.h. */
+    uint64_t (*read)(const uint8_t *from, size_t bytes);
 };
 
 /* The best table that this CPU runs, or the named one; NULL if unknown or not runnable
@@ -160,14 +164,17 @@ const char *const *kernels_names(void);
 void kernels_portable_quant(struct kernels *k);
 void kernels_portable_attend(struct kernels *k);
 void kernels_portable_search(struct kernels *k);
+void kernels_portable_read(struct kernels *k);
 void kernels_avx2_fill(struct kernels *k);
 void kernels_avx2_quant(struct kernels *k);
 void kernels_avx2_attend(struct kernels *k);
 void kernels_avx2_search(struct kernels *k);
+void kernels_avx2_read(struct kernels *k);
 void kernels_avx512_fill(struct kernels *k);
 void kernels_avx512_quant(struct kernels *k);
 void kernels_avx512_attend(struct kernels *k);
 void kernels_avx512_search(struct kernels *k);
+void kernels_avx512_read(struct kernels *k);
 void kernels_amx_fill(struct kernels *k);
 /* The system grants tile registers once per process; false where it does not. */
 bool kernels_amx_allowed(void);

@@ -52,6 +52,9 @@ static const struct conf_option options[] = {
      "none"},
     {"memory.bytes", CONF_BYTES, AT(memory_bytes), "0", 0, 64 * TIB, NULL,
      "memory for experts; 0 means 80 % of what is free at start"},
+    {"memory.read_bytes_s", CONF_BYTES, AT(read_bytes_s), "0", 0, 64 * TIB, NULL,
+     "bytes of experts that this node reads in a second, by which nodes get their shares; 0 means "
+     "measured at start"},
     {"compute.threads", CONF_INT, AT(threads), "0", 0, 1024, NULL,
      "threads that compute; 0 means every CPU that the process may use"},
     {"compute.cpus", CONF_STRING, AT(cpus), "", 0, 0, NULL,

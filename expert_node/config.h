@@ -17,7 +17,7 @@ struct expert_node_config {
     char *kernels, *cpus, *cache;
     bool copies, locks, verifies;
     int64_t drain_timeout_ns;
-    int64_t memory_bytes, threads, max_rows, spin_us;
+    int64_t memory_bytes, read_bytes_s, threads, max_rows, spin_us;
     struct fault_options fault;
 };
 

@@ -15,6 +15,7 @@
 #include "base/thread.h"
 #include "base/version.h"
 #include "engine/model_open.h"
+#include "engine/read_probe.h"
 #include "expert_node/store.h"
 #include "expert_node/worker.h"
 #include "rpc/endpoint.h"
@@ -25,6 +26,8 @@ enum { QUEUED_VIEWS = 4 };
 #define TELL_EVERY_NS (5 * CLOCK_S)
 /* Without a coordinator nobody takes over what a draining node holds. */
 #define ALONE_NS (CLOCK_S / 4)
+/* How long the speed of memory is measured. */
+#define MEASURE_NS (CLOCK_S / 10)
 
 struct node {
     const struct expert_node_config *config;
@@ -37,6 +40,7 @@ struct node {
     const struct kernels *kernels;
     int threads;
     size_t memory_bytes, expert_bytes;
+    uint64_t read_bytes_s;
     struct queue *views, *retired;
     struct store *store;
     struct worker *worker;
@@ -202,6 +206,7 @@ static int join(struct node *n, struct err *e)
                 .memory_bytes = n->memory_bytes,
                 .expert_bytes = n->expert_bytes,
                 .max_rows = (uint32_t)n->config->max_rows,
+                .read_bytes_s = n->read_bytes_s,
             },
         .on_holdings = on_holdings,
         .on_orders = on_orders,
@@ -269,6 +274,20 @@ static int open_model(struct node *n, struct err *e)
     return 0;
 }
 
+/* Before anything else runs here: no experts are read yet, so nobody is disturbed. */
+static uint64_t measure_reads(const struct node *n)
+{
+    size_t bytes = read_probe_bytes(n->threads);
+    if (bytes > mem_available_bytes() / 4)
+        return 0;
+    struct pool *pool = pool_new(n->threads, pool_pinning_here());
+    struct read_probe *probe = read_probe_open(pool, n->kernels, bytes);
+    double rate = probe ? read_probe_best(probe, clock_now_ns, MEASURE_NS) : 0;
+    read_probe_close(&probe);
+    pool_free(&pool);
+    return (uint64_t)rate;
+}
+
 static int open_rooms(struct node *n, struct err *e)
 {
     n->views = queue_new(QUEUED_VIEWS);
@@ -312,12 +331,14 @@ int node_open(const struct expert_node_config *c, struct auth *auth, struct loop
     n->auth = auth;
     n->loop = l;
     int rc = open_model(n, e);
-    if (rc == 0)
-        rc = open_rooms(n, e);
     if (rc == 0) {
-        log_info("node.listening", "endpoint=%s kernels=%s threads=%d memory_mb=%zu",
+        n->read_bytes_s = c->read_bytes_s > 0 ? (uint64_t)c->read_bytes_s : measure_reads(n);
+        rc = open_rooms(n, e);
+    }
+    if (rc == 0) {
+        log_info("node.listening", "endpoint=%s kernels=%s threads=%d memory_mb=%zu read_gb_s=%.2f",
                  worker_endpoint(n->worker), n->kernels->name, n->threads,
-                 n->memory_bytes / 1000000);
+                 n->memory_bytes / 1000000, (double)n->read_bytes_s / 1e9);
         loop_add_fd(l, store_fd(n->store), on_outcome, n);
         n->has_fd = true;
         rc = join(n, e);

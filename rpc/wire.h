@@ -83,6 +83,7 @@ struct wire_join {
     uint64_t expert_bytes;           /* of one packed expert */
     uint32_t max_rows;               /* of one Forward or Step */
     char public_key[KEY_TEXT_BYTES]; /* "": no keys */
+    uint64_t read_bytes_s;           /* how fast it reads experts from memory; 0: not known */
 };
 struct wire_join_reply {
     uint32_t node_id; /* never 0 */

@@ -72,6 +72,7 @@ void wire_join_encode(const struct wire_join *m, struct buf *message)
     p.expert_bytes = m->expert_bytes;
     p.max_rows = m->max_rows;
     p.public_key = wire_borrow(m->public_key);
+    p.read_bytes_s = m->read_bytes_s;
     wire_pack(&p.base, message);
 }
 
@@ -127,6 +128,7 @@ static int read_join(const Polymath__V1__JoinRequest *p, struct wire_join *out, 
     out->memory_bytes = p->memory_bytes;
     out->expert_bytes = p->expert_bytes;
     out->max_rows = p->max_rows;
+    out->read_bytes_s = p->read_bytes_s;
     return rc;
 }
 

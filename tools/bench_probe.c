@@ -6,23 +6,16 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "engine/read_probe.h"
 
-enum {
-    STREAMS = 4,
-    LINE_BYTES = 256,
-    TASK_BYTES = 4 << 20,
-    MIN_BUFFER_BYTES = 512 << 20,
-    BUFFER_BYTES_PER_THREAD = 64 << 20,
-    FIRST_ROUNDS = 1000
-};
+enum { MIN_BUFFER_BYTES = 512 << 20, BUFFER_BYTES_PER_THREAD = 64 << 20, FIRST_ROUNDS = 1000 };
 #define PROBE_NS (100 * CLOCK_MS)
 
 struct bench_probe {
     struct pool *pool;
     const struct bench_level *level;
     int n_threads;
-    uint8_t *buffer;
-    size_t bytes;
+    struct read_probe *reads;
     long rounds[3]; /* of each arithmetic kind, once known */
 
     /* The call in progress. */
@@ -32,7 +25,7 @@ struct bench_probe {
         _Alignas(64) double ops;
         uint32_t sink;
     } * cells; /* [n_threads] */
-    _Atomic uint64_t sink;
+    uint64_t sink;
 };
 
 static const struct bench_level *find_level(const char *name)
@@ -45,31 +38,17 @@ static const struct bench_level *find_level(const char *name)
     return &bench_level_portable;
 }
 
-static void touch_task(void *ctx, int task)
-{
-    struct bench_probe *p = ctx;
-    memset(p->buffer + (size_t)task * TASK_BYTES, task + 1, TASK_BYTES);
-}
-
-static int n_read_tasks(const struct bench_probe *p)
-{
-    return (int)(p->bytes / TASK_BYTES);
-}
-
 struct bench_probe *bench_probe_open(struct pool *pool, const char *kernels_name)
 {
     struct bench_probe *p = mem_alloc(sizeof(*p));
     p->pool = pool;
     p->level = find_level(kernels_name);
     p->n_threads = pool_threads(pool);
-    p->bytes = (size_t)p->n_threads * BUFFER_BYTES_PER_THREAD;
-    if (p->bytes < MIN_BUFFER_BYTES)
-        p->bytes = MIN_BUFFER_BYTES;
-    p->buffer = mem_weights(p->bytes);
+    size_t bytes = (size_t)p->n_threads * BUFFER_BYTES_PER_THREAD;
     p->cells = mem_aligned((size_t)p->n_threads * sizeof(*p->cells));
-    if (p->buffer)
-        pool_run(pool, touch_task, p, n_read_tasks(p));
-    else
+    p->reads = read_probe_open(pool, kernels_named(p->level->name),
+                               bytes < MIN_BUFFER_BYTES ? MIN_BUFFER_BYTES : bytes);
+    if (!p->reads)
         bench_probe_close(&p);
     return p;
 }
@@ -79,17 +58,10 @@ void bench_probe_close(struct bench_probe **probe)
     struct bench_probe *p = *probe;
     if (!p)
         return;
-    if (p->buffer)
-        mem_weights_free(p->buffer, p->bytes);
+    read_probe_close(&p->reads);
     mem_free(p->cells);
     mem_free(p);
     *probe = NULL;
-}
-
-static void read_task(void *ctx, int task)
-{
-    struct bench_probe *p = ctx;
-    p->sink += p->level->read(p->buffer + (size_t)task * TASK_BYTES, TASK_BYTES);
 }
 
 double bench_probe_read_gb_s(struct bench_probe *p)
@@ -97,8 +69,7 @@ double bench_probe_read_gb_s(struct bench_probe *p)
     int64_t begun_ns = clock_now_ns(), spent_ns;
     double bytes = 0;
     do {
-        pool_run(p->pool, read_task, p, n_read_tasks(p));
-        bytes += (double)p->bytes;
+        bytes += (double)read_probe_pass(p->reads);
         spent_ns = clock_now_ns() - begun_ns;
     } while (spent_ns < PROBE_NS);
     return bytes / (double)spent_ns;
@@ -151,19 +122,6 @@ const char *bench_probe_name(const struct bench_probe *p, enum bench_arithmetic_
 
 /* ---- the portable level ---- */
 
-static uint64_t read_portable(const uint8_t *from, size_t bytes)
-{
-    uint64_t sums[STREAMS] = {0}, word;
-    size_t stream = bytes / STREAMS;
-    for (size_t at = 0; at + LINE_BYTES <= stream; at += LINE_BYTES)
-        for (int s = 0; s < STREAMS; s++)
-            for (size_t i = 0; i < LINE_BYTES; i += sizeof(word)) {
-                memcpy(&word, from + (size_t)s * stream + at + i, sizeof(word));
-                sums[s] ^= word;
-            }
-    return sums[0] ^ sums[1] ^ sums[2] ^ sums[3];
-}
-
 /* fmaf() without the instruction is a library call: what the portable kernels do too. */
 static double f32_portable(long rounds, uint32_t *sink)
 {
@@ -200,7 +158,6 @@ static double int8_portable(long rounds, uint32_t *sink)
 }
 
 const struct bench_level bench_level_portable = {.name = "portable",
-                                                 .read = read_portable,
                                                  .f32 = f32_portable,
                                                  .f32_name = "fmaf",
                                                  .q8 = int8_portable,

@@ -1,7 +1,7 @@
 /* tools/bench_probe.h - what this machine can do at most: reading memory, and arithmetic.
  *
  * A kernel's figure means something only beside its ceiling, measured on the same cores in
- * the same minute.  Reading: every thread reads four streams from huge pages.  Arithmetic:
+ * the same minute.  Reading: engine/read_probe.h.  Arithmetic:
  * each level's inner sequence with one operand in the L1 cache and enough independent sums.
  *
  * Each bench_probe_<level>.c is compiled with that level's instruction flags and is called
@@ -18,8 +18,7 @@
  * to *sink, so that the compiler cannot leave it out. */
 typedef double bench_arithmetic(long rounds, uint32_t *sink);
 struct bench_level {
-    const char *name;                                    /* as in kernels.h */
-    uint64_t (*read)(const uint8_t *from, size_t bytes); /* a multiple of 4 x 256 bytes */
+    const char *name; /* as in kernels.h */
     bench_arithmetic *f32;
     const char *f32_name;
     bench_arithmetic *q8;

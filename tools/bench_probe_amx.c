@@ -59,18 +59,12 @@ static double int8_amx(long rounds, uint32_t *sink)
     return 2.0 * TILES_PER_STEP * TILE_ROWS * 16 * TILE_BYTES * (double)rounds;
 }
 
-static uint64_t read_amx(const uint8_t *from, size_t bytes)
-{
-    return bench_level_avx512.read(from, bytes);
-}
-
 static double f32_amx(long rounds, uint32_t *sink)
 {
     return bench_level_avx512.f32(rounds, sink);
 }
 
 const struct bench_level bench_level_amx = {.name = "amx",
-                                            .read = read_amx,
                                             .f32 = f32_amx,
                                             .f32_name = "vfmadd zmm",
                                             .q8 = int8_amx,

@@ -3,7 +3,7 @@
 
 #include "tools/bench_probe.h"
 
-enum { STREAMS = 4, LINE_BYTES = 256, VECTOR_BYTES = 32, STEPS = 64 };
+enum { VECTOR_BYTES = 32, STEPS = 64 };
 
 static inline __m256i load(const uint8_t *from)
 {
@@ -15,20 +15,6 @@ static inline uint32_t fold(__m256i v)
     __m128i half = _mm_xor_si128(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     return (uint32_t)(_mm_extract_epi32(half, 0) ^ _mm_extract_epi32(half, 1) ^
                       _mm_extract_epi32(half, 2) ^ _mm_extract_epi32(half, 3));
-}
-
-static uint64_t read_avx2(const uint8_t *from, size_t bytes)
-{
-    size_t stream = bytes / STREAMS;
-    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
-    for (size_t at = 0; at + LINE_BYTES <= stream; at += LINE_BYTES)
-        for (size_t i = at; i < at + LINE_BYTES; i += VECTOR_BYTES) {
-            a = _mm256_xor_si256(a, load(from + i));
-            b = _mm256_xor_si256(b, load(from + stream + i));
-            c = _mm256_xor_si256(c, load(from + 2 * stream + i));
-            d = _mm256_xor_si256(d, load(from + 3 * stream + i));
-        }
-    return fold(_mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d)));
 }
 
 /* One operand of every step comes from the L1 cache, as a kernel's panel does. */
@@ -117,7 +103,6 @@ static double q4_avx2(long rounds, uint32_t *sink)
 }
 
 const struct bench_level bench_level_avx2 = {.name = "avx2",
-                                             .read = read_avx2,
                                              .f32 = f32_avx2,
                                              .f32_name = "vfmadd ymm",
                                              .q8 = q8_avx2,

@@ -3,22 +3,7 @@
 
 #include "tools/bench_probe.h"
 
-enum { STREAMS = 4, LINE_BYTES = 256, VECTOR_BYTES = 64, STEPS = 64 };
-
-static uint64_t read_avx512(const uint8_t *from, size_t bytes)
-{
-    size_t stream = bytes / STREAMS;
-    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
-    for (size_t at = 0; at + LINE_BYTES <= stream; at += LINE_BYTES)
-        for (size_t i = at; i < at + LINE_BYTES; i += VECTOR_BYTES) {
-            a = _mm512_xor_si512(a, _mm512_load_si512(from + i));
-            b = _mm512_xor_si512(b, _mm512_load_si512(from + stream + i));
-            c = _mm512_xor_si512(c, _mm512_load_si512(from + 2 * stream + i));
-            d = _mm512_xor_si512(d, _mm512_load_si512(from + 3 * stream + i));
-        }
-    a = _mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d));
-    return (uint64_t)_mm512_reduce_add_epi64(a);
-}
+enum { VECTOR_BYTES = 64, STEPS = 64 };
 
 /* One operand of every step comes from the L1 cache, as a kernel's panel does. */
 static _Alignas(64) const float weights_f32[STEPS][32] = {{0.5f, 0.25f}, {0.125f}};
@@ -91,7 +76,6 @@ static double int8_avx512(long rounds, uint32_t *sink)
 }
 
 const struct bench_level bench_level_avx512 = {.name = "avx512",
-                                               .read = read_avx512,
                                                .f32 = f32_avx512,
                                                .f32_name = "vfmadd zmm",
                                                .q8 = int8_avx512,

@@ -122,6 +122,9 @@ static void configure(struct run *r)
     const struct chaos_options *o = &r->chaos->options;
     set_text(r, "coordinator.attention.kv_bytes=64MiB");
     set_text(r, "attn_node.attention.kv_bytes=64MiB");
+    /* Measuring would disturb the others, who share this machine's memory. */
+    if (chaos_knows(r->chaos, "expert_node.memory.read_bytes_s"))
+        set_text(r, "expert_node.memory.read_bytes_s=10GiB");
     if (chaos_knows(r->chaos, "coordinator.placement.replicas")) {
         char *replicas = mem_format("coordinator.placement.replicas=%d", r->replicas);
         set_text(r, replicas);

@@ -34,16 +34,18 @@ static long long number_of(const json_t *object, const char *key)
 
 static void print_node(const json_t *node)
 {
-    char held[48] = "-";
+    char held[48] = "-", reads[24] = "-";
+    if (number_of(node, "read_bytes_s") > 0)
+        snprintf(reads, sizeof reads, "%.1f", (double)number_of(node, "read_bytes_s") / 1e9);
     if (strcmp(text_of(node, "role"), "expert") == 0)
         snprintf(held, sizeof held, "%lld/%lld", number_of(node, "experts_held"),
                  number_of(node, "experts_wanted"));
     else
         snprintf(held, sizeof held, "%lld KV pages", number_of(node, "kv_pages_free"));
-    printf("  %-22s %-10s %-11s %7lld  %-15s %9.1f  %8lld  %s\n", text_of(node, "name"),
+    printf("  %-22s %-10s %-11s %7lld  %-15s %9.1f  %7s  %8lld  %s\n", text_of(node, "name"),
            text_of(node, "role"), text_of(node, "state"), number_of(node, "pid"), held,
-           (double)number_of(node, "held_bytes") / (1 << 20), number_of(node, "heartbeat_age_ms"),
-           text_of(node, "endpoint"));
+           (double)number_of(node, "held_bytes") / (1 << 20), reads,
+           number_of(node, "heartbeat_age_ms"), text_of(node, "endpoint"));
 }
 
 /* Copies, and what is under way. */
@@ -77,8 +79,8 @@ static void print_cluster(const json_t *root)
     print_placement(json_object_get(root, "placement"));
     printf("  requests: %lld running, %lld queued\n\n", number_of(requests, "running"),
            number_of(requests, "queued"));
-    printf("  %-22s %-10s %-11s %7s  %-15s %9s  %8s  %s\n", "node", "role", "state", "pid",
-           "experts/free KV", "MiB", "seen ms", "endpoint");
+    printf("  %-22s %-10s %-11s %7s  %-15s %9s  %7s  %8s  %s\n", "node", "role", "state", "pid",
+           "experts/free KV", "MiB", "GB/s", "seen ms", "endpoint");
     for (size_t i = 0; i < json_array_size(nodes); i++)
         print_node(json_array_get(nodes, i));
 }

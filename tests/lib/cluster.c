@@ -142,8 +142,15 @@ void cluster_start_node(struct cluster *c, const char *program, const char *name
     char *model = mem_format("model.path=%s", c->model);
     char *node = mem_format("node.name=%s", name);
     char *listen = mem_format("node.listen=ipc://%s.sock", name);
-    const char *const settings[] = {
-        model, node, listen, "coordinator.endpoint=ipc://cluster.sock", "compute.threads=1", NULL};
+    /* Nodes that measure while others work would differ by chance, and so would the placement. */
+    bool is_expert = strcmp(program, "expert_node") == 0;
+    const char *const settings[] = {model,
+                                    node,
+                                    listen,
+                                    "coordinator.endpoint=ipc://cluster.sock",
+                                    "compute.threads=1",
+                                    is_expert ? "memory.read_bytes_s=10GiB" : NULL,
+                                    NULL};
     spawn(c, program, name, settings);
     mem_free(model);
     mem_free(node);

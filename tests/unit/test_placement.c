@@ -481,6 +481,40 @@ TEST(placement_weighs_memory_and_speed)
     placement_fini(&place);
 }
 
+TEST(placement_shares_a_hosts_memory_among_its_nodes)
+{
+    begin(1);
+    /* One of two on a host measured alone, the other while it did: as fast as each other. */
+    join_on(1, "a", "x", 1000, 200);
+    join_on(2, "b", "x", 1000, 100);
+    join_on(3, "c", "y", 1000, 150);
+    uint32_t ids[] = {1, 2, 3};
+    converge(ids, 3);
+    for (int i = 0; i < 3; i++)
+        CHECK(place.nodes[i].live >= TOTAL / 3 - LAYERS &&
+              place.nodes[i].live <= TOTAL / 3 + LAYERS);
+    placement_fini(&place);
+}
+
+TEST(placement_moves_nothing_for_small_differences_of_speed)
+{
+    begin(1);
+    join_on(1, "a", "a", 1000, 100);
+    join_on(2, "b", "b", 1000, 108);
+    join_on(3, "c", "c", 1000, 300);
+    uint32_t ids[] = {1, 2, 3, 4};
+    converge(ids, 3);
+    int64_t live = place.nodes[2].live;
+    CHECK(live > place.nodes[0].live);
+    /* It comes back and measures a little less. */
+    placement_gone(&place, 3, PLACEMENT_LOST, now);
+    join_on(4, "c", "c", 1000, 280);
+    converge(ids, 4);
+    CHECK_INT(place.nodes[2].live, live);
+    CHECK(place.nodes[2].speed == 300);
+    placement_fini(&place);
+}
+
 TEST(placement_believes_no_version_that_it_never_gave)
 {
     begin(1);

@@ -64,6 +64,7 @@ static void fill_join(struct rng *r, struct wire_join *m)
     m->expert_bytes = wire_random_64(r);
     m->max_rows = wire_random_32(r);
     wire_random_key(r, m->public_key);
+    m->read_bytes_s = wire_random_64(r);
 }
 static void same_join(const struct wire_join *a, const struct wire_join *b)
 {
@@ -84,6 +85,7 @@ static void same_join(const struct wire_join *a, const struct wire_join *b)
     SAME(expert_bytes);
     SAME(max_rows);
     SAME_TEXT(public_key);
+    SAME(read_bytes_s);
 }
 ROUND_TRIP(wire_join, join, fill_join)
 
