@@ -282,6 +282,16 @@ void access_end(struct access_key **key, int64_t n_tokens, int64_t now_ns)
         forget(k);
 }
 
+uint32_t access_share(const struct access_key *k)
+{
+    return k ? (uint32_t)k->line.limits.share : 1;
+}
+
+int access_priority(const struct access_key *k)
+{
+    return k ? k->line.limits.priority : API_KEY_PRIORITIES / 2;
+}
+
 void access_count(const struct access *a, struct access_counters *out)
 {
     *out = a->counters;

@@ -51,6 +51,9 @@ const char *access_why(int status);
  * when to come again.  After 0 comes exactly one access_end(). */
 int access_begin(struct access_key *k, int64_t now_ns, int64_t *retry_s, struct err *e);
 void access_end(struct access_key **k, int64_t n_tokens, int64_t now_ns);
+/* For the scheduler; NULL: what a key has of which nothing is said. */
+uint32_t access_share(const struct access_key *k);
+int access_priority(const struct access_key *k);
 
 struct access_counters {
     int64_t unknown, denied, limited;

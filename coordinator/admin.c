@@ -208,6 +208,8 @@ static void write_requests(const struct hub *h, struct buf *out)
                    h->counters.bad[i].name, h->counters.bad[i].n);
     number(out, "requests_running", "gauge", h->sched.n_running, "Requests in the batch.");
     number(out, "requests_queued", "gauge", h->sched.n_queued, "Requests waiting for room.");
+    number(out, "requests_preempted_total", "counter", (int64_t)h->sched.n_preempted,
+           "Sequences that made place for others and were fed again later.");
     number(out, "prompt_tokens_total", "counter", h->counters.prompt_tokens,
            "Tokens of accepted prompts.");
     number(out, "generated_tokens_total", "counter", h->counters.output_tokens,

@@ -35,7 +35,7 @@ static void perform(struct hub *h, const struct sched_action *a)
         hub_token(h, a->seq, a->sampled, a->finish);
         break;
     case SCHED_FAIL:
-        hub_failed(h, a->seq, a->code, a->text);
+        hub_failed(h, a);
         break;
     }
 }
@@ -182,7 +182,11 @@ static void init_state(struct hub *h)
     members_init(&h->members, &members);
     placement_init(&h->placement, &placement);
     struct sched_config sched = {.queue_limit = (int)c->request_queue_limit,
-                                 .patience_ns = c->request_patience_ns};
+                                 .patience_ns = c->request_patience_ns,
+                                 .queue_ns = c->schedule_queue_ns,
+                                 .aging_ns = c->schedule_aging_ns,
+                                 .step_rows = (uint32_t)c->schedule_step_rows,
+                                 .prompt_rows = (uint32_t)c->schedule_prompt_rows};
     sched_init(&h->sched, &sched);
     /* Ids differ between coordinators, so that a side that outlives one is not confused. */
     h->id_base = rng_entropy() & ~0xffffffffull;
@@ -202,6 +206,7 @@ int hub_open(struct loop *l, const struct coordinator_config *c, struct auth *au
     list_init(&h->attentions);
     list_init(&h->sched.queue);
     list_init(&h->sched.lost);
+    list_init(&h->sched.keys);
     h->tick = (struct loop_timer){.deadline_ns = CLOCK_NEVER, .cb = on_tick, .ud = h};
     int rc = read_model(h, e);
     if (rc == 0)

@@ -142,6 +142,9 @@ void hub_submit(struct hub *h, struct hub_request *r, bool is_resumed)
                    .is_resumed = is_resumed,
                    .n_prompt = (uint32_t)q->prompt.len,
                    .max_tokens = q->max_tokens,
+                   .key = access_has_keys(h->access) ? r->owner : 0,
+                   .share = access_share(r->access),
+                   .priority = access_priority(r->access),
                    .sampling = &q->sampling,
                    .stop_ids = h->stop_ids,
                    .n_stop_ids = q->ignores_eos ? 0 : h->n_stop_ids,
@@ -253,8 +256,8 @@ static void generate(struct hub *h, struct http_exchange *x, const struct http_m
     }
     request_queued(&r->request);
     r->is_kept = h->journal || key;
+    r->owner = owner_of(x);
     if (r->is_kept) {
-        r->owner = owner_of(x);
         r->key = key ? mem_string(key) : NULL;
         buf_append_str(&r->body, m->body);
     }

@@ -188,7 +188,8 @@ static void answer_whole(struct hub_client *c)
 {
     if (c->status == 429 || c->status == 503) {
         char seconds[16];
-        snprintf(seconds, sizeof seconds, "%d", HUB_RETRY_AFTER_S);
+        int retry_s = c->request->retry_s > 0 ? c->request->retry_s : HUB_RETRY_AFTER_S;
+        snprintf(seconds, sizeof seconds, "%d", retry_s);
         http_add_header(c->exchange, "Retry-After", seconds);
     }
     http_reply(c->exchange, c->status, "application/json", buf_str(&c->held));
@@ -350,11 +351,12 @@ void hub_request_fail(struct hub *h, struct hub_request *r, int code, const char
     complete(h, r, refused ? HUB_REFUSED : HUB_FAILED);
 }
 
-void hub_failed(struct hub *h, uint64_t seq, int code, const char *text)
+void hub_failed(struct hub *h, const struct sched_action *a)
 {
-    struct hub_request *r = find(h, seq);
+    struct hub_request *r = find(h, a->seq);
     must(r);
-    hub_request_fail(h, r, code, text);
+    r->retry_s = a->retry_s;
+    hub_request_fail(h, r, a->code, a->text);
 }
 
 /* ---- answers that are asked for again ------------------------------------------------------ */

@@ -54,6 +54,7 @@ struct hub_request {
     enum sched_finish last_finish; /* as the scheduler gave it with the newest token */
     uint64_t logged;               /* where the journal has it */
     int64_t over_us;               /* since 1970 */
+    int retry_s;                   /* of one that was refused; 0: no idea */
     struct hub_request *next;      /* while the journal is read */
 };
 
@@ -181,7 +182,7 @@ void hub_started(struct hub *h, uint64_t seq);
 void hub_moved(struct hub *h, uint64_t seq, uint32_t side);
 void hub_token(struct hub *h, uint64_t seq, const struct sampled *sampled,
                enum sched_finish finish);
-void hub_failed(struct hub *h, uint64_t seq, int code, const char *text);
+void hub_failed(struct hub *h, const struct sched_action *a);
 
 /* hub_cluster.c: nodes. */
 int hub_cluster_open(struct hub *h, struct err *e);

@@ -10,46 +10,15 @@
 #include "base/err.h"
 #include "base/mem.h"
 #include "base/must.h"
+#include "coordinator/sched_state.h"
 
-#define NEVER INT64_MAX
 /* Between tries of a step that may succeed later, doubled each time. */
 #define RETRY_FIRST_NS 5000000LL
 #define RETRY_MOST_NS 500000000LL
+#define SECOND_NS 1000000000LL
 enum {
-    MOVE_AFTER = 3,  /* failures in a row, while another side does well */
     MAX_REPLAYS = 8, /* of one sequence without a new token in between */
-};
-
-struct sched_seq {
-    struct list link; /* queue, lost, or the side's prefilling, decoding or doomed list */
-    struct sched_submit want;
-    struct sched_side *side; /* NULL while queued or lost */
-    uint64_t pages;
-    uint32_t fed;   /* tokens whose KV is on the side, as far as we know */
-    uint32_t chunk; /* rows of it in the step in flight; 0: not in it */
-    uint32_t n_output;
-    int n_replays;      /* since the newest token */
-    int64_t stalled_ns; /* since when it makes no progress; NEVER: it does */
-    bool is_started, is_lost;
-    bool is_sent;    /* the side may know it */
-    bool is_decoded; /* in the side's decoding list */
-    bool is_doomed;  /* ended while in flight: released when the step is over */
-};
-
-struct sched_side {
-    struct sched_side_limits limits;
-    struct list prefilling, decoding, doomed;
-    uint64_t pages_reserved;
-    uint32_t n_seqs;
-    uint64_t step; /* in flight; 0: none */
-    int64_t sent_ns, retry_ns, done_ns, failing_ns;
-    int64_t step_ns;            /* smoothed, of steps with one row for each sequence; 0: unknown */
-    int n_failures;             /* in a row */
-    char why[SCHED_TEXT_BYTES]; /* of the latest one */
-    struct sched_seq **in_step;
-    struct wire_step_seq *step_seqs;
-    int32_t *step_tokens;
-    struct wire_step message;
+    MOST_RETRY_S = 600,
 };
 
 void sched_init(struct sched *s, const struct sched_config *c)
@@ -57,6 +26,7 @@ void sched_init(struct sched *s, const struct sched_config *c)
     *s = (struct sched){.config = *c};
     list_init(&s->queue);
     list_init(&s->lost);
+    list_init(&s->keys);
 }
 
 static void free_list(struct list *head)
@@ -83,6 +53,8 @@ void sched_fini(struct sched *s)
         free_list(&s->queue);
     if (s->lost.next)
         free_list(&s->lost);
+    for (struct list *l; s->keys.next && (l = list_pop_front(&s->keys));)
+        mem_free(LIST_ITEM(l, struct sched_key, link));
     for (int i = 0; i < s->n_sides; i++)
         free_side(s->sides[i]);
     mem_free(s->sides);
@@ -97,8 +69,8 @@ void sched_actions_fini(struct sched_actions *a)
 
 /* ---- actions ----------------------------------------------------------------------- */
 
-static struct sched_action *act(struct sched_actions *out, enum sched_action_kind kind,
-                                uint64_t seq, uint32_t side)
+struct sched_action *sched_act(struct sched_actions *out, enum sched_action_kind kind, uint64_t seq,
+                               uint32_t side)
 {
     if (out->n == out->room) {
         out->room = out->room ? 2 * out->room : 16;
@@ -112,7 +84,7 @@ static struct sched_action *act(struct sched_actions *out, enum sched_action_kin
 __attribute__((format(printf, 4, 5))) static void fail(struct sched_actions *out, uint64_t seq,
                                                        int code, const char *format, ...)
 {
-    struct sched_action *a = act(out, SCHED_FAIL, seq, 0);
+    struct sched_action *a = sched_act(out, SCHED_FAIL, seq, 0);
     a->code = code;
     va_list args;
     va_start(args, format);
@@ -153,46 +125,6 @@ uint64_t sched_capacity_tokens(const struct sched *s)
     return most;
 }
 
-/* KV pages for the whole life of the sequence; its last token is never fed. */
-static uint64_t pages_for(const struct sched_submit *w, const struct sched_side *d)
-{
-    uint64_t tokens = (uint64_t)w->n_prompt + w->max_tokens - 1;
-    return (tokens + d->limits.page_tokens - 1) / d->limits.page_tokens;
-}
-
-static bool could_hold(const struct sched_side *d, const struct sched_submit *w)
-{
-    return pages_for(w, d) <= d->limits.pages;
-}
-
-static bool has_room(const struct sched_side *d, const struct sched_submit *w)
-{
-    return d->n_seqs < d->limits.max_seqs && pages_for(w, d) <= d->limits.pages - d->pages_reserved;
-}
-
-/* Is there a side that could hold it, were it empty? */
-static bool has_home(const struct sched *s, const struct sched_submit *w)
-{
-    for (int i = 0; i < s->n_sides; i++)
-        if (could_hold(s->sides[i], w))
-            return true;
-    return false;
-}
-
-/* Tokens that are known: all of them must be fed before the next one can be sampled. */
-static uint32_t known(const struct sched_seq *q)
-{
-    return q->want.n_prompt + q->n_output;
-}
-
-static int32_t token_at(const struct sched_seq *q, uint32_t position)
-{
-    if (position < q->want.n_prompt)
-        return q->want.prompt[position];
-    must(position - q->want.n_prompt < q->want.output->len);
-    return q->want.output->ids[position - q->want.n_prompt];
-}
-
 static struct sched_seq *find_in(const struct list *head, uint64_t seq)
 {
     for (struct list *l = head->next; l != head; l = l->next) {
@@ -223,11 +155,13 @@ static void leave_side(struct sched_seq *q, enum told told, struct sched_actions
 {
     struct sched_side *d = q->side;
     d->pages_reserved -= q->pages;
+    d->pages_promised -= q->life_pages;
     d->n_seqs--;
     if (told == TELL_SIDE && q->is_sent)
-        act(out, SCHED_RELEASE, q->want.seq, d->limits.id);
+        sched_act(out, SCHED_RELEASE, q->want.seq, d->limits.id);
     list_remove(&q->link);
     q->side = NULL;
+    q->pages = 0;
     q->fed = q->chunk = 0;
     q->is_sent = q->is_decoded = false;
 }
@@ -236,10 +170,14 @@ static void leave_side(struct sched_seq *q, enum told told, struct sched_actions
 static void end(struct sched *s, struct sched_seq *q, struct sched_actions *out)
 {
     struct sched_side *d = q->side;
-    if (d || q->is_lost)
+    if (d || q->is_lost) {
         s->n_running--;
-    else
+    } else {
         s->n_queued--;
+        q->key->n_queued--;
+    }
+    sched_key_leave(s, q->key);
+    q->key = NULL;
     if (d && q->chunk > 0 && d->step != 0) {
         q->is_doomed = true;
         list_remove(&q->link);
@@ -258,6 +196,11 @@ static void lose(struct sched *s, struct sched_seq *q, enum told told, struct sc
     leave_side(q, told, out);
     q->is_lost = true;
     list_push_back(&s->lost, &q->link);
+}
+
+void sched_lose(struct sched *s, struct sched_seq *q, struct sched_actions *out)
+{
+    lose(s, q, TELL_SIDE, out);
 }
 
 static void lose_list(struct sched *s, struct list *head, enum told told, struct sched_actions *out)
@@ -281,35 +224,71 @@ static void drop_doomed(struct sched_side *d, enum told told, struct sched_actio
 /* ---- events: sequences and sides ------------------------------------------------------ */
 
 /* Adds it to the list that the caller has accounted for. */
-static void add_seq(struct sched *s, const struct sched_submit *w)
+static void add_seq(struct sched *s, const struct sched_submit *w, int64_t now_ns)
 {
     struct sched_seq *q = mem_alloc(sizeof *q);
     q->want = *w;
+    q->key = sched_key_of(s, w);
+    q->order = ++s->last_order;
+    q->submitted_ns = now_ns;
     q->n_output = (uint32_t)w->output->len;
-    q->stalled_ns = NEVER;
+    q->stalled_ns = SCHED_NEVER;
     q->is_lost = w->is_resumed;
-    if (q->is_lost)
+    if (q->is_lost) {
         s->n_running++;
-    else
+    } else {
         s->n_queued++;
+        q->key->n_queued++;
+    }
     list_push_back(q->is_lost ? &s->lost : &s->queue, &q->link);
 }
 
-static void submit(struct sched *s, const struct sched_submit *w, struct sched_actions *out)
+static void refuse_for_now(struct sched_actions *out, uint64_t seq, int64_t wait_ns,
+                           const char *why)
 {
+    fail(out, seq, E_BUSY, "%s", why);
+    int64_t seconds = wait_ns / SECOND_NS + 1;
+    out->items[out->n - 1].retry_s = (int)(seconds < MOST_RETRY_S ? seconds : MOST_RETRY_S);
+}
+
+/* Are too many waiting already, or for too long? */
+static bool is_refused(const struct sched *s, const struct sched_submit *w, int64_t now_ns,
+                       struct sched_actions *out)
+{
+    char why[SCHED_TEXT_BYTES];
+    int64_t wait_ns = sched_wait_ns(s, w, now_ns), most_ns = s->config.queue_ns;
+    uint32_t of_key = sched_key_queued(s, w->key);
+    if (s->n_queued >= s->config.queue_limit) {
+        snprintf(why, sizeof why, "%d requests are waiting already", s->n_queued);
+        refuse_for_now(out, w->seq, wait_ns, why);
+    } else if (w->key != 0 && of_key > 0 &&
+               (int64_t)of_key * 4 >= (int64_t)s->config.queue_limit * 3) {
+        snprintf(why, sizeof why, "%u requests of this API key are waiting already", of_key);
+        refuse_for_now(out, w->seq, wait_ns, why);
+    } else if (most_ns > 0 && wait_ns > most_ns) {
+        snprintf(why, sizeof why, "it would wait about %lld s: %d requests are waiting already",
+                 (long long)(wait_ns / SECOND_NS), s->n_queued);
+        refuse_for_now(out, w->seq, wait_ns - most_ns, why);
+    } else {
+        return false;
+    }
+    return true;
+}
+
+static void submit(struct sched *s, const struct sched_event *e, struct sched_actions *out)
+{
+    const struct sched_submit *w = &e->submit;
     must(w->n_prompt > 0 && w->max_tokens > w->output->len && !find_seq(s, w->seq));
     if (w->is_resumed)
-        add_seq(s, w);
+        add_seq(s, w, e->now_ns);
     else if (s->n_sides == 0)
         fail(out, w->seq, E_UNAVAILABLE, "no attention side is ready");
-    else if (!has_home(s, w))
+    else if (!sched_has_home(s, w))
         fail(out, w->seq, E_RANGE,
              "prompt (%u tokens) and answer (up to %u) do not fit the KV cache of %llu tokens",
              w->n_prompt, w->max_tokens, (unsigned long long)sched_capacity_tokens(s));
-    else if (s->n_queued >= s->config.queue_limit)
-        fail(out, w->seq, E_BUSY, "%d requests are waiting already", s->n_queued);
-    else
-        add_seq(s, w);
+    else if (!is_refused(s, w, e->now_ns, out))
+        add_seq(s, w, e->now_ns);
 }
 
 static void side_up(struct sched *s, const struct sched_side_limits *l)
@@ -319,6 +298,7 @@ static void side_up(struct sched *s, const struct sched_side_limits *l)
     d->limits = *l;
     if (d->limits.max_seqs > WIRE_MAX_SEQS)
         d->limits.max_seqs = WIRE_MAX_SEQS;
+    d->pages_free = l->pages;
     d->retry_ns = INT64_MIN;
     list_init(&d->prefilling);
     list_init(&d->decoding);
@@ -359,13 +339,20 @@ static bool is_stop(const struct sched_submit *w, int32_t token)
     return false;
 }
 
+/* How long sequences run, smoothed. */
+static void note_life(struct sched *s, const struct sched_seq *q, int64_t now_ns)
+{
+    int64_t took_ns = now_ns > q->started_ns ? now_ns - q->started_ns : 1;
+    s->life_ns = s->life_ns ? s->life_ns - s->life_ns / 8 + took_ns / 8 : took_ns;
+}
+
 /* One sequence's part of a step that was done; `sample` is NULL if none was asked for. */
 static void advance(struct sched *s, struct sched_seq *q, const struct wire_step_sample *sample,
-                    struct sched_actions *out)
+                    int64_t now_ns, struct sched_actions *out)
 {
     q->fed += q->chunk;
     q->chunk = 0;
-    q->stalled_ns = NEVER;
+    q->stalled_ns = SCHED_NEVER;
     if (!sample)
         return;
     if (sample->code < 0) {
@@ -380,13 +367,15 @@ static void advance(struct sched *s, struct sched_seq *q, const struct wire_step
     }
     q->n_output++;
     q->n_replays = 0;
-    struct sched_action *a = act(out, SCHED_TOKEN, q->want.seq, q->side->limits.id);
+    struct sched_action *a = sched_act(out, SCHED_TOKEN, q->want.seq, q->side->limits.id);
     a->sampled = &sample->sampled;
     a->finish = is_stop(&q->want, sample->sampled.token) ? SCHED_STOP
                 : q->n_output >= q->want.max_tokens      ? SCHED_LENGTH
                                                          : SCHED_GOES_ON;
-    if (a->finish != SCHED_GOES_ON)
-        end(s, q, out);
+    if (a->finish == SCHED_GOES_ON)
+        return;
+    note_life(s, q, now_ns);
+    end(s, q, out);
 }
 
 /* Do the samples name the sequences that asked for one, in order?  The side is outside. */
@@ -467,13 +456,14 @@ static void step_failed(struct sched *s, struct sched_side *d, const struct sche
 {
     enum verdict verdict = verdict_on(e->code);
     d->step = 0;
+    d->pages_free = 0; /* not known */
     note_failure(d, e);
     for (uint32_t i = 0; i < d->message.n_seqs; i++) {
         struct sched_seq *q = d->in_step[i];
         if (q->is_doomed)
             continue;
         q->chunk = 0;
-        if (q->stalled_ns == NEVER)
+        if (q->stalled_ns == SCHED_NEVER)
             q->stalled_ns = e->now_ns;
         if (verdict == REFUSED || (verdict == REPLAY && ++q->n_replays > MAX_REPLAYS))
             fail_seq(s, q, e, out);
@@ -481,7 +471,7 @@ static void step_failed(struct sched *s, struct sched_side *d, const struct sche
             lose(s, q, TELL_SIDE, out);
     }
     drop_doomed(d, TELL_SIDE, out);
-    if (d->n_failures >= MOVE_AFTER && another_does_well(s, d)) {
+    if (d->n_failures >= SCHED_MOVE_AFTER && another_does_well(s, d)) {
         lose_list(s, &d->decoding, TELL_SIDE, out);
         lose_list(s, &d->prefilling, TELL_SIDE, out);
     }
@@ -503,11 +493,12 @@ static void step_done(struct sched *s, const struct sched_event *e, struct sched
     }
     d->step = 0;
     note_success(d, e->now_ns);
+    d->pages_free = e->reply->kv_pages_free;
     const struct wire_step_sample *next = e->reply->samples;
     for (uint32_t i = 0; i < d->message.n_seqs; i++) {
         const struct wire_step_sample *sample = d->step_seqs[i].sample ? next++ : NULL;
         if (!d->in_step[i]->is_doomed)
-            advance(s, d->in_step[i], sample, out);
+            advance(s, d->in_step[i], sample, e->now_ns, out);
     }
     drop_doomed(d, TELL_SIDE, out);
 }
@@ -530,7 +521,7 @@ static void expire_list(struct sched *s, struct list *head, int64_t now_ns,
 
 static bool has_lost_patience(const struct sched *s, const struct sched_seq *q, int64_t now_ns)
 {
-    return q->stalled_ns != NEVER && now_ns - q->stalled_ns >= s->config.patience_ns;
+    return q->stalled_ns != SCHED_NEVER && now_ns - q->stalled_ns >= s->config.patience_ns;
 }
 
 /* Those on no side: only that none could hold them counts, not that all are full. */
@@ -540,9 +531,9 @@ static void end_patience_of_homeless(struct sched *s, struct list *head, int64_t
     for (struct list *l = head->next, *next; l != head; l = next) {
         next = l->next;
         struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
-        if (!s->had_side || has_home(s, &q->want))
-            q->stalled_ns = NEVER;
-        else if (q->stalled_ns == NEVER)
+        if (!s->had_side || sched_has_home(s, &q->want))
+            q->stalled_ns = SCHED_NEVER;
+        else if (q->stalled_ns == SCHED_NEVER)
             q->stalled_ns = now_ns;
         if (!has_lost_patience(s, q, now_ns))
             continue;
@@ -568,146 +559,6 @@ static void end_patience(struct sched *s, struct list *head, int64_t now_ns,
     }
 }
 
-/* ---- which side ------------------------------------------------------------------------ */
-
-static bool is_sick(const struct sched_side *d)
-{
-    return d->n_failures >= MOVE_AFTER;
-}
-
-static int64_t fastest_step_ns(const struct sched *s)
-{
-    int64_t fastest = 0;
-    for (int i = 0; i < s->n_sides; i++)
-        if (s->sides[i]->step_ns > 0 && (fastest == 0 || s->sides[i]->step_ns < fastest))
-            fastest = s->sides[i]->step_ns;
-    return fastest;
-}
-
-/* What a token would cost there: sequences that share the steps, the time of one, and up to twice
- * that as the KV memory fills.  A side whose time is not known yet is taken for a fast one. */
-static uint64_t cost_on(const struct sched *s, const struct sched_side *d,
-                        const struct sched_submit *w)
-{
-    int64_t step_ns = d->step_ns ? d->step_ns : fastest_step_ns(s);
-    uint64_t step_us = (uint64_t)step_ns / 1000 + 1;
-    if (step_us > UINT32_MAX)
-        step_us = UINT32_MAX;
-    uint64_t used = d->pages_reserved + pages_for(w, d);
-    return (uint64_t)(d->n_seqs + 1) * step_us * (1024 + 1024 * used / d->limits.pages);
-}
-
-/* The cheapest side among those that can take it now. */
-static struct sched_side *side_for(const struct sched *s, const struct sched_submit *w)
-{
-    struct sched_side *best = NULL;
-    bool well = false;
-    for (int i = 0; i < s->n_sides; i++)
-        well |= !is_sick(s->sides[i]) && could_hold(s->sides[i], w);
-    for (int i = 0; i < s->n_sides; i++) {
-        struct sched_side *d = s->sides[i];
-        if (!has_room(d, w) || (well && is_sick(d)))
-            continue;
-        if (!best || cost_on(s, d, w) < cost_on(s, best, w))
-            best = d;
-    }
-    return best;
-}
-
-static void place(struct sched_seq *q, struct sched_side *d, struct sched_actions *out)
-{
-    act(out, q->is_started ? SCHED_MOVED : SCHED_STARTED, q->want.seq, d->limits.id);
-    q->side = d;
-    q->pages = pages_for(&q->want, d);
-    q->is_started = true;
-    q->is_lost = false;
-    d->pages_reserved += q->pages;
-    d->n_seqs++;
-    list_remove(&q->link);
-    list_push_back(&d->prefilling, &q->link);
-}
-
-/* true if one that has a home still waits for room there. */
-static bool place_lost(struct sched *s, struct sched_actions *out)
-{
-    bool waits = false;
-    for (struct list *l = s->lost.next, *next; l != &s->lost; l = next) {
-        next = l->next;
-        struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
-        struct sched_side *d = side_for(s, &q->want);
-        if (d)
-            place(q, d, out);
-        else
-            waits |= has_home(s, &q->want);
-    }
-    return waits;
-}
-
-static void admit(struct sched *s, struct sched_actions *out)
-{
-    while (!list_is_empty(&s->queue)) {
-        struct sched_seq *q = LIST_ITEM(s->queue.next, struct sched_seq, link);
-        struct sched_side *d = side_for(s, &q->want);
-        if (!d)
-            return; /* first come, first served: nobody overtakes */
-        s->n_queued--;
-        s->n_running++;
-        place(q, d, out);
-    }
-}
-
-/* ---- the next step ------------------------------------------------------------------ */
-
-static void add_rows(struct sched_side *d, struct sched_seq *q, uint32_t rows)
-{
-    struct wire_step *m = &d->message;
-    must(m->n_seqs < d->limits.max_seqs && m->n_tokens + rows <= d->limits.max_rows);
-    d->in_step[m->n_seqs] = q;
-    d->step_seqs[m->n_seqs++] =
-        (struct wire_step_seq){.seq = q->want.seq,
-                               .position = q->fed,
-                               .n_tokens = rows,
-                               .sample = q->fed + rows == known(q),
-                               .n_prompt = q->fed == 0 ? q->want.n_prompt : 0,
-                               .sampling = q->fed == 0 ? q->want.sampling : NULL};
-    for (uint32_t i = 0; i < rows; i++)
-        d->step_tokens[m->n_tokens++] = token_at(q, q->fed + i);
-    q->chunk = rows;
-    q->is_sent = true;
-}
-
-static void start_step(struct sched *s, struct sched_side *d, int64_t now_ns,
-                       struct sched_actions *out)
-{
-    d->message = (struct wire_step){.seqs = d->step_seqs, .tokens = d->step_tokens};
-    /* Prompts get an eighth of the rows even if there are more decoding sequences than rows. */
-    uint32_t rows = d->limits.max_rows, kept = 0;
-    if (!list_is_empty(&d->prefilling) && rows > 1)
-        kept = rows / 8 > 0 ? rows / 8 : 1;
-    for (uint32_t n = d->n_seqs; n > 0 && d->message.n_tokens < rows - kept; n--) {
-        if (list_is_empty(&d->decoding))
-            break;
-        struct sched_seq *q = LIST_ITEM(d->decoding.next, struct sched_seq, link);
-        if (q->chunk > 0)
-            break; /* once round */
-        add_rows(d, q, 1);
-        list_remove(&q->link);
-        list_push_back(&d->decoding, &q->link);
-    }
-    for (struct list *l = d->prefilling.next; l != &d->prefilling; l = l->next) {
-        struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
-        uint32_t left = known(q) - q->fed, space = rows - d->message.n_tokens;
-        if (space == 0)
-            break;
-        add_rows(d, q, left < space ? left : space);
-    }
-    if (d->message.n_seqs == 0)
-        return;
-    d->message.step = d->step = ++s->last_step;
-    d->sent_ns = now_ns;
-    act(out, SCHED_SEND, 0, d->limits.id)->step = &d->message;
-}
-
 static void tick(struct sched *s, int64_t now_ns, struct sched_actions *out)
 {
     expire_list(s, &s->queue, now_ns, out);
@@ -721,18 +572,17 @@ static void tick(struct sched *s, int64_t now_ns, struct sched_actions *out)
         end_patience(s, &d->prefilling, now_ns, out);
         end_patience(s, &d->decoding, now_ns, out);
     }
-    if (!place_lost(s, out))
-        admit(s, out);
+    sched_admit(s, now_ns, out);
     for (int i = 0; i < s->n_sides; i++)
         if (s->sides[i]->step == 0 && now_ns >= s->sides[i]->retry_ns)
-            start_step(s, s->sides[i], now_ns, out);
+            sched_plan(s, s->sides[i], now_ns, out);
 }
 
 void sched_step(struct sched *s, const struct sched_event *e, struct sched_actions *out)
 {
     switch (e->kind) {
     case SCHED_SUBMIT:
-        submit(s, &e->submit, out);
+        submit(s, e, out);
         break;
     case SCHED_CANCEL: {
         struct sched_seq *q = find_seq(s, e->seq);

@@ -1,12 +1,19 @@
 /* coordinator/sched.h - the timetable: which sequences run in the next step (step 4 of a
  * token's path, and 13 on the way back), and on which attention side.
  *
- * Continuous batching, pure: events in, actions out, no clock, socket or log.  Requests
- * wait in one queue, first come first served.  One is admitted when an attention side has
- * KV pages for its whole prompt and answer, so that an admitted sequence never runs out.
- * Among the sides that have room, the one with the least to do per free KV memory gets it.
- * A step of a side takes one row of every decoding sequence and fills up with chunks of
- * prompts; each side has at most one step in flight.
+ * Continuous batching, pure: events in, actions out, no clock, socket or log.  A step of a side has
+ * one budget of rows: one for every decoding sequence, then chunks of prompts.  Each side has at
+ * most one step in flight.
+ *
+ * Whose turn it is: the higher class of priority (waiting raises it, by one class in aging_ns); in a
+ * class what was begun already; then the key that has had the least rows for its share; then first
+ * come, first served.  Nobody overtakes who waits for room, so large ones get in, too.  A request
+ * is refused at once if it would wait longer than queue_ns.
+ *
+ * KV pages are given as they are needed.  When a side has none left, the last in line there (lowest
+ * class, youngest) makes place and is replayed later; so does a lower class for a higher one that
+ * waits.  Among the sides that have room, the one with the least to do per free KV memory gets the
+ * next sequence.
  *
  * Trouble: what a side holds is a function of the tokens that it was fed, and sampling one of
  * (sampling, n_prompt, tokens), so nothing is lost with a side or a step:
@@ -40,8 +47,12 @@
 #include "rpc/wire.h"
 
 struct sched_config {
-    int queue_limit;
+    int queue_limit; /* requests that wait; three quarters of it for one key that is not 0 */
     int64_t patience_ns;
+    int64_t queue_ns;     /* longest wait that is foreseen for whoever is let in; 0: any */
+    int64_t aging_ns;     /* of waiting raise a sequence by one class; 0: never */
+    uint32_t step_rows;   /* of a step; 0: as many as the side takes */
+    uint32_t prompt_rows; /* of these, for prompts while others decode; 0: all that are left */
 };
 
 /* `prompt`, `output`, `sampling` and `stop_ids` stay the caller's and must live as long as the
@@ -54,6 +65,9 @@ struct sched_submit {
     const struct tokens *output;
     bool is_resumed;               /* admitted in an earlier life: not refused for want of room */
     uint32_t n_prompt, max_tokens; /* both at least 1; max_tokens more than output has */
+    uint64_t key;                  /* whose it is; 0: nobody's in particular */
+    uint32_t share;                /* of that key; 0 is 1 */
+    int priority;                  /* class, 0 to 9, higher first */
     const struct sampling *sampling;
     const int *stop_ids; /* end of sequence */
     int n_stop_ids;
@@ -105,6 +119,7 @@ struct sched_action {
     const struct sampled *sampled;
     enum sched_finish finish;
     int code;
+    int retry_s; /* of E_BUSY: when to come again */
     char text[SCHED_TEXT_BYTES];
 };
 /* The caller's; all-zero is empty.  sched_step() appends. */
@@ -120,10 +135,13 @@ struct sched {
     struct sched_config config;
     struct list queue; /* not started yet */
     struct list lost;  /* started, and on no side now: these go first */
+    struct list keys;  /* that have had something to do lately */
     struct sched_side **sides;
     int n_sides;
     int n_queued, n_running; /* running: on a side, or lost */
-    uint64_t last_step;
+    uint64_t last_step, last_order;
+    uint64_t n_preempted;            /* sequences that made place for others */
+    int64_t life_ns;                 /* that a sequence runs, smoothed; 0: unknown */
     bool had_side;                   /* before the first one nobody loses patience */
     char why_down[SCHED_TEXT_BYTES]; /* the latest SIDE_DOWN's text */
 };

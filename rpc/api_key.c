@@ -77,6 +77,12 @@ static bool read_limit(char *word, struct api_key_limits *l)
         return read_number(value, (int64_t)1 << 40, &l->tokens_per_minute);
     if (strcmp(word, "streams") == 0)
         return read_number(value, INT32_MAX, &l->streams);
+    if (strcmp(word, "share") == 0) {
+        int64_t share = 0;
+        bool is_good = read_number(value, API_KEY_MOST_SHARE, &share) && share > 0;
+        l->share = (int)share;
+        return is_good;
+    }
     if (strcmp(word, "priority") != 0 || !read_number(value, API_KEY_PRIORITIES - 1, &priority))
         return false;
     l->priority = (int)priority;
@@ -90,7 +96,7 @@ static int read_line(char *text, struct api_key_line *out, struct err *e)
     const char *name = strtok_r(text, " \t\r", &rest);
     if (!name || name[0] == '#')
         return 1;
-    *out = (struct api_key_line){.limits.priority = API_KEY_PRIORITIES / 2};
+    *out = (struct api_key_line){.limits = {.priority = API_KEY_PRIORITIES / 2, .share = 1}};
     if (!key_name_is_valid(name))
         return err_set(e, E_INVALID, "\"%.70s\" is no name", name);
     snprintf(out->name, sizeof(out->name), "%s", name);
@@ -101,7 +107,7 @@ static int read_line(char *text, struct api_key_line *out, struct err *e)
         if (!read_limit(word, &out->limits))
             return err_set(
                 e, E_INVALID,
-                "%s: \"%.40s\" is none of requests=N, tokens=N, streams=N, priority=0..9, "
+                "%s: \"%.40s\" is none of requests=N, tokens=N, streams=N, priority=0..9, share=N, "
                 "admin",
                 name, word);
     return 0;
@@ -183,5 +189,7 @@ void api_key_print(const struct api_key_line *line, struct buf *out)
     print_limit(out, "streams", line->limits.streams);
     if (line->limits.priority != API_KEY_PRIORITIES / 2)
         buf_printf(out, " priority=%d", line->limits.priority);
+    if (line->limits.share > 1)
+        buf_printf(out, " share=%d", line->limits.share);
     buf_puts(out, line->limits.is_admin ? " admin\n" : "\n");
 }

@@ -24,7 +24,7 @@ static const char help[] =
     "       polymath keys allow LIST FILE.pub...\n"
     "       polymath keys revoke LIST NAME...\n"
     "       polymath keys api new --name NAME [--file FILE] [--requests N] [--tokens N]\n"
-    "                             [--streams N] [--priority 0..9] [--admin]\n"
+    "                             [--streams N] [--priority 0..9] [--share N] [--admin]\n"
     "       polymath keys api list [--file FILE]\n"
     "       polymath keys api revoke --name NAME [--file FILE]\n\n"
     "Programs prove who they are with key pairs; clients of the HTTP port with API keys.\n\n"
@@ -237,13 +237,17 @@ static bool parse_count(const char *text, int64_t most, int64_t *out)
 
 static int parse_api(int argc, char **argv, struct api_options *out)
 {
-    static const struct option options[] = {
-        {"name", required_argument, NULL, 'n'},     {"file", required_argument, NULL, 'f'},
-        {"requests", required_argument, NULL, 'r'}, {"tokens", required_argument, NULL, 't'},
-        {"streams", required_argument, NULL, 's'},  {"priority", required_argument, NULL, 'p'},
-        {"admin", no_argument, NULL, 'a'},          {0}};
-    *out = (struct api_options){.file = "api_keys", .limits.priority = API_KEY_PRIORITIES / 2};
-    int64_t priority = out->limits.priority;
+    static const struct option options[] = {{"name", required_argument, NULL, 'n'},
+                                            {"file", required_argument, NULL, 'f'},
+                                            {"requests", required_argument, NULL, 'r'},
+                                            {"tokens", required_argument, NULL, 't'},
+                                            {"streams", required_argument, NULL, 's'},
+                                            {"priority", required_argument, NULL, 'p'},
+                                            {"share", required_argument, NULL, 'w'},
+                                            {"admin", no_argument, NULL, 'a'},
+                                            {0}};
+    *out = (struct api_options){.file = "api_keys", .limits = {.priority = API_KEY_PRIORITIES / 2}};
+    int64_t priority = out->limits.priority, share = 1;
     bool is_good = true;
     optind = 1;
     for (int o; is_good && (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
@@ -266,6 +270,9 @@ static int parse_api(int argc, char **argv, struct api_options *out)
         case 'p':
             is_good = parse_count(optarg, API_KEY_PRIORITIES - 1, &priority);
             break;
+        case 'w':
+            is_good = parse_count(optarg, API_KEY_MOST_SHARE, &share) && share > 0;
+            break;
         case 'a':
             out->limits.is_admin = true;
             break;
@@ -274,6 +281,7 @@ static int parse_api(int argc, char **argv, struct api_options *out)
         }
     }
     out->limits.priority = (int)priority;
+    out->limits.share = (int)share;
     if (!is_good)
         return misused("api: a limit is a whole number");
     return optind < argc ? misused("api: an argument too many") : 0;
@@ -314,13 +322,13 @@ static int list_api_keys(const char *path, struct err *e)
     struct api_key_line *lines = NULL;
     int n = 0, rc = api_key_read(path, &lines, &n, e);
     if (rc == 0)
-        printf("%-24s %12s %14s %8s %8s  %s\n", "name", "requests/min", "tokens/min", "streams",
-               "priority", "admin");
+        printf("%-24s %12s %14s %8s %8s %6s  %s\n", "name", "requests/min", "tokens/min", "streams",
+               "priority", "share", "admin");
     for (int i = 0; rc == 0 && i < n; i++) {
         const struct api_key_limits *l = &lines[i].limits;
-        printf("%-24s %12lld %14lld %8lld %8d  %s\n", lines[i].name,
+        printf("%-24s %12lld %14lld %8lld %8d %6d  %s\n", lines[i].name,
                (long long)l->requests_per_minute, (long long)l->tokens_per_minute,
-               (long long)l->streams, l->priority, l->is_admin ? "yes" : "no");
+               (long long)l->streams, l->priority, l->share, l->is_admin ? "yes" : "no");
     }
     mem_free(lines);
     return rc;

@@ -5,7 +5,8 @@
  * A side keeps the tokens that it was fed and makes the next one of them, n_prompt and the sampling's
  * seed, and of nothing else, as real ones do.  So every request has one right answer, known when
  * it is submitted, and every token is compared with it.  A request may end otherwise only
- * by a rule, which perform() checks. */
+ * by a rule, which perform() checks.  Keys, classes and budgets are random, too; sides say what
+ * they have left, and never run out of pages. */
 #include "base/err.h"
 #include "base/mem.h"
 #include "coordinator/sched.h"
@@ -25,6 +26,7 @@ struct sim_request {
     uint32_t n_prompt, max_tokens, n_answer;
     bool is_poisoned; /* the sample after the answer fails */
     bool is_started;
+    uint64_t key;
     struct tokens output;
     int64_t deadline_ns, moved_ns; /* when it last got a token, or a side did anything for it */
 };
@@ -59,7 +61,7 @@ struct sim {
     uint32_t last_side;
     int64_t now;
     bool calm; /* nothing goes wrong any more */
-    int ended, submitted, tokens, completed, moved, gave_up;
+    int ended, submitted, tokens, completed, moved, gave_up, refused;
 };
 
 static struct sim_request *request(struct sim *s, uint64_t seq)
@@ -134,6 +136,7 @@ static void check_step(struct sim *s, struct sim_side *d, const struct wire_step
 {
     CHECK(d->up && !d->stepping);
     CHECK(m->n_tokens > 0 && m->n_tokens <= d->limits.max_rows);
+    CHECK(s->sched.config.step_rows == 0 || m->n_tokens <= s->sched.config.step_rows);
     CHECK(m->n_seqs <= d->limits.max_seqs);
     uint32_t at = 0;
     for (uint32_t i = 0; i < m->n_seqs; i++) {
@@ -273,7 +276,10 @@ static void check_failure(struct sim *s, const struct sim_request *r, const stru
         s->gave_up++;
         break;
     case E_BUSY:
-        CHECK_INT(s->sched.n_queued, s->sched.config.queue_limit);
+        CHECK(a->retry_s >= 1);
+        CHECK(s->sched.n_queued * 4 >= s->sched.config.queue_limit * 3 ||
+              (s->sched.config.queue_ns > 0 && s->sched.n_queued > 0));
+        s->refused++;
         break;
     case E_RANGE:
         CHECK(!r->is_started && !has_home(s, r));
@@ -355,6 +361,7 @@ static void submit(struct sim *s)
                              .n_prompt = 1 + (uint32_t)rng_below(&s->rng, MAX_PROMPT),
                              .max_tokens = 1 + (uint32_t)rng_below(&s->rng, MAX_ANSWER),
                              .sampling.seed = rng_next(&s->rng),
+                             .key = rng_below(&s->rng, 4),
                              .moved_ns = s->now,
                              .deadline_ns = s->now + (20 + (int64_t)rng_below(&s->rng, 8000)) * MS};
     for (uint32_t i = 0; i < r->n_prompt; i++)
@@ -372,6 +379,9 @@ static void submit(struct sim *s)
                                              .is_resumed = is_resumed,
                                              .n_prompt = r->n_prompt,
                                              .max_tokens = r->max_tokens,
+                                             .key = r->key,
+                                             .share = (uint32_t)r->key,
+                                             .priority = (int)rng_below(&s->rng, 10),
                                              .sampling = &r->sampling,
                                              .stop_ids = EOS,
                                              .n_stop_ids = 1,
@@ -411,8 +421,10 @@ static void answer(struct sim *s, struct sim_side *d)
     if (!d->stepping || (!s->calm && rng_below(&s->rng, (uint64_t)d->speed)))
         return;
     d->stepping = false;
-    struct wire_step_reply reply = {
-        .step = d->step, .n_samples = d->n_samples, .samples = d->samples};
+    struct wire_step_reply reply = {.step = d->step,
+                                    .n_samples = d->n_samples,
+                                    .samples = d->samples,
+                                    .kv_pages_free = d->limits.pages - pages_used(d)};
     struct sched_event e = {.kind = d->code ? SCHED_STEP_FAILED : SCHED_STEP_DONE,
                             .side.id = d->limits.id,
                             .step = d->step,
@@ -486,10 +498,15 @@ TEST_WITHIN(sched_keeps_its_promises_through_random_histories, 120)
     struct sim *s = mem_alloc(sizeof *s);
     struct rng rng = test_rng();
     int histories = test_is_slow_build() ? 60 : 600, completed = 0, moved = 0, gave_up = 0;
+    uint64_t preempted = 0, refused = 0;
     for (int h = 0; h < histories; h++) {
         *s = (struct sim){.rng = rng_stream(rng_next(&rng), 0)};
         struct sched_config c = {.queue_limit = 1 + (int)rng_below(&s->rng, 20),
-                                 .patience_ns = PATIENCE_NS};
+                                 .patience_ns = PATIENCE_NS,
+                                 .queue_ns = (int64_t)rng_below(&s->rng, 3) * 500 * MS,
+                                 .aging_ns = (int64_t)rng_below(&s->rng, 3) * 300 * MS,
+                                 .step_rows = (uint32_t)rng_below(&s->rng, 10),
+                                 .prompt_rows = (uint32_t)rng_below(&s->rng, 5)};
         sched_init(&s->sched, &c);
         side_event(s, &s->sides[0]);
         for (int k = 0; k < 4000; k++)
@@ -498,13 +515,19 @@ TEST_WITHIN(sched_keeps_its_promises_through_random_histories, 120)
         completed += s->completed;
         moved += s->moved;
         gave_up += s->gave_up;
+        refused += (uint64_t)s->refused;
+        preempted += s->sched.n_preempted;
+        CHECK(list_is_empty(&s->sched.keys));
         sched_fini(&s->sched);
     }
-    test_note("%d histories: %d answers complete, %d replays, %d gave up", histories, completed,
-              moved, gave_up);
+    test_note(
+        "%d histories: %d answers complete, %d replays, %d gave up, %llu refused, %llu made place",
+        histories, completed, moved, gave_up, (unsigned long long)refused,
+        (unsigned long long)preempted);
     /* The histories are not all failures, and the hard cases are in them. */
     CHECK(completed > histories * 30);
     CHECK(moved > histories * 5);
-    CHECK(gave_up > 0);
+    CHECK(gave_up > 0 && refused > 0);
+    CHECK(preempted > (uint64_t)histories);
     mem_free(s);
 }

@@ -186,22 +186,192 @@ TEST(sched_has_one_step_in_flight_per_side)
     finish();
 }
 
-TEST(sched_admits_only_what_the_kv_cache_can_hold_to_the_end)
+TEST(sched_lets_the_youngest_make_place_when_pages_run_out)
 {
     begin(8);
     side_up(1, 4, 16, 8); /* 16 tokens */
-    submit(1, 3, 6);      /* 8 tokens: 2 pages */
-    submit(2, 3, 7);      /* 9 tokens: 3 pages */
-    submit(3, 1, 1);      /* fits, but nobody overtakes */
+    submit(1, 3, 10);     /* 12 tokens: 3 pages, 1 at first */
+    submit(2, 3, 10);
+    submit(3, 10, 4); /* 3 pages at once, and one more to go on */
+    submit(4, 1, 1);  /* fits, but nobody overtakes */
     tick(0);
-    CHECK_INT(count(SCHED_STARTED), 1);
-    CHECK_INT(sched.n_queued, 2);
-    for (int i = 0; i < 6; i++) {
+    CHECK_INT(count(SCHED_STARTED), 2);
+    int fed_again = 0;
+    for (int i = 0; i < 60 && sched.n_running + sched.n_queued > 0; i++) {
         answer(5);
-        CHECK_INT(find(SCHED_TOKEN)->seq, 1);
+        tick(0);
+        fed_again += count(SCHED_MOVED);
+        CHECK(count(SCHED_MOVED) == 0 || find(SCHED_MOVED)->seq == 2);
+    }
+    CHECK_INT(sched.n_running + sched.n_queued, 0);
+    CHECK_INT(sched.n_preempted, 1);
+    CHECK_INT(fed_again, 1);
+    CHECK_INT(outputs[1].len, 10);
+    CHECK_INT(outputs[2].len, 10);
+    CHECK_INT(outputs[3].len, 4);
+    finish();
+}
+
+/* One that came from a key, of a class. */
+static void submit_as(uint64_t seq, uint64_t key, uint32_t share, int priority, int64_t now_ns)
+{
+    event(&(struct sched_event){.kind = SCHED_SUBMIT,
+                                .now_ns = now_ns,
+                                .submit = {.seq = seq,
+                                           .prompt = PROMPT,
+                                           .output = &outputs[seq],
+                                           .n_prompt = 8,
+                                           .max_tokens = 4,
+                                           .key = key,
+                                           .share = share,
+                                           .priority = priority,
+                                           .sampling = &SAMPLING,
+                                           .deadline_ns = INT64_MAX}});
+}
+
+TEST(sched_serves_higher_classes_first_and_raises_those_that_wait)
+{
+    begin(8);
+    sched.config.aging_ns = 100;
+    side_up(1, 100, 8, 1);
+    submit_as(1, 0, 1, 5, 0);
+    tick(0);
+    answer(5);
+    submit_as(2, 0, 1, 2, 0);
+    submit_as(3, 0, 1, 5, 0);
+    submit_as(4, 0, 1, 3, 250); /* not in time to overtake what has waited */
+    event(&(struct sched_event){.kind = SCHED_CANCEL, .seq = 1});
+    tick(0);
+    CHECK_INT(find(SCHED_STARTED)->seq, 3);
+    answer(5);
+    event(&(struct sched_event){.kind = SCHED_CANCEL, .seq = 3});
+    tick(260);
+    CHECK_INT(find(SCHED_STARTED)->seq, 2);
+    finish();
+}
+
+TEST(sched_lets_a_higher_class_take_the_place_of_a_lower_one)
+{
+    begin(8);
+    side_up(1, 100, 8, 1);
+    submit_as(1, 0, 1, 4, 0);
+    tick(0);
+    answer(5);
+    submit_as(2, 0, 1, 5, 0);
+    tick(0);
+    CHECK_INT(find(SCHED_RELEASE)->seq, 1);
+    CHECK_INT(find(SCHED_STARTED)->seq, 2);
+    for (int i = 0; i < 4; i++) {
+        answer(6);
         tick(0);
     }
-    CHECK_INT(count(SCHED_STARTED), 2);
+    CHECK_INT(find(SCHED_MOVED)->seq, 1);
+    const struct wire_step *s = find(SCHED_SEND)->step;
+    CHECK_INT(s->n_tokens, 8); /* of nine that are known: the budget */
+    finish();
+}
+
+TEST(sched_shares_rows_between_keys)
+{
+    begin(100);
+    side_up(1, 100, 16, 1);
+    int started[2] = {0};
+    bool waits[9] = {0};
+    uint64_t last = 0;
+    /* Key 1 has the first four sequences; key 2 the others, and twice the share. */
+    for (int i = 0; i < 60; i++) {
+        if (last) {
+            answer(5);
+            event(&(struct sched_event){.kind = SCHED_CANCEL, .seq = last});
+        }
+        for (uint64_t seq = 1; seq <= 8; seq++)
+            if (!waits[seq]) {
+                outputs[seq].len = 0;
+                submit_as(seq, seq <= 4 ? 1 : 2, seq <= 4 ? 1 : 2, 5, 0);
+                waits[seq] = true;
+            }
+        tick(0);
+        last = find(SCHED_STARTED)->seq;
+        waits[last] = false;
+        started[last > 4]++;
+    }
+    CHECK_INT(started[0] + started[1], 60);
+    CHECK(started[1] >= 38 && started[1] <= 42);
+    finish();
+}
+
+TEST(sched_says_no_to_what_would_wait_too_long)
+{
+    begin(100);
+    sched.config.queue_ns = 25 * 1000000000LL;
+    side_up(1, 100, 8, 1);
+    for (uint64_t i = 1; i < 3; i++) { /* each takes ten seconds */
+        int64_t now_ns = (int64_t)i * 10000000000LL;
+        submit_as(i, 0, 1, 5, now_ns);
+        tick(now_ns);
+        for (int k = 0; k < 4; k++) {
+            const struct sched_action *a = find(SCHED_SEND);
+            struct wire_step_sample sample = {.seq = i, .sampled.token = 5};
+            struct wire_step_reply reply = {
+                .step = a->step->step, .n_samples = 1, .samples = &sample};
+            event(&(struct sched_event){.kind = SCHED_STEP_DONE,
+                                        .now_ns = k < 3 ? now_ns : now_ns + 10000000000LL,
+                                        .side.id = 1,
+                                        .step = reply.step,
+                                        .reply = &reply});
+            tick(now_ns);
+        }
+        CHECK_INT(sched.n_running, 0);
+    }
+    int64_t now_ns = 30000000000LL;
+    submit_as(3, 0, 1, 5, now_ns);
+    tick(now_ns);
+    submit_as(4, 0, 1, 5, now_ns);
+    submit_as(5, 0, 1, 5, now_ns);
+    CHECK_INT(got.n, 0);
+    submit_as(6, 0, 1, 5, now_ns); /* two before it, and the one that runs */
+    CHECK_INT(find(SCHED_FAIL)->code, E_BUSY);
+    CHECK_INT(find(SCHED_FAIL)->retry_s, 6);
+    CHECK_HAS(find(SCHED_FAIL)->text, "about 30 s");
+    submit_as(7, 0, 1, 6, now_ns); /* a higher class would not wait */
+    CHECK_INT(got.n, 0);
+    finish();
+}
+
+TEST(sched_does_not_let_one_key_fill_the_queue)
+{
+    begin(4);
+    side_up(1, 100, 8, 1);
+    submit_as(1, 7, 1, 5, 0);
+    tick(0);
+    for (uint64_t i = 2; i < 5; i++)
+        submit_as(i, 7, 1, 5, 0);
+    CHECK_INT(got.n, 0);
+    submit_as(5, 7, 1, 5, 0);
+    CHECK_INT(find(SCHED_FAIL)->code, E_BUSY);
+    CHECK(find(SCHED_FAIL)->retry_s >= 1);
+    submit_as(6, 8, 1, 5, 0);
+    CHECK_INT(got.n, 0);
+    finish();
+}
+
+TEST(sched_keeps_to_its_budget_of_rows)
+{
+    begin(8);
+    sched.config.step_rows = 6;
+    sched.config.prompt_rows = 2;
+    side_up(1, 100, 16, 8);
+    submit(1, 10, 10);
+    tick(0);
+    CHECK_INT(find(SCHED_SEND)->step->n_tokens, 6); /* nobody decodes */
+    answer(5);
+    tick(0);
+    answer(5);
+    submit(2, 10, 10);
+    tick(0);
+    const struct wire_step *s = find(SCHED_SEND)->step;
+    CHECK_INT(s->n_tokens, 3);
+    CHECK_INT(s->seqs[1].n_tokens, 2);
     finish();
 }
 
@@ -622,12 +792,12 @@ TEST(sched_replays_the_sequences_of_a_side_that_is_gone)
     CHECK_INT(count(SCHED_STARTED), 0);
     const struct wire_step *s = find(SCHED_SEND)->step;
     CHECK_INT(s->n_seqs, 2);
-    CHECK_INT(s->seqs[0].seq, 2);
-    CHECK_INT(s->seqs[0].n_tokens, 3);
-    CHECK_INT(s->seqs[1].seq, 1);
-    CHECK_INT(s->seqs[1].n_tokens, 4);
-    CHECK_INT(s->seqs[1].n_prompt, 3);
-    CHECK_INT(s->tokens[6], 5);
+    CHECK_INT(s->seqs[0].seq, 1);
+    CHECK_INT(s->seqs[0].n_tokens, 4);
+    CHECK_INT(s->seqs[0].n_prompt, 3);
+    CHECK_INT(s->tokens[3], 5);
+    CHECK_INT(s->seqs[1].seq, 2);
+    CHECK_INT(s->seqs[1].n_tokens, 3);
     finish();
 }
 

@@ -1,0 +1,106 @@
+/* coordinator/sched_plan.c - what is in an attention side's next step; see sched.h.
+ *
+ * One budget of rows: first a row for every sequence that decodes, then chunks of prompts, in the
+ * order of their turns. */
+#include "base/must.h"
+#include "coordinator/sched_state.h"
+
+static int32_t token_at(const struct sched_seq *q, uint32_t position)
+{
+    if (position < q->want.n_prompt)
+        return q->want.prompt[position];
+    must(position - q->want.n_prompt < q->want.output->len);
+    return q->want.output->ids[position - q->want.n_prompt];
+}
+
+static void add_rows(struct sched_side *d, struct sched_seq *q, uint32_t rows)
+{
+    struct wire_step *m = &d->message;
+    must(m->n_seqs < d->limits.max_seqs && m->n_tokens + rows <= d->limits.max_rows);
+    d->in_step[m->n_seqs] = q;
+    d->step_seqs[m->n_seqs++] =
+        (struct wire_step_seq){.seq = q->want.seq,
+                               .position = q->fed,
+                               .n_tokens = rows,
+                               .sample = q->fed + rows == sched_known(q),
+                               .n_prompt = q->fed == 0 ? q->want.n_prompt : 0,
+                               .sampling = q->fed == 0 ? q->want.sampling : NULL};
+    for (uint32_t i = 0; i < rows; i++)
+        d->step_tokens[m->n_tokens++] = token_at(q, q->fed + i);
+    q->chunk = rows;
+    q->is_sent = true;
+    sched_charge(q->key, rows);
+}
+
+/* Every sequence that decodes has a page for its next token, or waits again. */
+static void provide_pages(struct sched *s, struct sched_side *d, int64_t now_ns,
+                          struct sched_actions *out)
+{
+    for (struct list *l = d->decoding.next; l != &d->decoding;) {
+        struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
+        bool stays = true;
+        while (stays && q->pages < sched_pages_of(d, sched_known(q)))
+            stays = sched_give_page(s, q, now_ns, out);
+        /* Others may have left, too: begin again rather than follow a link that is gone. */
+        l = stays ? q->link.next : d->decoding.next;
+    }
+}
+
+/* Once round, beginning where the last step ended. */
+static void add_decoding(struct sched_side *d, uint32_t rows)
+{
+    for (uint32_t n = d->n_seqs; n > 0 && d->message.n_tokens < rows; n--) {
+        if (list_is_empty(&d->decoding))
+            return;
+        struct sched_seq *q = LIST_ITEM(d->decoding.next, struct sched_seq, link);
+        if (q->chunk > 0)
+            return;
+        add_rows(d, q, 1);
+        list_remove(&q->link);
+        list_push_back(&d->decoding, &q->link);
+    }
+}
+
+static struct sched_seq *next_prompt(const struct sched *s, const struct sched_side *d,
+                                     int64_t now_ns)
+{
+    struct sched_seq *best = NULL;
+    for (struct list *l = d->prefilling.next; l != &d->prefilling; l = l->next) {
+        struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
+        if (q->chunk == 0 && (!best || sched_goes_before(s, q, best, now_ns)))
+            best = q;
+    }
+    return best;
+}
+
+static void add_prompts(struct sched *s, struct sched_side *d, uint32_t rows, int64_t now_ns)
+{
+    struct sched_seq *q;
+    while (rows > 0 && (q = next_prompt(s, d, now_ns))) {
+        uint32_t left = sched_known(q) - q->fed, chunk = left < rows ? left : rows;
+        add_rows(d, q, chunk);
+        rows -= chunk;
+    }
+}
+
+void sched_plan(struct sched *s, struct sched_side *d, int64_t now_ns, struct sched_actions *out)
+{
+    d->message = (struct wire_step){.seqs = d->step_seqs, .tokens = d->step_tokens};
+    provide_pages(s, d, now_ns, out);
+    uint32_t rows = d->limits.max_rows, kept = 0;
+    if (s->config.step_rows > 0 && s->config.step_rows < rows)
+        rows = s->config.step_rows;
+    /* Prompts get an eighth of the rows even if there are more decoding sequences than rows. */
+    if (!list_is_empty(&d->prefilling) && rows > 1)
+        kept = rows / 8 > 0 ? rows / 8 : 1;
+    add_decoding(d, rows - kept);
+    uint32_t left = rows - d->message.n_tokens;
+    if (d->message.n_seqs > 0 && s->config.prompt_rows > 0 && s->config.prompt_rows < left)
+        left = s->config.prompt_rows;
+    add_prompts(s, d, left, now_ns);
+    if (d->message.n_seqs == 0)
+        return;
+    d->message.step = d->step = ++s->last_step;
+    d->sent_ns = now_ns;
+    sched_act(out, SCHED_SEND, 0, d->limits.id)->step = &d->message;
+}

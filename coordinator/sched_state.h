@@ -1,0 +1,94 @@
+/* coordinator/sched_state.h - the timetable's state, shared by sched*.c only: sched.c has the events
+ * and the ends of sequences, sched_place.c who runs where, sched_plan.c what is in a step. */
+#pragma once
+
+#include "coordinator/sched.h"
+
+#define SCHED_NEVER INT64_MAX
+enum { SCHED_MOVE_AFTER = 3 /* failures in a row, while another side does well */ };
+
+/* Whoever shares the machine with others: an API key.  Lives while it has sequences, and then until
+ * nobody has any. */
+struct sched_key {
+    struct list link;
+    uint64_t id;
+    uint32_t share, n_seqs, n_queued;
+    uint64_t served; /* rows that were run for it, for each part of its share */
+};
+
+struct sched_seq {
+    struct list link; /* queue, lost, or the side's prefilling, decoding or doomed list */
+    struct sched_submit want;
+    struct sched_key *key;
+    struct sched_side *side; /* NULL while queued or lost */
+    uint64_t order;          /* of submission */
+    uint64_t pages;          /* that it has or is sure to get */
+    uint64_t life_pages;     /* if it gets as long as it may */
+    uint32_t fed;            /* tokens whose KV is on the side, as far as we know */
+    uint32_t chunk;          /* rows of it in the step in flight; 0: not in it */
+    uint32_t n_output;
+    int n_replays; /* since the newest token */
+    int64_t submitted_ns, started_ns;
+    int64_t stalled_ns; /* since when it makes no progress; SCHED_NEVER: it does */
+    bool is_started, is_lost;
+    bool is_sent;    /* the side may know it */
+    bool is_decoded; /* in the side's decoding list */
+    bool is_doomed;  /* ended while in flight: released when the step is over */
+};
+
+struct sched_side {
+    struct sched_side_limits limits;
+    struct list prefilling, decoding, doomed;
+    uint64_t pages_reserved; /* of its sequences' pages and life_pages the sums */
+    uint64_t pages_promised;
+    uint64_t pages_free; /* as it said with its newest answer */
+    uint32_t n_seqs;
+    uint64_t step; /* in flight; 0: none */
+    int64_t sent_ns, retry_ns, done_ns, failing_ns;
+    int64_t step_ns;            /* smoothed, of steps with one row for each sequence; 0: unknown */
+    int n_failures;             /* in a row */
+    char why[SCHED_TEXT_BYTES]; /* of the latest one */
+    struct sched_seq **in_step;
+    struct wire_step_seq *step_seqs;
+    int32_t *step_tokens;
+    struct wire_step message;
+};
+
+/* Tokens that are known: all of them must be fed before the next one can be sampled. */
+static inline uint32_t sched_known(const struct sched_seq *q)
+{
+    return q->want.n_prompt + q->n_output;
+}
+
+/* sched.c */
+struct sched_action *sched_act(struct sched_actions *out, enum sched_action_kind kind, uint64_t seq,
+                               uint32_t side);
+/* It is on no side any more, the side is told, and it is replayed when there is room. */
+void sched_lose(struct sched *s, struct sched_seq *q, struct sched_actions *out);
+
+/* sched_place.c */
+uint64_t sched_pages_of(const struct sched_side *d, uint64_t n_tokens);
+/* Is there a side that could hold it, were it empty? */
+bool sched_has_home(const struct sched *s, const struct sched_submit *w);
+/* Pages that no sequence of the side has or may yet take without asking. */
+uint64_t sched_pages_left(const struct sched_side *d);
+/* Is it a's turn before b's? */
+bool sched_goes_before(const struct sched *s, const struct sched_seq *a, const struct sched_seq *b,
+                       int64_t now_ns);
+/* Brings waiting sequences to sides, as far as there is room. */
+void sched_admit(struct sched *s, int64_t now_ns, struct sched_actions *out);
+/* One more page for `q`, at the cost of those whose turn comes last: false if that is `q` itself,
+ * which then waits again. */
+bool sched_give_page(struct sched *s, struct sched_seq *q, int64_t now_ns,
+                     struct sched_actions *out);
+/* How long one that comes now would wait in the queue. */
+int64_t sched_wait_ns(const struct sched *s, const struct sched_submit *w, int64_t now_ns);
+
+struct sched_key *sched_key_of(struct sched *s, const struct sched_submit *w);
+void sched_key_leave(struct sched *s, struct sched_key *k);
+/* Requests of that key that wait. */
+uint32_t sched_key_queued(const struct sched *s, uint64_t id);
+void sched_charge(struct sched_key *k, uint32_t rows);
+
+/* sched_plan.c: fills d->message and sends it, if there is anything to do. */
+void sched_plan(struct sched *s, struct sched_side *d, int64_t now_ns, struct sched_actions *out);
