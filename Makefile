@@ -1,5 +1,5 @@
 # make              programs, in build/release/bin
-# make run          install what is missing, build, start a local cluster, answer on :8080
+# make run          install what is missing, build, start a local cluster, answer on :8080 (MODEL=DIR)
 # make test         install what is missing, build, run every test (V=debug|asan|tsan make test)
 # make check        what CI runs: lint, gcc and clang with -Werror, tests under the sanitizers
 # make lint         include rules, header self-check, forbidden calls, formatting
@@ -109,7 +109,7 @@ deps:
 # A second make, because pkg-config is asked while the first one reads this file.
 run: deps
 	@$(MAKE) --no-print-directory -j$$(nproc) V=$(V) all
-	@tools/run.sh $(B)/bin
+	@tools/run.sh $(B)/bin $(MODEL)
 test: deps
 	@$(MAKE) --no-print-directory -j$$(nproc) V=$(V) run-tests
 run-tests: all $(B)/bin/tests

@@ -13,18 +13,23 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/mem.h"
+#include "tools/chat_tools.h"
 #include "tools/http_client.h"
+
+/* Answers in a row that may each call tools before one must end. */
+#define MAX_TOOL_ROUNDS 8
 
 struct chat {
     const char *base_url, *once, *key_file;
     double temperature; /* < 0: the model's own */
     int max_tokens;
     bool thinking, colours;
-    json_t *messages;
+    json_t *messages, *tools; /* tools: NULL without --tools */
     struct http_client *http;
 
     /* the answer in progress */
     struct buf content, reasoning, failure;
+    json_t *calls; /* as an assistant message holds them */
     bool in_reasoning;
     int n_tokens;
     int64_t asked_ns, first_ns;
@@ -50,18 +55,27 @@ static void usage(FILE *out)
           "  --max-tokens N     at most so many tokens an answer (default 1024)\n"
           "  --temperature T    0 = greedy (default: the model's own)\n"
           "  --no-thinking      ask for an answer without reasoning\n"
+          "  --tools            let the model call a calculator and a clock, which run here\n"
           "\nIn the chat: /reset forgets the conversation, /quit or Ctrl-D ends,\n"
           "Ctrl-C stops an answer.\n",
           out);
 }
 
-static void add_message(struct chat *c, const char *role, const char *content,
-                        const char *reasoning)
+static json_t *add_message(struct chat *c, const char *role, const char *content)
 {
     json_t *m = json_pack("{s:s, s:s}", "role", role, "content", content);
-    if (reasoning && *reasoning)
-        json_object_set_new(m, "reasoning_content", json_string(reasoning));
     json_array_append_new(c->messages, m);
+    return m;
+}
+
+/* The answer in progress becomes a message of the conversation. */
+static void add_answer(struct chat *c)
+{
+    json_t *m = add_message(c, "assistant", c->content.len > 0 ? c->content.data : "");
+    if (c->reasoning.len > 0)
+        json_object_set_new(m, "reasoning_content", json_string(c->reasoning.data));
+    if (json_array_size(c->calls) > 0)
+        json_object_set_new(m, "tool_calls", json_deep_copy(c->calls));
 }
 
 static void print_part(struct chat *c, const char *text, bool reasoning)
@@ -78,6 +92,26 @@ static void print_part(struct chat *c, const char *text, bool reasoning)
     buf_puts(reasoning ? &c->reasoning : &c->content, text);
     fputs(text, stdout);
     fflush(stdout);
+}
+
+/* A piece of the call at its "index": the first names the function, all add to its arguments. */
+static void take_call(struct chat *c, const json_t *piece)
+{
+    size_t at = (size_t)json_integer_value(json_object_get(piece, "index"));
+    const json_t *function = json_object_get(piece, "function");
+    const char *id = json_string_value(json_object_get(piece, "id"));
+    const char *name = json_string_value(json_object_get(function, "name"));
+    const char *more = json_string_value(json_object_get(function, "arguments"));
+    if (at == json_array_size(c->calls) && id && name)
+        json_array_append_new(c->calls,
+                              json_pack("{s:s, s:s, s:{s:s, s:s}}", "id", id, "type", "function",
+                                        "function", "name", name, "arguments", ""));
+    json_t *mine = json_object_get(json_array_get(c->calls, at), "function");
+    if (!mine || !more)
+        return;
+    char *whole = mem_format("%s%s", json_string_value(json_object_get(mine, "arguments")), more);
+    json_object_set_new(mine, "arguments", json_string(whole));
+    mem_free(whole);
 }
 
 /* One server-sent event. */
@@ -98,6 +132,9 @@ static void take_event(struct chat *c, const json_t *event)
         print_part(c, reasoning, true);
     if (content && *content)
         print_part(c, content, false);
+    size_t i;
+    const json_t *piece;
+    json_array_foreach(json_object_get(delta, "tool_calls"), i, piece) take_call(c, piece);
 }
 
 static bool on_line(void *ud, struct str line)
@@ -122,6 +159,8 @@ static char *request_body(const struct chat *c)
         json_object_set_new(body, "temperature", json_real(c->temperature));
     if (!c->thinking)
         json_object_set_new(body, "chat_template_kwargs", json_pack("{s:b}", "enable_thinking", 0));
+    if (c->tools)
+        json_object_set(body, "tools", c->tools);
     char *text = json_dumps(body, JSON_COMPACT);
     json_decref(body);
     return text;
@@ -155,6 +194,7 @@ static bool answer(struct chat *c)
     buf_reset(&c->content);
     buf_reset(&c->reasoning);
     buf_reset(&c->failure);
+    json_array_clear(c->calls);
     c->in_reasoning = false;
     c->n_tokens = 0;
     c->first_ns = 0;
@@ -176,19 +216,49 @@ static bool answer(struct chat *c)
         fprintf(stderr, "polymath chat: %s\n", e.text);
     else
         print_speed(c);
-    if (c->content.len > 0)
-        add_message(c, "assistant", c->content.data, c->reasoning.data);
+    if (c->content.len > 0 || json_array_size(c->calls) > 0)
+        add_answer(c);
     free(request);
     mem_free(url);
     buf_fini(&body);
     return rc == 0 || rc == E_CANCELLED;
 }
 
+/* Runs what the answer called and adds what came out to the conversation. */
+static void run_calls(struct chat *c)
+{
+    size_t i;
+    const json_t *call;
+    json_array_foreach(c->calls, i, call)
+    {
+        const json_t *function = json_object_get(call, "function");
+        const char *name = json_string_value(json_object_get(function, "name"));
+        const char *arguments = json_string_value(json_object_get(function, "arguments"));
+        char *result = chat_tools_run(name, arguments, clock_unix_us() / 1000000);
+        printf("%s[%s %s -> %s]%s\n", c->colours ? "\033[36m" : "", name, arguments, result,
+               c->colours ? "\033[0m" : "");
+        json_object_set(add_message(c, "tool", result), "tool_call_id",
+                        json_object_get(call, "id"));
+        mem_free(result);
+    }
+}
+
 static bool ask(struct chat *c, const char *text)
 {
-    add_message(c, "user", text, NULL);
+    size_t before = json_array_size(c->messages);
+    add_message(c, "user", text);
     bool fine = answer(c);
-    if (!fine)
+    for (int i = 0; fine && c->tools && !interrupted && json_array_size(c->calls) > 0; i++) {
+        if (i == MAX_TOOL_ROUNDS) {
+            fprintf(stderr, "polymath chat: %d answers in a row called tools; asked no further\n",
+                    i);
+            break;
+        }
+        run_calls(c);
+        fine = answer(c);
+    }
+    /* A question that failed is forgotten with all that followed it. */
+    while (!fine && json_array_size(c->messages) > before)
         json_array_remove(c->messages, json_array_size(c->messages) - 1);
     return fine;
 }
@@ -256,6 +326,7 @@ static int parse_options(struct chat *c, int argc, char **argv)
                                             {"max-tokens", required_argument, NULL, 'n'},
                                             {"temperature", required_argument, NULL, 't'},
                                             {"no-thinking", no_argument, NULL, 'N'},
+                                            {"tools", no_argument, NULL, 'T'},
                                             {"help", no_argument, NULL, 'h'},
                                             {0}};
     optind = 1;
@@ -269,7 +340,7 @@ static int parse_options(struct chat *c, int argc, char **argv)
             c->key_file = optarg;
             break;
         case 's':
-            add_message(c, "system", optarg, NULL);
+            add_message(c, "system", optarg);
             break;
         case 'o':
             c->once = optarg;
@@ -282,6 +353,10 @@ static int parse_options(struct chat *c, int argc, char **argv)
             break;
         case 'N':
             c->thinking = false;
+            break;
+        case 'T':
+            if (!c->tools)
+                c->tools = chat_tools_list();
             break;
         case 'h':
             usage(stdout);
@@ -309,6 +384,7 @@ int chat_main(int argc, char **argv)
                      .thinking = true,
                      .colours = isatty(STDOUT_FILENO) == 1};
     c.messages = json_array();
+    c.calls = json_array();
     int code = parse_options(&c, argc, argv);
     if (code < 0) {
         c.http = http_client_new();
@@ -327,6 +403,8 @@ int chat_main(int argc, char **argv)
         http_client_free(&c.http);
     }
     json_decref(c.messages);
+    json_decref(c.calls);
+    json_decref(c.tools);
     buf_fini(&c.content);
     buf_fini(&c.reasoning);
     buf_fini(&c.failure);
