@@ -4,6 +4,7 @@
 # make check        what CI runs: lint, gcc and clang with -Werror, tests under the sanitizers
 # make lint         include rules, header self-check, forbidden calls, formatting
 # make test-cluster every chaos scenario on hosts of their own inside this machine (root), then here
+# make test-clients the official OpenAI and Anthropic clients and two oracles against a local cluster (node, npm)
 # make fuzz         libFuzzer, FUZZ_SECONDS (20) for each target in tests/fuzz
 # make valgrind     the tiny model through the single process and the nodes, under memcheck
 # make old-cpu      the same bits on an emulated CPU without AVX2
@@ -45,7 +46,7 @@ ROOMS   := coordinator attn_node expert_node
 SUITES  := unit kernel sim cluster reference
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
-.PHONY: all run test run-tests test-cluster check lint fuzz valgrind old-cpu deps format clean help bin FORCE
+.PHONY: all run test run-tests test-cluster test-clients check lint fuzz valgrind old-cpu deps format clean help bin FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 all: $(ROOMS:%=$(B)/bin/%) $(B)/bin/polymath
@@ -123,6 +124,9 @@ lint:
 	@tests/lint/lint.sh
 test-cluster: deps
 	@$(MAKE) --no-print-directory -j$$(nproc) V=$(V) all && tests/cluster/run.sh $(B)/bin $(CHAOS)
+test-clients: deps
+	@deploy/install-debian.sh --clients
+	@$(MAKE) --no-print-directory -j$$(nproc) V=$(V) all && tests/clients/run.sh $(B)/bin $(TESTS)
 fuzz: deps
 	@tests/fuzz/run.sh $(or $(FUZZ_SECONDS),20) $(FUZZERS)
 valgrind: deps

@@ -291,21 +291,43 @@ static void stream_again(struct hub *h, struct http_exchange *x, const struct ht
     hub_attach(h, r, x, seen);
 }
 
+static void answer_now(struct hub *h, struct http_exchange *x, struct buf *body, int rc,
+                       const struct openai_error *e)
+{
+    if (rc == 0) {
+        reply_buf(x, 200, body);
+        return;
+    }
+    hub_count_bad(h, e->reason);
+    hub_reply_error(x, e);
+}
+
 /* POST /v1/messages/count_tokens */
 static void count_tokens(struct hub *h, struct http_exchange *x, const struct http_message *m)
 {
     struct openai_error e;
     struct request r;
+    struct buf body = {0};
     request_init(&r, REQUEST_MESSAGES, 0, 0);
-    if (anthropic_parse_count(&h->model, m->body, &r, &e) < 0) {
-        hub_count_bad(h, e.reason);
-        hub_reply_error(x, &e);
-    } else {
-        struct buf body = {0};
+    int rc = anthropic_parse_count(&h->model, m->body, &r, &e);
+    if (rc == 0)
         anthropic_write_count(&r, &body);
-        reply_buf(x, 200, &body);
-    }
+    answer_now(h, x, &body, rc, &e);
     request_fini(&r);
+}
+
+static void tokenize(struct hub *h, struct http_exchange *x, const struct http_message *m)
+{
+    struct openai_error e;
+    struct buf body = {0};
+    answer_now(h, x, &body, openai_tokenize(&h->model, m->body, &body, &e), &e);
+}
+
+static void detokenize(struct hub *h, struct http_exchange *x, const struct http_message *m)
+{
+    struct openai_error e;
+    struct buf body = {0};
+    answer_now(h, x, &body, openai_detokenize(&h->model, m->body, &body, &e), &e);
 }
 
 static void models(struct hub *h, struct http_exchange *x, const struct http_message *m)
@@ -356,6 +378,8 @@ static const struct {
     {"/v1/completions", "POST", generate},
     {"/v1/messages", "POST", generate},
     {"/v1/messages/count_tokens", "POST", count_tokens},
+    {"/tokenize", "POST", tokenize},
+    {"/detokenize", "POST", detokenize},
     {"/v1/models", "GET", models},
     {"/health", "GET", health},
     {"/ready", "GET", ready},

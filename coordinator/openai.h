@@ -51,6 +51,13 @@ int openai_parse_chat(const struct openai_model *m, struct str body, struct requ
                       struct openai_error *e);
 int openai_parse_completion(const struct openai_model *m, struct str body, struct request *r,
                             struct openai_error *e);
+/* Whole exchanges: the answer is appended to `out`.  /tokenize takes a "prompt" ("markers": false encodes their
+ * texts as letters), or the body of a chat and gives the ids of its prompt; /detokenize takes "tokens" and
+ * shows markers as their texts. */
+int openai_tokenize(const struct openai_model *m, struct str body, struct buf *out,
+                    struct openai_error *e);
+int openai_detokenize(const struct openai_model *m, struct str body, struct buf *out,
+                      struct openai_error *e);
 /* Is this the served model's name, its last path component, or no name? */
 bool openai_is_model(const struct openai_model *m, struct str name);
 

@@ -3,6 +3,7 @@
 # that is there already.  `make deps` calls it; so do `make run` and `.ci/run`.
 #
 #   deploy/install-debian.sh           libraries and tools to build, run and test
+#   deploy/install-debian.sh --clients node and npm for `make test-clients`, if there is no npm
 #   deploy/install-debian.sh --check   print what is missing; exit 1 if anything is
 set -eu
 
@@ -12,8 +13,13 @@ build='gcc make pkg-config git libc6-dev
     libutf8proc-dev libcurl4-openssl-dev libedit-dev libsodium-dev'
 test='libpcre2-dev clang libclang-rt-14-dev clang-format valgrind curl procps qemu-user'
 
+clients=''
+if [ "${1:-}" = --clients ] && ! command -v npm >/dev/null; then
+    clients='nodejs npm'
+fi
+
 missing=''
-for package in $build $test; do
+for package in $build $test $clients; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
         missing="$missing $package"
 done

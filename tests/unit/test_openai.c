@@ -374,6 +374,38 @@ TEST(openai_chat_refuses_with_the_field)
     finish();
 }
 
+TEST(openai_tokenize_and_back)
+{
+    begin();
+    CHECK_INT(openai_tokenize(&model, STR("{\"prompt\": \"a<think>\"}"), &out, &error), 0);
+    json_t *v = parse(out.data);
+    CHECK_INT(json_integer_value(at(v, "count")), 2);
+    CHECK_INT(json_integer_value(at(v, "tokens.1")), tokenizer_find(words, STR("<think>")));
+    json_decref(v);
+    buf_reset(&out);
+    CHECK_INT(openai_tokenize(&model, STR("{\"prompt\": \"a<think>\", \"markers\": false}"), &out,
+                              &error),
+              0);
+    v = parse(out.data);
+    CHECK(json_integer_value(at(v, "count")) > 2);
+    json_decref(v);
+    buf_reset(&out);
+    CHECK_INT(openai_tokenize(&model, STR("{\"messages\": [" USER "]}"), &out, &error), 0);
+    CHECK_INT(talk("{\"messages\": [" USER "]}"), 0);
+    v = parse(out.data);
+    CHECK_INT(json_integer_value(at(v, "count")), r.prompt.len);
+    json_decref(v);
+    buf_reset(&out);
+    CHECK_INT(openai_detokenize(&model, STR("{\"tokens\": [97, 255]}"), &out, &error), 0);
+    CHECK_STR(out.data, "{\"prompt\":\"a\xef\xbf\xbd\"}");
+    CHECK_INT(openai_detokenize(&model, STR("{\"tokens\": [-1]}"), &out, &error), E_INVALID);
+    CHECK_HAS(error.message, "tokens[0]");
+    CHECK_INT(openai_detokenize(&model, STR("{\"tokens\": 5}"), &out, &error), E_INVALID);
+    CHECK_INT(openai_tokenize(&model, STR("{}"), &out, &error), E_INVALID);
+    CHECK_STR(error.param, "prompt");
+    finish();
+}
+
 TEST(openai_without_a_tokenizer_serves_ids_only)
 {
     begin();
