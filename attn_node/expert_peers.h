@@ -27,9 +27,11 @@ struct expert_peer {
     bool was_connected; /* ever, or when last looked at */
     bool is_suspect, is_banned, is_probed;
     int64_t next_probe_ns, probe_pause_ns;
-    uint64_t failovers; /* parcels that were asked elsewhere because of it */
-    uint64_t lates;     /* of these, because of a deadline */
-    uint64_t wrongs;    /* answers that were wrong */
+    uint64_t failovers;               /* parcels that were asked elsewhere because of it */
+    uint64_t lates;                   /* of these, because of a deadline */
+    uint64_t wrongs;                  /* answers that were wrong */
+    struct wire_node_traffic traffic; /* since it was told last */
+    uint64_t failovers_told;
 };
 
 struct expert_peers {

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "attn_node/expert_peers.h"
+#include "attn_node/observer.h"
 #include "attn_node/round.h"
 #include "attn_node/verify.h"
 #include "base/clock.h"
@@ -48,6 +49,8 @@ struct trip {
     uint64_t call_id; /* 0: not open */
     int64_t sent_ns, hedge_ns, late_ns, deadline_ns;
     bool is_late, is_hedged, is_checked;
+    uint32_t n_rows;
+    uint64_t sent_bytes;
 };
 
 struct lane {
@@ -69,7 +72,7 @@ struct moe_remote {
     struct lane lanes[LANES];
     bool is_under_way; /* a round is between scatter and the end of gather */
 
-    uint64_t step;
+    uint64_t step, trace_id;
     int64_t step_deadline_ns, experts_ns, late_replies;
     int n_left_out;
     struct err error;
@@ -485,6 +488,35 @@ static void note_failure(struct trip *t, int code, const char *why)
         expert_peer_suspect(t->peer, why);
 }
 
+/* An answer that was waited for, good or not. */
+static void observe(const struct trip *t, const struct reply *reply, int layer, int code)
+{
+    int64_t now_ns = clock_now_ns();
+    struct wire_node_traffic *traffic = &t->peer->traffic;
+    uint64_t received_bytes = 0;
+    for (int i = 0; i < reply->n_payloads; i++)
+        received_bytes += reply->payloads[i].size_bytes;
+    if (code == 0) {
+        traffic->calls++;
+        traffic->received_bytes += received_bytes;
+        traffic->call_us += (uint64_t)((now_ns - t->sent_ns) / CLOCK_US);
+        traffic->queue_us += reply->queue_us;
+        traffic->compute_us += reply->compute_us;
+    }
+    if (!t->moe->options.observer)
+        return;
+    struct wire_span span = {.kind = WIRE_SPAN_CALL,
+                             .layer = (uint32_t)layer,
+                             .lane = (uint32_t)t->lane,
+                             .node_id = t->peer->node_id,
+                             .queue_us = reply->queue_us,
+                             .compute_us = reply->compute_us,
+                             .rows = t->n_rows,
+                             .bytes = t->sent_bytes + received_bytes,
+                             .is_failed = code < 0};
+    observer_called(t->moe->options.observer, &span, t->sent_ns, now_ns);
+}
+
 static void on_reply(void *ud, const struct reply *reply)
 {
     struct trip *t = ud;
@@ -492,6 +524,7 @@ static void on_reply(void *ud, const struct reply *reply)
     struct round *round = m->lanes[t->lane].round;
     t->call_id = 0;
     bool is_waited_for = round_is_out(round, t->ticket);
+    int layer = round_layer(round);
     struct err e = {0};
     int code = reply->code;
     if (!is_waited_for)
@@ -505,6 +538,7 @@ static void on_reply(void *ud, const struct reply *reply)
     t->is_checked = false;
     if (!is_waited_for)
         return;
+    observe(t, reply, layer, code);
     if (code == 0) {
         pace_take(&t->peer->pace, t->n_routes, clock_now_ns() - t->sent_ns);
         m->counters.hedge_wins += round_parcel(round, t->ticket.parcel)->reason == REASON_HEDGE;
@@ -524,6 +558,9 @@ static void note_sent(struct moe_remote *m, struct trip *t, const struct round_p
     m->counters.calls++;
     m->counters.retries += p->reason == REASON_RETRY || p->reason == REASON_LATE;
     m->counters.hedges += p->reason == REASON_HEDGE;
+    t->peer->traffic.retries += p->reason == REASON_RETRY || p->reason == REASON_LATE;
+    t->peer->traffic.hedges += p->reason == REASON_HEDGE;
+    t->peer->traffic.sent_bytes += t->sent_bytes;
     if (p->reason == REASON_FIRST)
         pace_earn(&m->hedges, 1);
     t->sent_ns = clock_now_ns();
@@ -545,13 +582,19 @@ static int send_parcel(struct moe_remote *m, int lane, int index)
     struct blob *payloads[] = {pack_routes(m, &w, p), pack_rows(m, &w, p, round_rows(l->round))};
     struct trip *t = &l->trips[index];
     int64_t deadline_ns = clock_now_ns() + m->options.call_timeout_ns;
-    *t = (struct trip){.moe = m, .peer = peer, .lane = lane, .n_routes = p->n_routes};
+    *t = (struct trip){.moe = m,
+                       .peer = peer,
+                       .lane = lane,
+                       .n_routes = p->n_routes,
+                       .n_rows = (uint32_t)p->n_rows,
+                       .sent_bytes = payloads[0]->size_bytes + payloads[1]->size_bytes};
     struct call call = {
         .method = wire_method(WIRE_EXPERT, EXPERT_FORWARD),
         .message = &m->message,
         .payloads = payloads,
         .n_payloads = 2,
         .deadline_ns = deadline_ns < m->step_deadline_ns ? deadline_ns : m->step_deadline_ns,
+        .trace_id = m->trace_id,
         .done = on_reply,
         .ud = t,
     };
@@ -739,9 +782,11 @@ static int64_t mind_nodes(struct moe_remote *m, int lane, int64_t now_ns)
 
 /* ---- moe_ops ------------------------------------------------------------------------- */
 
-void moe_remote_begin_step(struct moe_remote *m, uint64_t step, int64_t deadline_ns)
+void moe_remote_begin_step(struct moe_remote *m, uint64_t step, uint64_t trace_id,
+                           int64_t deadline_ns)
 {
     m->step = step;
+    m->trace_id = trace_id;
     m->step_deadline_ns = deadline_ns;
     m->experts_ns = 0;
     m->n_left_out = 0;
@@ -768,6 +813,9 @@ static int scatter(void *ud, int lane, const struct moe_rows *rows)
     round_begin(l->round, &plan);
     m->is_under_way = true;
     send_parcels(m, lane, l->begun_ns);
+    if (m->options.observer)
+        observer_scattered(m->options.observer, lane, rows->layer, rows->n_rows, l->begun_ns,
+                           clock_now_ns());
     return 0;
 }
 
@@ -801,6 +849,7 @@ static int gather(void *ud, int lane, float *x)
     struct moe_remote *m = ud;
     must(lane >= 0 && lane < LANES);
     struct lane *l = &m->lanes[lane];
+    int layer = round_layer(l->round);
     while (is_going_on(l)) {
         int64_t until_ns = turn(m, lane);
         if (!is_going_on(l))
@@ -823,7 +872,10 @@ static int gather(void *ud, int lane, float *x)
         rc = m->error.code;
         round_abandon(l->round);
     }
-    m->experts_ns += clock_now_ns() - l->begun_ns;
+    int64_t now_ns = clock_now_ns();
+    m->experts_ns += now_ns - l->begun_ns;
+    if (m->options.observer)
+        observer_gathered(m->options.observer, lane, layer, l->begun_ns, now_ns);
     return rc;
 }
 
@@ -868,6 +920,24 @@ uint32_t moe_remote_node_health(const struct moe_remote *m, struct wire_node_hea
             .usual_us = (uint64_t)(pace_usual_ns(&p->pace, m->options.top_k) / CLOCK_US)};
         if (h.standing != WIRE_STANDING_GOOD || h.failovers > 0 || h.wrongs > 0)
             out[n++] = h;
+    }
+    return n;
+}
+
+uint32_t moe_remote_take_traffic(struct moe_remote *m, struct wire_node_traffic *out, uint32_t most)
+{
+    uint32_t n = 0;
+    for (int i = 0; i < m->peers.n && n < most; i++) {
+        struct expert_peer *p = m->peers.items[i];
+        struct wire_node_traffic *t = &p->traffic;
+        t->failovers = p->failovers - p->failovers_told;
+        if (t->sent_bytes == 0 && t->calls == 0 && t->failovers == 0)
+            continue;
+        t->node_id = p->node_id;
+        t->incarnation = p->incarnation;
+        out[n++] = *t;
+        *t = (struct wire_node_traffic){0};
+        p->failovers_told = p->failovers;
     }
     return n;
 }

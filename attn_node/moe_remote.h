@@ -24,7 +24,8 @@ struct moe_remote_options {
     uint64_t fingerprint;
     int64_t call_timeout_ns, spin_ns;
     struct ladder ladder;
-    struct auth *auth; /* borrowed; NULL: no keys */
+    struct auth *auth;         /* borrowed; NULL: no keys */
+    struct observer *observer; /* borrowed; NULL: nobody watches */
     /* Optional: a round that waits looks for tables.  take_tables() installs those that there
      * are, and says whether to go on waiting; `tables_fd` is readable when there are some (-1:
      * none). */
@@ -47,8 +48,10 @@ int moe_remote_install(struct moe_remote *m, struct wire_table **t, struct err *
 /* Of the table in use; 0 before the first. */
 uint64_t moe_remote_epoch(const struct moe_remote *m);
 
-/* Names the step that follows and bounds its waits; forgets the last step's error and time. */
-void moe_remote_begin_step(struct moe_remote *m, uint64_t step, int64_t deadline_ns);
+/* Names the step that follows and bounds its waits; forgets the last step's error and time.
+ * `trace_id` goes with its calls; 0: it is not traced. */
+void moe_remote_begin_step(struct moe_remote *m, uint64_t step, uint64_t trace_id,
+                           int64_t deadline_ns);
 /* For forward_step(), with the moe_remote as `ud`. */
 extern const struct moe_ops moe_remote_ops;
 /* Why the step failed; code 0 if it was not the experts. */
@@ -63,6 +66,10 @@ const struct wire_ladder_counters *moe_remote_counters(const struct moe_remote *
  * `most`; returns how many. */
 uint32_t moe_remote_node_health(const struct moe_remote *m, struct wire_node_health *out,
                                 uint32_t most);
+
+/* The nodes' traffic since the last call, of those that had any; at most `most`. */
+uint32_t moe_remote_take_traffic(struct moe_remote *m, struct wire_node_traffic *out,
+                                 uint32_t most);
 
 /* Keeps the channels alive between steps, until `fd` is readable or the deadline. */
 void moe_remote_wait(struct moe_remote *m, int fd, int64_t deadline_ns);

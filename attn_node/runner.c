@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 
 #include "attn_node/moe_remote.h"
+#include "attn_node/observer.h"
 #include "attn_node/seqs.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -42,6 +43,8 @@ struct runner {
     struct step_seq *step_seqs;       /* [max_seqs] */
     struct wire_step_sample *samples; /* [max_seqs] */
     struct wire_node_health *health;  /* [MAX_HEALTH] */
+    struct observer *observer;
+    struct wire_node_traffic *traffic; /* [MAX_HEALTH] */
     int64_t layers_done_ns;
 };
 
@@ -104,6 +107,7 @@ static int set_up(struct runner *r, struct err *e)
         .mode = o->combine,
         .fingerprint = o->fingerprint,
         .auth = o->auth,
+        .observer = r->observer = observer_new(r->config->n_layers),
         .call_timeout_ns = o->call_timeout_ns,
         /* On a single CPU waiting busily keeps the network's thread from bringing the answer. */
         .spin_ns = thread_cpu_count() > 1 ? o->spin_ns : 0,
@@ -116,6 +120,7 @@ static int set_up(struct runner *r, struct err *e)
     r->step_seqs = mem_array((size_t)o->max_seqs, sizeof(*r->step_seqs));
     r->samples = mem_array((size_t)o->max_seqs, sizeof(*r->samples));
     r->health = mem_array(MAX_HEALTH, sizeof(*r->health));
+    r->traffic = mem_array(MAX_HEALTH, sizeof(*r->traffic));
     return 0;
 }
 
@@ -130,6 +135,8 @@ static void tear_down(struct runner *r)
     mem_free(r->step_seqs);
     mem_free(r->samples);
     mem_free(r->health);
+    observer_free(&r->observer);
+    mem_free(r->traffic);
 }
 
 /* ---- a step -------------------------------------------------------------------------- */
@@ -166,6 +173,18 @@ static uint32_t sample_rows(struct runner *r, const struct wire_step *step, cons
     return n;
 }
 
+static void encode_report(struct runner *r, struct runner_job *job, int64_t now_ns)
+{
+    buf_reset(&job->report);
+    observer_headed(r->observer, r->layers_done_ns, now_ns);
+    if (!observer_is_due(r->observer, now_ns))
+        return;
+    struct wire_step_report report = {.nodes = r->traffic};
+    observer_report(r->observer, &report, now_ns);
+    report.n_nodes = moe_remote_take_traffic(r->moe, r->traffic, MAX_HEALTH);
+    wire_step_report_encode(&report, &job->report);
+}
+
 static void encode_reply(struct runner *r, struct runner_job *job, uint32_t n_samples,
                          int64_t begun_ns)
 {
@@ -187,6 +206,7 @@ static void encode_reply(struct runner *r, struct runner_job *job, uint32_t n_sa
     };
     buf_reset(&job->message);
     wire_step_reply_encode(&reply, &job->message);
+    encode_report(r, job, now_ns);
     log_debug("step",
               "step=%" PRIu64 " seqs=%u rows=%u attention_us=%" PRIu64 " experts_us=%" PRIu64
               " head_us=%" PRIu64,
@@ -194,13 +214,14 @@ static void encode_reply(struct runner *r, struct runner_job *job, uint32_t n_sa
               reply.experts_us, reply.head_us);
 }
 
-static int run_layers(struct runner *r, const struct wire_step *w, int64_t deadline_ns,
-                      const float **logits, struct err *e)
+static int run_layers(struct runner *r, const struct runner_job *job, const float **logits,
+                      struct err *e)
 {
+    const struct wire_step *w = job->step;
     struct step step = {
         .n_seqs = (int)w->n_seqs, .seqs = r->step_seqs, .probe = note_layer, .probe_ud = r};
     int n_logits = 0;
-    moe_remote_begin_step(r->moe, w->step, deadline_ns);
+    moe_remote_begin_step(r->moe, w->step, job->trace_id, job->deadline_ns);
     int rc = forward_step(r->forward, r->kv, &step, &moe_remote_ops, r->moe, logits, &n_logits);
     if (rc < 0) {
         const struct err *why = moe_remote_error(r->moe);
@@ -239,7 +260,8 @@ static int run_step(struct runner *r, struct runner_job *job)
     if (rc < 0)
         return rc;
     const float *logits = NULL;
-    rc = run_layers(r, job->step, job->deadline_ns, &logits, &job->why);
+    observer_begin_step(r->observer, job->trace_id != 0, begun_ns);
+    rc = run_layers(r, job, &logits, &job->why);
     if (rc < 0) {
         seqs_roll_back(r->seqs);
         log_warn("step.failed", "step=%" PRIu64 " code=%s why=%s", job->step->step, err_name(rc),

@@ -23,6 +23,7 @@ struct runner_job {
     enum runner_job_kind kind;
     void *ud; /* the submitter's, untouched */
     int64_t submitted_ns, deadline_ns;
+    uint64_t trace_id;            /* RUNNER_STEP; 0: not traced */
     struct wire_step *step;       /* RUNNER_STEP; freed by runner_job_fini() */
     struct wire_release *release; /* RUNNER_RELEASE; likewise */
     struct wire_table *table;     /* RUNNER_TABLE; taken by the runner */
@@ -30,10 +31,11 @@ struct runner_job {
     int code; /* what came of it */
     struct err why;
     struct buf message; /* RUNNER_STEP: the encoded wire_step_reply; kept for the next job */
+    struct buf report;  /* RUNNER_STEP: an encoded wire_step_report, or empty; likewise */
     uint64_t queue_us, compute_us;
     uint64_t epoch; /* RUNNER_TABLE: of the table in use */
 };
-/* Frees what the job holds but for the message buffer's memory. */
+/* Frees what the job holds but for the buffers' memory. */
 void runner_job_fini(struct runner_job *j);
 
 struct runner_options {

@@ -74,6 +74,7 @@ static struct runner_job *take_job(struct side *s, enum runner_job_kind kind,
     job->kind = kind;
     job->ud = call;
     job->deadline_ns = r->deadline_ns;
+    job->trace_id = r->trace_id;
     return job;
 }
 
@@ -166,12 +167,22 @@ static void answer(struct runner_job *job)
         server_fail(&call, job->code, "%s", job->why.text);
         return;
     }
+    bool is_step = job->kind == RUNNER_STEP;
+    struct blob *report = NULL;
+    if (is_step && job->report.len > 0) {
+        report = blob_new(job->report.len);
+        memcpy(report->data, job->report.data, job->report.len);
+    }
     struct server_answer a = {
-        .message = job->kind == RUNNER_STEP ? &job->message : NULL,
+        .message = is_step ? &job->message : NULL,
+        .payloads = &report,
+        .n_payloads = report != NULL,
         .queue_us = job->queue_us,
         .compute_us = job->compute_us,
     };
     server_reply(&call, &a);
+    if (report)
+        blob_unref(&report);
 }
 
 /* ---- tables and membership ----------------------------------------------------------- */
@@ -463,6 +474,7 @@ void side_stop(struct side **side)
     for (int i = 0; i < MAX_CALLS; i++) {
         runner_job_fini(&s->jobs[i]);
         buf_fini(&s->jobs[i].message);
+        buf_fini(&s->jobs[i].report);
     }
     runner_job_fini(&s->table_job);
     checkpoint_close(&s->checkpoint);

@@ -464,6 +464,7 @@ static void on_connection(void *ud, struct MHD_Connection *c, void **context,
     (void)context;
     if (what == MHD_CONNECTION_NOTIFY_STARTED)
         h->counters.connections++;
+    h->counters.open += what == MHD_CONNECTION_NOTIFY_STARTED ? 1 : -1;
 }
 
 __attribute__((format(printf, 2, 0))) static void on_log(void *ud, const char *format, va_list args)

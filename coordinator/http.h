@@ -84,5 +84,6 @@ void http_abort(struct http_exchange *x);
 
 struct http_counters {
     int64_t connections, requests, refused, hung_up;
+    int64_t open; /* connections now */
 };
 void http_count(const struct http *h, struct http_counters *out);

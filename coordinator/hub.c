@@ -188,6 +188,7 @@ static void init_state(struct hub *h)
                                  .step_rows = (uint32_t)c->schedule_step_rows,
                                  .prompt_rows = (uint32_t)c->schedule_prompt_rows};
     sched_init(&h->sched, &sched);
+    traffic_init(&h->traffic, (uint32_t)h->model_config.n_layers);
     /* Ids differ between coordinators, so that a side that outlives one is not confused. */
     h->id_base = rng_entropy() & ~0xffffffffull;
     snprintf(h->why_not, sizeof h->why_not, "starting");
@@ -255,6 +256,7 @@ void hub_close(struct hub **hp)
     sched_fini(&h->sched);
     placement_fini(&h->placement);
     members_fini(&h->members);
+    traffic_fini(&h->traffic);
     tokenizer_free(&h->tokenizer);
     mem_free(h->model_name);
     mem_free(h);

@@ -251,6 +251,7 @@ static void on_step_done(void *ud, const struct reply *r)
         h->counters.experts_us += (int64_t)reply->experts_us;
         h->counters.head_us += (int64_t)reply->head_us;
         hub_cluster_judge(h, reply);
+        hub_watch_step(h, a, r, reply);
         stats_record(&h->counters.step_us,
                      (int64_t)(reply->attention_us + reply->experts_us + reply->head_us));
         struct sched_event done = {.kind = SCHED_STEP_DONE,
@@ -284,6 +285,7 @@ void hub_attention_send(struct hub *h, uint32_t node_id, const struct wire_step 
     uint64_t id;
     a->step = step->step;
     h->counters.step_rows += step->n_tokens;
+    stats_record(&h->counters.rows_of_step, step->n_tokens);
     int rc = channel_call(a->channel, &call, &id);
     blob_unref(&payload);
     buf_fini(&message);

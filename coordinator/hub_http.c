@@ -365,7 +365,7 @@ static void metrics(struct hub *h, struct http_exchange *x, const struct http_me
 {
     struct buf body = {0};
     (void)m;
-    admin_metrics(h, &body);
+    hub_write_metrics(h, &body);
     http_reply(x, 200, "text/plain; version=0.0.4; charset=utf-8", buf_str(&body));
     buf_fini(&body);
 }

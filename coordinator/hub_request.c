@@ -146,7 +146,6 @@ void hub_request_cancel(struct hub *h, struct hub_request *r)
     cancel_seq(h, r->request.seq);
     hub_log_end(h, r, TOKEN_LOG_FORGOTTEN);
     h->counters.outcomes[HUB_CANCELLED]++;
-    h->counters.output_tokens += (int64_t)r->request.output.len;
     hub_request_free(h, &r);
 }
 
@@ -276,7 +275,6 @@ static void complete(struct hub *h, struct hub_request *r, enum hub_outcome outc
 {
     bool failed = r->request.state == REQUEST_FAILED;
     h->counters.outcomes[outcome]++;
-    h->counters.output_tokens += (int64_t)r->request.output.len;
     if (outcome == HUB_OK)
         stats_record(&h->counters.request_us, (clock_now_ns() - r->received_ns) / CLOCK_US);
     hub_log_end(h, r, failed ? TOKEN_LOG_FAILED : TOKEN_LOG_DONE);
@@ -303,8 +301,10 @@ void hub_started(struct hub *h, uint64_t seq)
 {
     struct hub_request *r = find(h, seq);
     must(r);
-    if (r->request.state == REQUEST_QUEUED)
-        request_started(&r->request);
+    if (r->request.state != REQUEST_QUEUED)
+        return;
+    request_started(&r->request);
+    stats_record(&h->counters.queue_us, (clock_now_ns() - r->received_ns) / CLOCK_US);
 }
 
 void hub_moved(struct hub *h, uint64_t seq, uint32_t side)
@@ -317,12 +317,22 @@ void hub_moved(struct hub *h, uint64_t seq, uint32_t side)
     log_info("request.replayed", "request=%s side=%u tokens=%zu", r->request.id, side, tokens);
 }
 
+static void count_token(struct hub *h, struct hub_request *r)
+{
+    int64_t now_ns = clock_now_ns();
+    if (r->request.output.len == 0)
+        stats_record(&h->counters.first_token_us, (now_ns - r->received_ns) / CLOCK_US);
+    else if (r->token_ns)
+        stats_record(&h->counters.token_gap_us, (now_ns - r->token_ns) / CLOCK_US);
+    r->token_ns = now_ns;
+    h->counters.output_tokens++;
+}
+
 void hub_token(struct hub *h, uint64_t seq, const struct sampled *sampled, enum sched_finish finish)
 {
     struct hub_request *r = find(h, seq);
     must(r);
-    if (r->request.output.len == 0)
-        stats_record(&h->counters.first_token_us, (clock_now_ns() - r->received_ns) / CLOCK_US);
+    count_token(h, r);
     r->last_finish = finish;
     bool over = request_token(&r->request, sampled, finish);
     hub_log_token(h, r, sampled);

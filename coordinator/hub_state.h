@@ -14,6 +14,7 @@
 #include "coordinator/request.h"
 #include "coordinator/sched.h"
 #include "coordinator/token_log.h"
+#include "coordinator/traffic.h"
 #include "rpc/auth.h"
 #include "rpc/channel.h"
 #include "rpc/server.h"
@@ -46,6 +47,7 @@ struct hub_request {
     struct request request;
     struct list clients;
     int64_t received_ns, alone_ns; /* since when nobody waits for it; 0: somebody does */
+    int64_t token_ns;              /* when its newest token came; 0: none yet */
     bool is_kept, is_over;
     struct access_key *access; /* whose limits it counts against; NULL: nobody's, or over */
     uint64_t owner;            /* hash of the credentials that it came with */
@@ -69,7 +71,8 @@ struct hub_attention {
     struct wire_attention_description description;
     uint64_t step, session;
     uint32_t kv_pages_free;
-    uint64_t *releases; /* to be said with the next flush */
+    struct wire_ladder_counters ladder; /* as it said last */
+    uint64_t *releases;                 /* to be said with the next flush */
     size_t n_releases, releases_room;
 };
 
@@ -86,7 +89,8 @@ struct hub_counters {
     int64_t replays, replayed_tokens; /* sequences that moved, and what was fed again for it */
     int64_t attention_us, experts_us, head_us; /* where the steps' time went */
     int64_t joins, joins_refused, nodes_lost, nodes_distrusted;
-    struct stats_histogram first_token_us, request_us, step_us;
+    struct stats_histogram queue_us, first_token_us, token_gap_us, request_us;
+    struct stats_histogram step_us, rows_of_step;
 };
 
 struct hub {
@@ -126,6 +130,7 @@ struct hub {
     bool draining;
     int64_t drain_deadline_ns;
     struct hub_counters counters;
+    struct traffic traffic;
 };
 
 /* hub.c: an event for the scheduler, and what follows from it. */
@@ -203,10 +208,16 @@ void hub_attention_release(struct hub *h, uint32_t node_id, uint64_t seq);
 void hub_attention_flush(struct hub *h);
 void hub_attention_close(struct hub *h);
 
+/* hub_watch.c: what a step's reply tells beside its tokens. */
+void hub_watch_step(struct hub *h, struct hub_attention *a, const struct reply *r,
+                    const struct wire_step_reply *step);
+
 /* hub_admin.c: what operators may do. */
 void hub_admin_drain(struct hub *h, struct http_exchange *x, const struct http_message *m);
 
 /* admin.c: what operators see. */
 void admin_ready(const struct hub *h, struct buf *out);
 void admin_cluster(const struct hub *h, struct buf *out);
-void admin_metrics(const struct hub *h, struct buf *out);
+
+/* hub_metrics.c: all of it for Prometheus. */
+void hub_write_metrics(const struct hub *h, struct buf *out);

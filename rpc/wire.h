@@ -356,6 +356,53 @@ void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message
 /* One allocation, freed with mem_free(). */
 int wire_step_reply_decode(struct str message, struct wire_step_reply **out, struct err *e);
 
+/* Payload 0 of a step's reply, now and then and whenever the step is traced (rpc/wire_report.c).
+ * Numbers are of the time since the side's last report. */
+struct wire_node_traffic {
+    uint32_t node_id; /* never 0 */
+    uint64_t incarnation;
+    uint64_t calls;     /* answered well */
+    uint64_t failovers; /* parcels asked elsewhere because of it */
+    uint64_t hedges, retries;
+    uint64_t sent_bytes, received_bytes;    /* payloads */
+    uint64_t call_us, queue_us, compute_us; /* of calls answered well; the last two as it says */
+};
+struct wire_layer_time {
+    uint32_t layer;
+    uint64_t rounds, rows, attention_us, experts_us;
+};
+enum wire_span_kind {
+    WIRE_SPAN_ATTENTION,
+    WIRE_SPAN_ROUND, /* scatter to the end of gather */
+    WIRE_SPAN_CALL,
+    WIRE_SPAN_HEAD,
+    WIRE_SPANS
+};
+struct wire_span {
+    enum wire_span_kind kind;
+    uint32_t layer, lane;
+    uint32_t node_id;             /* of a call */
+    uint64_t begin_us, length_us; /* since the step began */
+    uint64_t queue_us, compute_us;
+    uint32_t rows;
+    uint64_t bytes;
+    bool is_failed;
+};
+enum { WIRE_MAX_SPANS = 16384 };
+struct wire_step_report {
+    uint32_t n_nodes;  /* at most WIRE_MAX_NODES */
+    uint32_t n_layers; /* entries, at most WIRE_MAX_LAYERS */
+    uint32_t n_spans;
+    const struct wire_node_traffic *nodes;
+    const struct wire_layer_time *layers;
+    const struct wire_span *spans;
+    uint64_t spans_lost;
+};
+void wire_step_report_encode(const struct wire_step_report *m, struct buf *payload);
+/* One allocation, freed with mem_free().  E_INVALID: too many of something, a node or a kind that
+ * does not exist, a span whose parts are longer than itself or than a day. */
+int wire_step_report_decode(struct str payload, struct wire_step_report **out, struct err *e);
+
 /* Release: forget these sequences; unknown ones are fine, as are those of an older session.
  * Empty reply. */
 struct wire_release {

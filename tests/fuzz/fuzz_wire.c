@@ -124,6 +124,15 @@ static void decode_step_reply(const struct input *in)
     mem_free(out);
 }
 
+static void decode_step_report(const struct input *in)
+{
+    struct wire_step_report *out = NULL;
+    if (wire_step_report_decode(in->message, &out, NULL) == 0)
+        for (uint32_t i = 0; i < out->n_spans; i++)
+            must(out->spans[i].queue_us + out->spans[i].compute_us <= out->spans[i].length_us);
+    mem_free(out);
+}
+
 static void decode_release(const struct input *in)
 {
     struct wire_release *out = NULL;
@@ -185,6 +194,7 @@ static void (*const decoders[])(const struct input *in) = {
     decode_listing,
     decode_callers,
     decode_load,
+    decode_step_report,
 };
 
 /* The next `bytes` bytes, or what there is. */

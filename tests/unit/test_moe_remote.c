@@ -243,7 +243,7 @@ static int run_chunk(struct world *w, struct kv_seq *seq, int n, const struct st
     step.n_seqs = 1;
     step.seqs = &s;
     CHECK_INT(kv_reserve(w->model.kv, seq, at + n), 0);
-    moe_remote_begin_step(w->moe, 7, clock_now_ns() + 30 * CLOCK_S);
+    moe_remote_begin_step(w->moe, 7, 0, clock_now_ns() + 30 * CLOCK_S);
     if (w->is_guarded)
         mem_guard_begin("a step");
     int rc =
@@ -418,7 +418,7 @@ TEST(moe_remote_asks_rows_again_that_do_not_fit_the_grid)
                          .routing = &routing};
     CHECK_INT(moe_local_ops.scatter(w.model.moe, 0, &m), 0);
     CHECK_INT(moe_local_ops.gather(w.model.moe, 0, local), 0);
-    moe_remote_begin_step(w.moe, 1, clock_now_ns() + 30 * CLOCK_S);
+    moe_remote_begin_step(w.moe, 1, 0, clock_now_ns() + 30 * CLOCK_S);
     CHECK_INT(moe_remote_ops.scatter(w.moe, 0, &m), 0);
     CHECK_INT(moe_remote_ops.gather(w.moe, 0, remote), 0);
     CHECK_BYTES(remote, local, sizeof(local));
