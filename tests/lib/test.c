@@ -53,6 +53,7 @@ enum { N_SUITES = sizeof(suites) / sizeof(suites[0]) };
 
 static struct test_case *registered;
 static const struct test_case *chosen[MAX_TESTS];
+static bool has_failed[MAX_TESTS]; /* as chosen */
 static int n_chosen;
 
 static struct {
@@ -118,11 +119,20 @@ static int compare_tests(const void *a, const void *b)
     return by_file ? by_file : strcmp(x->name, y->name);
 }
 
+/* A filter is a suite, or a part of a test's name as it is printed ("unit/buf_"). */
+static bool is_meant(const struct test_case *t, const char *filter)
+{
+    const char *suite = suites[suite_of(t)].name;
+    char printed[256];
+    snprintf(printed, sizeof(printed), "%s/%s", suite, t->name);
+    return strcmp(filter, suite) == 0 || strstr(t->name, filter) ||
+           (strchr(filter, '/') && strstr(printed, filter));
+}
+
 static bool is_chosen(const struct test_case *t)
 {
     for (int i = 0; i < options.n_filters; i++)
-        if (strcmp(options.filters[i], suites[suite_of(t)].name) == 0 ||
-            strstr(t->name, options.filters[i]))
+        if (is_meant(t, options.filters[i]))
             return true;
     return options.n_filters == 0;
 }
@@ -415,6 +425,8 @@ static void finish(struct running *r, int status)
     show(r->say_fd);
     fflush(stdout);
     n_failed += failure != NULL;
+    for (int i = 0; i < n_chosen; i++)
+        has_failed[i] |= failure && chosen[i] == r->test;
     n_skipped += is_skipped;
     n_passed += !failure && !is_skipped;
     close(r->output_fd);
@@ -578,8 +590,15 @@ static void choose_tests(void)
         chosen[n_chosen++] = t;
     }
     qsort(chosen, (size_t)n_chosen, sizeof(chosen[0]), compare_tests);
-    if (n_chosen == 0)
-        misuse("no test has such a name");
+    for (int i = 0; i < options.n_filters; i++) {
+        const struct test_case *t = registered;
+        while (t && !is_meant(t, options.filters[i]))
+            t = t->next;
+        if (!t) {
+            fprintf(stderr, "'%s': ", options.filters[i]);
+            misuse("no test has such a name");
+        }
+    }
 }
 
 int main(int argc, char **argv)
@@ -607,6 +626,9 @@ int main(int argc, char **argv)
     must_zero(sigprocmask(SIG_BLOCK, &watched, NULL));
     run_all(false, options.jobs, &watched);
     run_all(true, 1, &watched);
+    for (int i = 0; i < n_chosen; i++)
+        if (has_failed[i])
+            printf("failed: %s/%s\n", suites[suite_of(chosen[i])].name, chosen[i]->name);
     printf("%d passed, %d failed, %d skipped\n", n_passed, n_failed, n_skipped);
     return n_failed > 0;
 }
