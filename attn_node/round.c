@@ -1,5 +1,5 @@
 /* attn_node/round.c - see round.h; how selections become parcels is in round_plan.c, what is done
- * with the values in round_sum.c. */
+ * with the values in round_sum.c, how they are confirmed in round_check.c. */
 #include "attn_node/round.h"
 
 #include <stdio.h>
@@ -26,7 +26,8 @@ struct round *round_new(const struct round_limits *l)
     room = n_slots * ROUND_ASKS;
     r->max_routes = (int)n_slots;
     r->room = (int)room;
-    r->liar = -1;
+    r->liar = r->dispute = -1;
+    r->rng = rng_seed(1);
     r->choice = choice_new(l->n_experts);
     r->parcels = mem_array(room, sizeof(*r->parcels));
     r->entry_rows = mem_array(room, sizeof(int32_t));
@@ -43,6 +44,8 @@ struct round *round_new(const struct round_limits *l)
     r->is_overflowed = mem_array((size_t)l->max_rows, 1);
     r->slots = mem_aligned_raw(bytes);
     r->has_slot = mem_array(n_slots, 1);
+    r->first_said = mem_aligned_raw(bytes); /* untouched, and so no memory, without checks */
+    r->witness_said = mem_aligned_raw(bytes);
     return r;
 }
 
@@ -62,7 +65,7 @@ void round_free(struct round **round)
                            r->entry_rows,    r->entry_route, r->slot_books, r->entry_exponents,
                            r->first_routes,  r->route_slots, r->wanted,     r->route_experts,
                            r->route_weights, r->sums,        r->scaled,     r->is_overflowed,
-                           r->slots,         r->has_slot};
+                           r->slots,         r->has_slot,    r->first_said, r->witness_said};
     for (size_t i = 0; i < sizeof(owned) / sizeof(owned[0]); i++)
         mem_free(owned[i]);
     mem_free(r);
@@ -116,9 +119,16 @@ static int list_wanted(struct round *r, bool with_orphans)
     return n;
 }
 
+static void finish_part(struct round *r);
+
+/* After every event: is there something left to wait for? */
 static void settle(struct round *r)
 {
-    if (r->n_planned + r->n_out == 0 && r->n_missing > 0)
+    if (r->state == ROUND_DONE || r->state == ROUND_FAILED)
+        return;
+    if (r->n_missing + r->n_unchecked == 0)
+        finish_part(r);
+    else if (r->n_planned + r->n_out == 0)
         r->state = ROUND_WAITING;
     else
         r->state = ROUND_RUNNING;
@@ -131,8 +141,11 @@ static int recover(struct round *r, enum round_reason reason, bool with_orphans)
                            .n_slots = list_wanted(r, with_orphans),
                            .reason = reason,
                            .worst = STANDING_DOUBTFUL,
-                           .without_node = -1};
+                           .without_node = -1,
+                           .nor_node = -1};
     int n = round_plan_slots(r, &w);
+    if (with_orphans)
+        n += round_ask_witnesses(r);
     settle(r);
     return n;
 }
@@ -157,7 +170,8 @@ void round_begin(struct round *r, const struct round_plan *plan)
     r->error.code = r->last.code = 0;
     r->asked_again = false;
     r->n_missing = n_slots;
-    r->n_orphans = r->n_left_out = 0;
+    r->n_orphans = r->n_left_out = r->n_unchecked = r->n_check_out = r->n_checks = 0;
+    r->dispute = -1;
     if (plan->mode == COMBINE_FIXED)
         memset(r->sums, 0, (size_t)rows->n_rows * slot_bytes(r));
     memset(r->is_overflowed, 0, (size_t)rows->n_rows);
@@ -173,8 +187,10 @@ void round_begin(struct round *r, const struct round_plan *plan)
                            .n_slots = n_slots,
                            .reason = REASON_FIRST,
                            .worst = STANDING_DOUBTFUL,
-                           .without_node = -1};
+                           .without_node = -1,
+                           .nor_node = -1};
     round_plan_slots(r, &w);
+    r->state = ROUND_RUNNING;
     settle(r);
 }
 
@@ -219,26 +235,39 @@ static struct round_parcel *parcel_that_is_out(struct round *r, struct round_tic
     return round_is_out(r, t) ? &r->parcels[t.parcel] : NULL;
 }
 
-static bool is_live(const struct round_parcel *p)
+bool round_is_live(const struct round_parcel *p)
 {
     return p->state == PARCEL_PLANNED || p->state == PARCEL_OUT;
 }
 
-static void end_parcel(struct round *r, struct round_parcel *p, enum round_parcel_state state)
+/* What a witness was asked for is wanted again. */
+static void free_slot(struct round *r, const struct round_parcel *p, struct slot_books *s)
 {
-    must(is_live(p));
+    if (p->reason != REASON_CHECK) {
+        s->n_live--;
+    } else if (s->check == CHECK_OUT) {
+        s->check = CHECK_WANTED;
+        r->n_check_out--;
+    }
+}
+
+void round_end_parcel(struct round *r, struct round_parcel *p, enum round_parcel_state state)
+{
+    must(round_is_live(p));
     if (p->state == PARCEL_PLANNED)
         r->n_planned--;
     else
         r->n_out--;
     r->nodes[p->node].n_out--;
     for (int i = 0; i < p->n_routes; i++)
-        r->slot_books[p->slots[i]].n_live--;
+        free_slot(r, p, &r->slot_books[p->slots[i]]);
     p->state = state;
 }
 
 static bool has_counted(const struct round *r, const struct round_parcel *p)
 {
+    if (p->reason == REASON_CHECK)
+        return false;
     for (int i = 0; i < p->n_routes; i++)
         if (r->slot_books[p->slots[i]].is_counted)
             return true;
@@ -250,8 +279,8 @@ static bool has_counted(const struct round *r, const struct round_parcel *p)
 static void drop_rivals(struct round *r)
 {
     for (int i = 0; i < r->n_parcels; i++)
-        if (is_live(&r->parcels[i]) && has_counted(r, &r->parcels[i]))
-            end_parcel(r, &r->parcels[i], PARCEL_DROPPED);
+        if (round_is_live(&r->parcels[i]) && has_counted(r, &r->parcels[i]))
+            round_end_parcel(r, &r->parcels[i], PARCEL_DROPPED);
     recover(r, REASON_RETRY, false);
 }
 
@@ -273,7 +302,7 @@ static void lose_rival(struct round *r, const struct round_parcel *lost)
 {
     for (int i = 0; i < r->n_parcels; i++) {
         struct round_parcel *p = &r->parcels[i];
-        if (is_live(p) && p->is_asked_twice && share_selections(p, lost))
+        if (round_is_live(p) && p->is_asked_twice && share_selections(p, lost))
             p->is_asked_twice = false;
     }
 }
@@ -290,14 +319,16 @@ static void fail_parcel(struct round *r, struct round_parcel *p, int code, const
     round_name_experts(r, p->slots, p->n_routes, experts, sizeof(experts));
     err_set(&r->last, code, "node %s: layer %d, experts %s: %s", r->nodes[p->node].node.name,
             r->plan.rows->layer, experts, why && why[0] ? why : err_text(code));
-    end_parcel(r, p, PARCEL_FAILED);
+    round_end_parcel(r, p, PARCEL_FAILED);
     r->nodes[p->node].grudge = GRUDGE_FAILED;
     if (is_final(code)) {
         r->error = r->last;
         r->state = ROUND_FAILED;
         return;
     }
-    if (r->has_rivals)
+    if (p->reason == REASON_CHECK)
+        round_lose_witness(r, p);
+    else if (r->has_rivals)
         lose_rival(r, p);
     recover(r, REASON_RETRY, false);
 }
@@ -326,6 +357,7 @@ static int ask_elsewhere(struct round *r, struct round_parcel *p, const struct r
     w.slots = p->slots;
     w.n_slots = p->n_routes;
     w.without_node = p->node;
+    w.nor_node = -1;
     w.is_whole = true;
     int n = round_plan_slots(r, &w);
     p->is_asked_twice = n > 0;
@@ -340,6 +372,11 @@ int round_late(struct round *r, struct round_ticket t)
         return 0;
     if (r->nodes[p->node].grudge == GRUDGE_NONE)
         r->nodes[p->node].grudge = GRUDGE_LATE;
+    if (p->reason == REASON_CHECK) {
+        bool is_replaced = round_replace_witness(r, p);
+        settle(r);
+        return is_replaced;
+    }
     return ask_elsewhere(r, p,
                          &(struct round_wish){.reason = REASON_LATE, .worst = STANDING_DOUBTFUL});
 }
@@ -347,7 +384,8 @@ int round_late(struct round *r, struct round_ticket t)
 int round_hedge(struct round *r, struct round_ticket t)
 {
     struct round_parcel *p = parcel_that_is_out(r, t);
-    return p ? ask_elsewhere(r, p,
+    return p && p->reason != REASON_CHECK
+               ? ask_elsewhere(r, p,
                              &(struct round_wish){.reason = REASON_HEDGE, .worst = STANDING_GOOD})
              : 0;
 }
@@ -370,11 +408,12 @@ static void begin_again(struct round *r)
     int top_k = r->limits.top_k;
     r->asked_again = true;
     for (int i = 0; i < r->n_parcels; i++)
-        if (is_live(&r->parcels[i]))
-            end_parcel(r, &r->parcels[i], PARCEL_DROPPED);
+        if (round_is_live(&r->parcels[i]))
+            round_end_parcel(r, &r->parcels[i], PARCEL_DROPPED);
     for (int slot = 0; slot < r->plan.rows->n_rows * top_k; slot++)
         if (r->is_overflowed[slot / top_k] && !r->slot_books[slot].is_left_out) {
             r->slot_books[slot].is_counted = false;
+            r->slot_books[slot].check = CHECK_NONE;
             r->n_missing++;
         }
     recover(r, REASON_FIRST, true);
@@ -383,9 +422,16 @@ static void begin_again(struct round *r)
 static void finish_part(struct round *r)
 {
     bool has_overflow = memchr(r->is_overflowed, 1, (size_t)r->plan.rows->n_rows) != NULL;
+    r->dispute = round_compare(r);
+    if (r->dispute >= 0) {
+        err_set(&r->error, E_ABORTED, "layer %d: two nodes give other bits for the same row",
+                r->plan.rows->layer);
+        r->state = ROUND_FAILED;
+        return;
+    }
     if (has_overflow && !r->asked_again)
         begin_again(r);
-    if (r->n_missing == 0)
+    if (r->n_missing + r->n_unchecked == 0)
         r->state = ROUND_DONE;
 }
 
@@ -398,16 +444,19 @@ int round_take(struct round *r, struct round_ticket t, const struct round_reply 
     int rc = round_check_reply(r, p, reply, e);
     if (rc < 0)
         return rc;
-    round_add_reply(r, p, reply);
     r->nodes[p->node].grudge = GRUDGE_NONE;
-    end_parcel(r, p, PARCEL_DONE);
-    count_selections(r, p);
-    if (r->has_rivals)
-        drop_rivals(r);
-    if (r->n_missing == 0)
-        finish_part(r);
-    else
-        settle(r);
+    if (p->reason == REASON_CHECK) {
+        round_take_witness(r, p, reply);
+        round_end_parcel(r, p, PARCEL_DONE);
+    } else {
+        round_add_reply(r, p, reply);
+        round_end_parcel(r, p, PARCEL_DONE);
+        count_selections(r, p);
+        round_maybe_check(r, p, reply);
+        if (r->has_rivals)
+            drop_rivals(r);
+    }
+    settle(r);
     return 0;
 }
 
@@ -415,7 +464,7 @@ int round_take(struct round *r, struct round_ticket t, const struct round_reply 
 
 int round_n_orphans(const struct round *r)
 {
-    return r->n_orphans;
+    return r->n_orphans + r->n_unchecked - r->n_check_out;
 }
 
 void round_stand(struct round *r, int node, enum standing standing)
@@ -436,19 +485,28 @@ int round_retry(struct round *r)
     return recover(r, r->last.code ? REASON_RETRY : REASON_FIRST, true);
 }
 
+static uint16_t move_node(const struct round *r, const int32_t *moved, uint16_t node)
+{
+    return node < r->n_nodes && moved[node] >= 0 ? (uint16_t)moved[node] : (uint16_t)ROUND_GONE;
+}
+
 /* Parcels follow their nodes to the new numbers, or fail with them. */
 static void move_parcels(struct round *r, const int32_t *moved)
 {
     for (int i = 0; i < r->n_parcels; i++) {
         struct round_parcel *p = &r->parcels[i];
         int node = p->node < 0 ? -1 : moved[p->node];
-        if (node < 0 && is_live(p))
-            end_parcel(r, p, PARCEL_FAILED);
+        if (node < 0 && round_is_live(p))
+            round_end_parcel(r, p, PARCEL_FAILED);
         p->node = node;
     }
-    for (int slot = 0; slot < r->max_routes; slot++)
-        if (r->slot_books[slot].doubted_by != 0)
-            r->slot_books[slot].doubted_by = ROUND_UNKNOWN_LIAR;
+    for (int slot = 0; slot < r->max_routes; slot++) {
+        struct slot_books *s = &r->slot_books[slot];
+        if (s->doubted_by != 0)
+            s->doubted_by = ROUND_UNKNOWN_LIAR;
+        s->answered_by = move_node(r, moved, s->answered_by);
+        s->confirmed_by = move_node(r, moved, s->confirmed_by);
+    }
     r->liar = -1;
 }
 
@@ -494,16 +552,14 @@ void round_leave_out(struct round *r)
         r->n_missing--;
         r->n_left_out++;
     }
-    if (r->n_missing == 0)
-        finish_part(r);
-    else
-        settle(r);
+    r->n_left_out += round_believe(r);
+    settle(r);
 }
 
 void round_give_up(struct round *r, const char *how_long)
 {
     must(r->state == ROUND_RUNNING || r->state == ROUND_WAITING);
-    must(r->n_orphans > 0);
+    must(round_n_orphans(r) > 0);
     r->state = ROUND_FAILED;
     if (r->last.code) {
         err_set(&r->error, r->last.code, "%s (%s)", r->last.text, how_long);
@@ -511,6 +567,12 @@ void round_give_up(struct round *r, const char *how_long)
     }
     char experts[96];
     int n = list_wanted(r, true);
+    if (n == 0) {
+        err_set(&r->error, E_UNAVAILABLE,
+                "layer %d: no second node confirms the answer of %d selections (%s)",
+                r->plan.rows->layer, r->n_unchecked - r->n_check_out, how_long);
+        return;
+    }
     round_name_experts(r, r->wanted, n, experts, sizeof(experts));
     uint16_t expert = r->plan.rows->routing->experts[r->wanted[0]];
     uint16_t holder = r->plan.holders[(size_t)expert * (size_t)r->plan.n_replicas];

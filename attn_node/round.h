@@ -18,11 +18,17 @@
  * counted already is DROPPED.  A selection that no node can be asked for is an orphan; a round
  * that has nothing else left is WAITING for a table, or a node, that helps.
  *
+ * Checks: what a parcel brought is asked of other holders too, one parcel in check_one_in, and
+ * the round ends only when these witnesses have answered: with other bits it fails, and
+ * round_dispute() says who said what.  A sampled check (more than one in one) that finds no
+ * witness, or loses it, comes to nothing.  With check_one_in = 1 a selection that nobody else
+ * confirms is an orphan like one that nobody answers.
+ *
  * In mode fixed, rows that do not fit the grid somewhere are collected; when all first answers
  * are in, their whole routing is asked again in mode expert and their fixed sums are
  * forgotten.
  *
- * Invariants: each selection is counted exactly once.  A selection that is not counted is in a
+ * Invariants: each selection is counted exactly once, and its witness is another node.  A selection that is not counted is in a
  * parcel that is PLANNED or OUT, or an orphan, or (degraded mode) left out.  round_fold()
  * gives the same bits whatever order replies arrived in, and (but for mode node) whoever
  * answered.
@@ -60,7 +66,7 @@ enum round_parcel_state {
     PARCEL_DROPPED, /* nobody waits for it any more: cancel the call */
 };
 /* Why a parcel was planned. */
-enum round_reason { REASON_FIRST, REASON_RETRY, REASON_LATE, REASON_HEDGE };
+enum round_reason { REASON_FIRST, REASON_RETRY, REASON_LATE, REASON_HEDGE, REASON_CHECK };
 
 /* The rows of one request to one node; each row once.  Owned by the round. */
 struct round_parcel {
@@ -99,6 +105,10 @@ struct round_plan {
      * the last */
     const uint16_t *holders;
     int n_replicas;
+    /* One parcel in so many is checked; 0: none, 1: all.  In mode node, where the bits depend on
+     * which experts a parcel has, a check needs one witness for all of it, and 1 is only
+     * sampling, too. */
+    int64_t check_one_in;
 };
 /* The round may be WAITING at once. */
 void round_begin(struct round *r, const struct round_plan *plan);
@@ -141,14 +151,14 @@ void round_fail_unsent(struct round *r, int parcel, int code, const char *why);
  * how many parcels were planned; 0: nobody else could be asked (try again after the next
  * event), or it was done before. */
 int round_late(struct round *r, struct round_ticket t);
-/* The same without prejudice and only at nodes of good standing. */
+/* The same without prejudice and only at nodes of good standing; never for a witness. */
 int round_hedge(struct round *r, struct round_ticket t);
 /* What is known of a node has changed. */
 void round_stand(struct round *r, int node, enum standing standing);
 
 /* ---- when nobody is left to ask */
 
-/* Selections that no node can be asked for. */
+/* Selections that no node can be asked for, to answer or to confirm. */
 int round_n_orphans(const struct round *r);
 /* Forgives the nodes that failed and plans the orphans again; returns how many parcels.  In
  * state WAITING the caller has ended every call of this round first: their tickets are stale
@@ -165,7 +175,7 @@ struct round_change {
 };
 void round_change(struct round *r, const struct round_change *c);
 /* Degraded mode: orphans are left out of their rows' sums, and what remains of a row's weights
- * is scaled to the whole. */
+ * is scaled to the whole; what nobody else confirms is believed. */
 void round_leave_out(struct round *r);
 /* Fails the round for its orphans; `how_long` ("waited 60000 ms") ends the sentence. */
 void round_give_up(struct round *r, const char *how_long);
@@ -180,11 +190,29 @@ int round_n_parcels(const struct round *r);
 int round_n_out(const struct round *r);
 /* true while a reply to this ticket would be taken. */
 bool round_is_out(const struct round *r, struct round_ticket t);
-/* Selections that were left out. */
+/* Selections that were left out, or believed without the confirmation that was wanted. */
 int round_n_left_out(const struct round *r);
 /* A node that gave a value that is not finite where another one then gave a finite one; -1:
  * none.  Forgotten when asked for. */
 int round_take_liar(struct round *r);
+/* One answer to one row's selections; `data` is the round's until it is abandoned. */
+struct round_answer {
+    int node; /* -1: it is in no table any more */
+    int n_slots;
+    int32_t slots[MODEL_MAX_TOP_K];
+    bool is_off_grid; /* `data` means nothing then */
+    const void *data; /* fixed: int32 [hidden]; expert: float [hidden]; node: bf16 [hidden] */
+};
+/* What a check found: for one row, `first` and what the parts of it add up to are not equal. */
+struct round_dispute {
+    int row;
+    enum combine_mode mode;
+    struct round_answer first;
+    int n_parts;
+    struct round_answer parts[MODEL_MAX_TOP_K]; /* the witnesses' */
+};
+/* Of a round that failed; false: not because of a check. */
+bool round_find_dispute(const struct round *r, struct round_dispute *out);
 /* What the round in progress is about. */
 int round_layer(const struct round *r);
 const struct rows *round_rows(const struct round *r);

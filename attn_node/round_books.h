@@ -1,14 +1,16 @@
 /* attn_node/round_books.h - the inside of a round, shared by round.c (events), round_plan.c
- * (selections become parcels) and round_sum.c (values).  Nobody else includes it. */
+ * (selections become parcels), round_sum.c (values) and round_check.c (witnesses).  Nobody else includes it. */
 #pragma once
 
 #include "attn_node/round.h"
+#include "base/rng.h"
 
 /* Every selection may be asked so many times before the round has to stop and tidy up; the
- * first time, once more for rows that do not fit the grid, and the rest for trouble. */
-enum { ROUND_ASKS = 6 };
-/* In doubted_by: a node of an older table. */
-enum { ROUND_UNKNOWN_LIAR = 0xffff };
+ * first time, once more for rows that do not fit the grid, both again as checks, and the rest for
+ * trouble. */
+enum { ROUND_ASKS = 8 };
+/* In doubted_by: a node of an older table.  The same in answered_by and confirmed_by. */
+enum { ROUND_UNKNOWN_LIAR = 0xffff, ROUND_GONE = 0xffff };
 
 /* Why a node is asked less, or nothing, in this round. */
 enum round_grudge { GRUDGE_NONE, GRUDGE_LATE, GRUDGE_FAILED };
@@ -22,11 +24,19 @@ struct node_books {
     int last_row;                 /* the row that was added last, or -1 */
 };
 
+/* Of a selection that was counted: is it to be confirmed? */
+enum slot_check { CHECK_NONE, CHECK_WANTED, CHECK_OUT, CHECK_DONE };
 /* What is known of one selection. */
 struct slot_books {
-    uint16_t n_live;     /* parcels that are PLANNED or OUT and have it */
+    uint16_t n_live;     /* parcels that are PLANNED or OUT and have it; without witnesses */
     uint16_t doubted_by; /* 1 + the node whose value was not finite; 0: none */
     bool is_counted, is_orphan, is_left_out;
+    /* A row's answer, the first or a witness's, is kept at the place of the first of its slots. */
+    bool is_off_grid, is_witness_off_grid; /* of the answer at this place */
+    uint8_t check;                         /* enum slot_check */
+    uint16_t answered_by, confirmed_by;    /* nodes, or ROUND_GONE */
+    int32_t check_id;                      /* which check it belongs to */
+    int32_t place, witness_place;          /* where the answers with it are kept */
 };
 
 struct round {
@@ -52,6 +62,10 @@ struct round {
     struct round_parcel *parcels; /* [room] */
     int n_parcels, n_planned, n_out;
     int n_missing, n_orphans, n_left_out; /* selections */
+    int n_unchecked, n_check_out;         /* of these, at witnesses */
+    int n_checks;                         /* begun */
+    int dispute;                          /* the place of an answer that was not confirmed; -1 */
+    struct rng rng;                       /* which parcels are checked */
 
     int n_entries, n_routes, n_first_routes; /* filled so far */
     int32_t *entry_rows, *entry_route;       /* [room] */
@@ -69,6 +83,8 @@ struct round {
     uint8_t *is_overflowed; /* [max_rows] */
     char *slots;            /* [max_routes] rows of `hidden` floats (expert) or bf16s (node) */
     uint8_t *has_slot;      /* [max_routes] */
+    char *first_said;       /* [max_routes] as `slots`: answers that are checked */
+    char *witness_said;     /* [max_routes] */
 };
 
 /* What to plan. */
@@ -78,6 +94,7 @@ struct round_wish {
     enum round_reason reason;
     enum standing worst;
     int without_node; /* is not asked; -1: any may be */
+    int nor_node;     /* a second one, or -1 */
     bool is_whole;    /* everything or nothing; otherwise what finds nobody becomes an orphan */
 };
 /* Returns how many parcels were planned. */
@@ -91,3 +108,29 @@ int round_check_reply(struct round *r, const struct round_parcel *p,
 /* Puts the values where round_fold() finds them. */
 void round_add_reply(struct round *r, const struct round_parcel *p,
                      const struct round_reply *reply);
+
+/* ---- round_check.c: no parcel is PLANNED or sent by anything else for a check */
+
+/* Every answer is to be confirmed, or the round does not end. */
+bool round_is_strict(const struct round *r);
+/* The answer to p was counted: shall others be asked as well? */
+void round_maybe_check(struct round *r, const struct round_parcel *p,
+                       const struct round_reply *reply);
+/* A witness's answer, of the right shape. */
+void round_take_witness(struct round *r, const struct round_parcel *p,
+                        const struct round_reply *reply);
+/* The slots of a witness that has ended without an answer: others are asked, or the check is
+ * given up. */
+void round_lose_witness(struct round *r, const struct round_parcel *p);
+/* All of p is asked of a third node, and p waited for no more; false: there is none. */
+bool round_replace_witness(struct round *r, struct round_parcel *p);
+/* Asks for what nobody is asked to confirm; returns how many parcels were planned. */
+int round_ask_witnesses(struct round *r);
+/* What nobody can confirm is believed; returns how many selections. */
+int round_believe(struct round *r);
+/* When every check has its answers: the place of one that was not confirmed, or -1. */
+int round_compare(const struct round *r);
+
+/* round.c */
+bool round_is_live(const struct round_parcel *p);
+void round_end_parcel(struct round *r, struct round_parcel *p, enum round_parcel_state state);

@@ -16,7 +16,7 @@ static void tell_standing(struct round *r, const struct round_wish *w)
         uint8_t standing = (uint8_t)n->node.standing;
         if (n->grudge == GRUDGE_LATE && standing == STANDING_GOOD)
             standing = STANDING_DOUBTFUL;
-        if (n->grudge == GRUDGE_FAILED || i == w->without_node)
+        if (n->grudge == GRUDGE_FAILED || i == w->without_node || i == w->nor_node)
             standing = STANDING_AWAY;
         r->standing[i] = standing;
         if (n->n_out == 0)
@@ -82,6 +82,25 @@ static void make_orphan(struct round *r, int slot)
     r->n_orphans++;
 }
 
+/* A selection that finds nobody; one that is to be confirmed is left as it was. */
+static void leave(struct round *r, const struct round_wish *w, int slot)
+{
+    if (w->reason != REASON_CHECK)
+        make_orphan(r, slot);
+}
+
+static void note_asked(struct round *r, const struct round_wish *w, int slot)
+{
+    struct slot_books *s = &r->slot_books[slot];
+    if (w->reason != REASON_CHECK) {
+        s->n_live++;
+        return;
+    }
+    must(s->check == CHECK_WANTED);
+    s->check = CHECK_OUT;
+    r->n_check_out++;
+}
+
 static void plan_entries(struct round *r, const struct round_wish *w)
 {
     const struct moe_rows *rows = r->plan.rows;
@@ -89,14 +108,14 @@ static void plan_entries(struct round *r, const struct round_wish *w)
         int slot = w->slots[i], row = slot / r->limits.top_k;
         struct node_books *n = node_of_slot(r, slot);
         if (!n) {
-            make_orphan(r, slot);
+            leave(r, w, slot);
             continue;
         }
         int route = n->first_place + n->n_routes++;
         r->route_slots[route] = slot;
         r->route_experts[route] = rows->routing->experts[slot];
         r->route_weights[route] = rows->routing->weights[slot];
-        r->slot_books[slot].n_live++;
+        note_asked(r, w, slot);
         if (n->last_row == row)
             continue;
         int entry = n->first_entry + n->n_entries++;
@@ -160,7 +179,7 @@ int round_plan_slots(struct round *r, const struct round_wish *w)
     bool has_room = r->n_routes + w->n_slots <= r->room;
     if (!has_room && !w->is_whole)
         for (int i = 0; i < w->n_slots; i++)
-            make_orphan(r, w->slots[i]);
+            leave(r, w, w->slots[i]);
     if (!has_room)
         return 0;
     int n_without = choose(r, w);

@@ -1,7 +1,10 @@
 /* tests/sim/test_round_sim.c - rounds in simulated time: answers are delayed, lost, doubled,
  * overtaken and come after their round has ended; nodes die and come back, tables change in the
  * middle, parcels are hedged.  Every round has the bits of one without any trouble, or fails by
- * its rule: when an expert stayed without a node for WAIT_US. */
+ * its rule: when an expert stayed without a node for WAIT_US.
+ *
+ * The same with a node that lies.  Where every answer is checked no wrong bit is ever folded, and
+ * a dispute has the liar in it; where one in some is, what is folded may be wrong. */
 #include "attn_node/round.h"
 
 #include <stdio.h>
@@ -31,6 +34,9 @@ struct sim {
     struct event *events[MAX_EVENTS];
     int n_events;
     bool is_dead[NODES]; /* by name: node i of a table is names[order[i]] */
+    int liar;            /* by name; -1: none */
+    bool is_steady;      /* it says the same wrong thing each time */
+    int64_t check_one_in;
     int order[NODES];
     struct round_node nodes[NODES];
     uint16_t holders[EXPERTS][REPLICAS];
@@ -44,7 +50,7 @@ struct sim {
     float weights[SLOTS];
     int16_t exponents[ROWS];
     float outputs[ROWS][EXPERTS][HIDDEN];
-    int n_done, n_failed, n_stale, n_hedges, n_late, n_waits, n_tables;
+    int n_done, n_failed, n_wrong, n_disputes, n_stale, n_hedges, n_late, n_waits, n_tables;
 };
 
 static void post(struct sim *s, struct event *e, int64_t delay_us)
@@ -98,6 +104,28 @@ static void compute(const struct sim *s, const struct round_parcel *p, struct ev
             memcpy(e->bytes + (size_t)j * bytes, s->outputs[p->rows[i]][p->experts[j]], bytes);
 }
 
+/* One answer in two is wrong somewhere, or off the grid; or every answer with expert 3 is. */
+static void lie(struct sim *s, const struct round_parcel *p, struct event *e)
+{
+    uint32_t *values = (uint32_t *)(void *)e->bytes;
+    if (s->is_steady) {
+        for (int i = 0; i < p->n_rows; i++)
+            for (int j = p->first_route[i]; j < p->first_route[i + 1]; j++)
+                if (p->experts[j] == 3)
+                    values[(p->mode == COMBINE_EXPERT ? j : i) * HIDDEN] ^= 4;
+        return;
+    }
+    if (rng_below(&s->rng, 2) == 0)
+        return;
+    if (p->mode == COMBINE_FIXED && rng_below(&s->rng, 4) == 0) {
+        e->n_overflow = e->n_overflow == 0; /* row 0, or none any more */
+        e->overflow[0] = 0;
+        return;
+    }
+    int n = p->mode == COMBINE_EXPERT ? p->n_routes : p->n_rows;
+    values[rng_below(&s->rng, (uint64_t)n * HIDDEN)] ^= 1u << rng_below(&s->rng, 20);
+}
+
 static struct event *new_event(enum event_kind kind, struct round_ticket t)
 {
     struct event *e = mem_alloc(sizeof(*e));
@@ -128,6 +156,8 @@ static void send_parcel(struct sim *s, int index)
     for (int i = 0; i < copies; i++) {
         struct event *e = new_event(REPLY, t);
         compute(s, p, e);
+        if (s->order[p->node] == s->liar)
+            lie(s, p, e);
         /* Some answers come after the deadlines, into a later round. */
         post(s, e, 10 + (int64_t)rng_below(&s->rng, fate > 90 ? 2 * TIMEOUT_US : 300));
     }
@@ -241,7 +271,7 @@ static void change_table(struct sim *s)
     for (int i = 0; i < NODES; i++) {
         moved[i] = -1;
         for (int k = 0; k < NODES; k++)
-            if (s->order[k] == was[i] && rng_below(&s->rng, 10) > 0)
+            if (s->order[k] == was[i] && (was[i] == s->liar || rng_below(&s->rng, 10) > 0))
                 moved[i] = k;
     }
     round_change(s->round, &(struct round_change){.nodes = s->nodes,
@@ -283,8 +313,12 @@ static void run_round(struct sim *s, enum combine_mode mode)
     float got[ROWS * HIDDEN], want[ROWS * HIDDEN];
     for (int i = 0; i < ROWS * HIDDEN; i++)
         got[i] = want[i] = (float)rng_normal(&s->rng);
-    struct round_plan plan = {
-        .rows = &s->rows, .mode = mode, .holders = s->holders[0], .n_replicas = REPLICAS};
+    struct round_plan plan = {.rows = &s->rows,
+                              .mode = mode,
+                              .holders = s->holders[0],
+                              .n_replicas = REPLICAS,
+                              .check_one_in = s->check_one_in};
+    struct round_dispute d;
     round_begin(s->round, &plan);
     s->waiting_since_us = 0;
     s->is_hopeless = rng_below(&s->rng, 20) == 0;
@@ -301,11 +335,22 @@ static void run_round(struct sim *s, enum combine_mode mode)
     if (round_state(s->round) == ROUND_DONE) {
         round_fold(s->round, got);
         fold_without_trouble(s, mode, want);
-        CHECK_BYTES(got, want, sizeof(got));
+        bool is_right = memcmp(got, want, sizeof(got)) == 0;
+        CHECK(is_right || (s->liar >= 0 && s->check_one_in != 1));
+        s->n_wrong += !is_right;
         s->n_done++;
+    } else if (round_find_dispute(s->round, &d)) {
+        CHECK(s->liar >= 0 && s->check_one_in > 0);
+        bool has_liar = d.first.node < 0 || s->order[d.first.node] == s->liar;
+        for (int i = 0; i < d.n_parts; i++)
+            has_liar |= d.parts[i].node < 0 || s->order[d.parts[i].node] == s->liar;
+        CHECK(has_liar);
+        round_abandon(s->round);
+        s->n_disputes++;
     } else {
         CHECK(s->now_us - s->waiting_since_us > WAIT_US);
-        CHECK_HAS(round_error(s->round)->text, "experts ");
+        CHECK(strstr(round_error(s->round)->text, "experts ") ||
+              strstr(round_error(s->round)->text, "no second node"));
         CHECK_HAS(round_error(s->round)->text, "waited");
         round_abandon(s->round);
         s->n_failed++;
@@ -330,7 +375,7 @@ static void make_step(struct sim *s)
     }
 }
 
-TEST_WITHIN(round_sim_ends_with_the_right_bits_or_a_named_failure, 120)
+static struct sim *open_sim(void)
 {
     struct sim *s = mem_alloc(sizeof(*s));
     struct round_limits limits = {.kernels = kernels_named("portable"),
@@ -339,6 +384,7 @@ TEST_WITHIN(round_sim_ends_with_the_right_bits_or_a_named_failure, 120)
                                   .hidden = HIDDEN,
                                   .n_experts = EXPERTS};
     s->rng = test_rng();
+    s->liar = -1;
     s->round = round_new(&limits);
     s->routing = (struct routing){
         .n_rows = ROWS, .top_k = TOP_K, .experts = s->experts, .weights = s->weights};
@@ -348,27 +394,72 @@ TEST_WITHIN(round_sim_ends_with_the_right_bits_or_a_named_failure, 120)
         .rows = {.n_rows = ROWS, .cols = HIDDEN, .f32 = s->outputs[0][0], .f32_stride = HIDDEN},
         .exponents = s->exponents,
         .routing = &s->routing};
-    for (int step = 0; step < 700; step++) {
-        if (step % 4 == 0) {
-            revive(s);
-            make_table(s);
-            round_install(s->round, s->nodes, NODES);
-        }
-        if (rng_below(&s->rng, 3) == 0)
-            s->is_dead[rng_below(&s->rng, NODES)] = true;
-        make_step(s);
-        for (int layer = 0; layer < 3; layer++) {
-            s->rows.layer = layer;
-            run_round(s, step % 2 ? COMBINE_FIXED : COMBINE_EXPERT);
-        }
+    return s;
+}
+
+static void close_sim(struct sim *s)
+{
+    while (s->n_events > 0)
+        deliver(s, next_event(s));
+    round_free(&s->round);
+    mem_free(s);
+}
+
+static void run_step(struct sim *s, int step)
+{
+    if (step % 4 == 0) {
+        revive(s);
+        make_table(s);
+        round_install(s->round, s->nodes, NODES);
     }
+    if (rng_below(&s->rng, 3) == 0)
+        s->is_dead[rng_below(&s->rng, NODES)] = true;
+    make_step(s);
+    for (int layer = 0; layer < 3; layer++) {
+        s->rows.layer = layer;
+        run_round(s, step % 2 ? COMBINE_FIXED : COMBINE_EXPERT);
+    }
+}
+
+TEST_WITHIN(round_sim_ends_with_the_right_bits_or_a_named_failure, 120)
+{
+    struct sim *s = open_sim();
+    for (int step = 0; step < 700; step++)
+        run_step(s, step);
     test_say("%d rounds done, %d failed; %d answers late or twice, %d hedges, %d late parcels, "
              "%d waits, %d tables",
              s->n_done, s->n_failed, s->n_stale, s->n_hedges, s->n_late, s->n_waits, s->n_tables);
     CHECK(s->n_done > 1500 && s->n_failed > 0 && s->n_stale > 0);
     CHECK(s->n_hedges > 100 && s->n_late > 100 && s->n_waits > 100 && s->n_tables > 300);
-    while (s->n_events > 0)
-        deliver(s, next_event(s));
-    round_free(&s->round);
-    mem_free(s);
+    close_sim(s);
+}
+
+static void lie_through(int64_t check_one_in, bool is_steady, struct sim *out)
+{
+    struct sim *s = open_sim();
+    s->check_one_in = check_one_in;
+    s->is_steady = is_steady;
+    for (int step = 0; step < 300; step++) {
+        s->liar = (int)rng_below(&s->rng, NODES + 1) - 1;
+        run_step(s, step);
+    }
+    test_say("one check in %d, %s: %d rounds done, %d of them wrong, %d disputes, %d failed, "
+             "%d waits",
+             (int)check_one_in, is_steady ? "steady lies" : "lies", s->n_done, s->n_wrong,
+             s->n_disputes, s->n_failed, s->n_waits);
+    *out = *s;
+    close_sim(s);
+}
+
+TEST_WITHIN(round_sim_never_folds_a_lie_where_every_answer_is_checked, 120)
+{
+    struct sim s;
+    for (int steady = 0; steady < 2; steady++) {
+        lie_through(0, steady, &s);
+        CHECK(s.n_wrong > 20 && s.n_disputes == 0);
+        lie_through(6, steady, &s);
+        CHECK(s.n_wrong > 5 && s.n_disputes > 5);
+        lie_through(1, steady, &s);
+        CHECK(s.n_wrong == 0 && s.n_disputes > 20 && s.n_done > 50);
+    }
 }
