@@ -10,7 +10,7 @@ struct ladder {
     int64_t deadline_min_ns, deadline_max_ns;
     int64_t wait_ns;       /* for a table, when an expert is on no node that can be asked */
     int64_t hedge_percent; /* extra calls; 0: none */
-    int64_t verify_one_in; /* parcels that a replica is asked for as well; 0: none */
+    int64_t verify_one_in; /* parcels that others must confirm (round.h); 0: none */
     bool is_degraded;      /* experts that nobody can be asked for are left out */
 };
 
@@ -55,7 +55,7 @@ struct ladder {
          0, \
          1000000000, \
          NULL, \
-         "one in so many answers is compared with a replica's; 0: none"}, \
+         "one in so many answers must have a replica's bits before it counts; 1: all; 0: none"}, \
     { \
         "round.degraded", CONF_BOOL, AT(is_degraded), "false", 0, 0, NULL, \
             "experts that are on no node are left out at once, and the answer is marked degraded" \

@@ -5,7 +5,8 @@
  * that are nowhere, wait.  No call outlives its round: when a round ends the open ones are
  * cancelled, so a trip's memory can be used again by the next round.
  *
- * A sampled check (verify.h) has calls of its own, outside any round. */
+ * When a round's check finds that two nodes differ, the step has come to nothing: inquiry.h
+ * finds out who was wrong, that node is asked nothing more, and the owner begins again. */
 #include "attn_node/moe_remote.h"
 
 #include <inttypes.h>
@@ -13,9 +14,10 @@
 #include <string.h>
 
 #include "attn_node/expert_peers.h"
+#include "attn_node/forward_call.h"
+#include "attn_node/inquiry.h"
 #include "attn_node/observer.h"
 #include "attn_node/round.h"
-#include "attn_node/verify.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -24,10 +26,7 @@
 
 _Static_assert((int)ROUND_NO_HOLDER == (int)WIRE_NO_HOLDER, "the table is used as it came");
 
-enum {
-    LANES = 1,         /* forward_step() uses one */
-    POOLED_BLOBS = 16, /* of each kind; beyond that the heap serves */
-};
+enum { LANES = 1 /* forward_step() uses one */ };
 /* A full channel gives no event when it drains. */
 #define UNSENT_POLL_NS (2 * CLOCK_MS)
 /* How often experts that are nowhere, and late parcels that nobody else has, are looked at. */
@@ -48,14 +47,15 @@ struct trip {
     struct round_ticket ticket;
     uint64_t call_id; /* 0: not open */
     int64_t sent_ns, hedge_ns, late_ns, deadline_ns;
-    bool is_late, is_hedged, is_checked;
+    bool is_late, is_hedged;
     uint32_t n_rows;
     uint64_t sent_bytes;
 };
 
 struct lane {
     struct round *round;
-    struct trip *trips; /* [round_max_parcels()] */
+    const struct moe_rows *rows; /* of the round in progress */
+    struct trip *trips;          /* [round_max_parcels()] */
     int64_t begun_ns;
     int64_t waits_since_ns; /* experts are nowhere; 0: none */
     int64_t next_retry_ns;
@@ -78,13 +78,8 @@ struct moe_remote {
     struct err error;
     struct wire_ladder_counters counters;
 
-    int until_check;    /* parcels */
-    bool is_check_next; /* the call of the check is to be made */
-    uint64_t check_call;
-    struct verify verify;
-
-    struct blob_pool *route_blobs, *row_blobs;
-    struct buf message;
+    bool is_disputed;
+    struct forward_calls calls;
     struct wire_forward_reply reply; /* big; decoded into one at a time */
 };
 
@@ -99,7 +94,6 @@ struct moe_remote *moe_remote_new(const struct moe_remote_options *o)
         .min_hedge_ns = MIN_HEDGE_NS,
     };
     m->hedges.percent = (int)ladder->hedge_percent;
-    m->until_check = (int)ladder->verify_one_in;
     m->peers.auth = o->auth;
     struct round_limits limits = {.kernels = o->kernels,
                                   .max_rows = o->max_rows,
@@ -110,15 +104,9 @@ struct moe_remote *moe_remote_new(const struct moe_remote_options *o)
         m->lanes[i].round = round_new(&limits);
         m->lanes[i].trips = mem_array((size_t)round_max_parcels(&limits), sizeof(struct trip));
     }
-    uint32_t max_routes = (uint32_t)o->max_rows * (uint32_t)o->top_k;
-    m->route_blobs =
-        blob_pool_new(wire_forward_routes_bytes((uint32_t)o->max_rows, max_routes), POOLED_BLOBS);
-    struct wire_forward most = {.n_rows = (uint32_t)o->max_rows,
-                                .hidden = (uint32_t)o->hidden,
-                                .group = (uint32_t)o->group};
-    size_t rows_bytes;
-    must(wire_forward_rows_bytes(&most, &rows_bytes));
-    m->row_blobs = blob_pool_new(rows_bytes, POOLED_BLOBS);
+    m->calls = (struct forward_calls){
+        .fingerprint = o->fingerprint, .hidden = o->hidden, .group = o->group};
+    forward_calls_init(&m->calls, o->max_rows, o->top_k);
     return m;
 }
 
@@ -129,14 +117,11 @@ void moe_remote_free(struct moe_remote **moe)
         return;
     *moe = NULL;
     expert_peers_free(&m->peers);
-    verify_fini(&m->verify);
     for (int i = 0; i < LANES; i++) {
         round_free(&m->lanes[i].round);
         mem_free(m->lanes[i].trips);
     }
-    blob_pool_free(&m->route_blobs);
-    blob_pool_free(&m->row_blobs);
-    buf_fini(&m->message);
+    forward_calls_fini(&m->calls);
     mem_free(m->table);
     mem_free(m);
 }
@@ -256,199 +241,15 @@ uint64_t moe_remote_epoch(const struct moe_remote *m)
     return m->table ? m->table->epoch : 0;
 }
 
-/* ---- sending ------------------------------------------------------------------------- */
-
-static struct wire_forward describe(const struct moe_remote *m, int lane, int layer,
-                                    const struct round_parcel *p)
-{
-    return (struct wire_forward){
-        .fingerprint = m->options.fingerprint,
-        .epoch = m->table->epoch,
-        .step = m->step,
-        .layer = (uint32_t)layer,
-        .lane = (uint32_t)lane,
-        .n_rows = (uint32_t)p->n_rows,
-        .hidden = (uint32_t)m->options.hidden,
-        .n_routes = (uint32_t)p->n_routes,
-        .group = (uint32_t)m->options.group,
-        .mode = p->mode,
-    };
-}
-
-static struct blob *pack_routes(struct moe_remote *m, const struct wire_forward *w,
-                                const struct round_parcel *p)
-{
-    struct blob *b = blob_pool_get(m->route_blobs);
-    b->size_bytes = wire_forward_routes_bytes(w->n_rows, w->n_routes);
-    wire_forward_pack_routes(w, p->first_route, p->exponents, p->experts, p->weights, b->data);
-    return b;
-}
-
-static struct blob *pack_rows(struct moe_remote *m, const struct wire_forward *w,
-                              const struct round_parcel *p, const struct rows *rows)
-{
-    struct blob *b = blob_pool_get(m->row_blobs);
-    size_t hidden = w->hidden, n = w->n_rows, n_groups = wire_forward_groups(w);
-    must(wire_forward_rows_bytes(w, &b->size_bytes));
-    char *out = b->data, *scales = out + n * hidden;
-    for (size_t i = 0; i < n; i++) {
-        size_t row = (size_t)p->rows[i];
-        if (w->group == 0) {
-            memcpy(out + i * hidden * sizeof(float), rows->f32 + row * rows->f32_stride,
-                   hidden * sizeof(float));
-            continue;
-        }
-        memcpy(out + i * hidden, rows->q8 + row * rows->q8_stride, hidden);
-        memcpy(scales + i * n_groups * sizeof(float), rows->scales + row * rows->scale_stride,
-               n_groups * sizeof(float));
-    }
-    return b;
-}
-
-/* ---- sampled checks ------------------------------------------------------------------ */
-
-static struct expert_peer *peer_of_id(const struct moe_remote *m, uint32_t node_id)
-{
-    for (int i = 0; i < m->peers.n; i++)
-        if (m->peers.items[i]->node_id == node_id)
-            return m->peers.items[i];
-    return NULL;
-}
-
-static bool holds_all(const struct moe_remote *m, int node, int layer, const struct round_parcel *p)
-{
-    for (int i = 0; i < p->n_routes; i++) {
-        const uint16_t *h = wire_table_holders(m->table, (uint32_t)layer, p->experts[i]);
-        bool is_holder = false;
-        for (uint32_t k = 0; k < m->table->n_replicas; k++)
-            is_holder |= h[k] == node;
-        if (!is_holder)
-            return false;
-    }
-    return true;
-}
-
-/* Other nodes that could answer the parcel as it is; false if there is none.  The next parcel
- * is tried then: small ones nearly always have one. */
-static bool find_replicas(const struct moe_remote *m, int layer, const struct round_parcel *p,
-                          uint32_t nodes[VERIFY_NODES])
-{
-    int n = 0;
-    memset(nodes, 0, VERIFY_NODES * sizeof(*nodes));
-    nodes[n++] = m->peers.items[p->node]->node_id;
-    for (int i = 0; i < m->peers.n && n < VERIFY_NODES; i++)
-        if (i != p->node && expert_peer_standing(m->peers.items[i]) == STANDING_GOOD &&
-            holds_all(m, i, layer, p))
-            nodes[n++] = m->peers.items[i]->node_id;
-    return n > 1;
-}
-
-static void end_check(struct moe_remote *m)
-{
-    verify_end(&m->verify);
-    m->is_check_next = false;
-    m->until_check = (int)m->options.ladder.verify_one_in;
-}
-
-static void maybe_begin_check(struct moe_remote *m, struct trip *t, const struct wire_forward *w,
-                              const struct round_parcel *p, struct blob *const *payloads)
-{
-    uint32_t nodes[VERIFY_NODES];
-    if (m->options.ladder.verify_one_in == 0 || m->verify.is_open)
-        return;
-    if (m->until_check > 1) {
-        m->until_check--;
-        return;
-    }
-    if (!find_replicas(m, (int)w->layer, p, nodes))
-        return;
-    verify_begin(&m->verify, w, payloads[0], payloads[1], nodes);
-    t->is_checked = true;
-}
-
-static void blame(struct moe_remote *m, uint32_t node_id, const char *why)
-{
-    struct expert_peer *p = peer_of_id(m, node_id);
-    if (p)
-        expert_peer_ban(p, why);
-}
-
-static void judge(struct moe_remote *m, enum verify_outcome outcome)
-{
-    const struct verify *v = &m->verify;
-    char why[160];
-    if (outcome == VERIFY_GOES_ON) {
-        m->is_check_next = true;
-        return;
-    }
-    if (outcome != VERIFY_EQUAL) {
-        m->counters.mismatches++;
-        snprintf(why, sizeof(why), "layer %u: its answer has other bits than a replica's",
-                 v->forward.layer);
-        log_error("verify.mismatch", "layer=%u nodes=%u,%u,%u decided=%d", v->forward.layer,
-                  v->nodes[0], v->nodes[1], v->nodes[2], outcome == VERIFY_WRONG);
-    }
-    if (outcome == VERIFY_WRONG)
-        blame(m, v->nodes[verify_wrong(v)], why);
-    /* Nobody knows who: both are asked last until they have answered a probe, and told of. */
-    for (int i = 0; outcome == VERIFY_UNDECIDED && i < 2; i++) {
-        struct expert_peer *p = peer_of_id(m, v->nodes[i]);
-        if (p)
-            p->wrongs++;
-        if (p)
-            expert_peer_suspect(p, why);
-    }
-    end_check(m);
-}
-
-static void on_check(void *ud, const struct reply *reply)
-{
-    struct moe_remote *m = ud;
-    m->check_call = 0;
-    if (!m->verify.is_open)
-        return;
-    int rc = reply->code;
-    if (rc == 0)
-        rc = wire_forward_reply_decode(reply->message, reply->payloads, reply->n_payloads,
-                                       &m->verify.forward, &m->reply, NULL);
-    if (rc < 0)
-        end_check(m);
-    else
-        judge(m, verify_take(&m->verify, &m->reply, reply->payloads[0].data,
-                             reply->payloads[0].size_bytes));
-}
-
-/* Between steps, so that no step waits for it. */
-static void send_check(struct moe_remote *m)
-{
-    struct verify *v = &m->verify;
-    if (!m->is_check_next || m->check_call != 0)
-        return;
-    m->is_check_next = false;
-    struct expert_peer *p = peer_of_id(m, v->nodes[verify_whom(v)]);
-    if (!p || expert_peer_standing(p) == STANDING_AWAY) {
-        end_check(m);
-        return;
-    }
-    buf_reset(&m->message);
-    wire_forward_encode(&v->forward, &m->message);
-    struct blob *payloads[] = {v->routes, v->rows};
-    struct call call = {
-        .method = wire_method(WIRE_EXPERT, EXPERT_FORWARD),
-        .message = &m->message,
-        .payloads = payloads,
-        .n_payloads = 2,
-        .deadline_ns = clock_now_ns() + m->options.call_timeout_ns,
-        .done = on_check,
-        .ud = m,
-    };
-    if (v->n_answers == 1)
-        m->counters.checks++;
-    if (channel_call(p->channel, &call, &m->check_call) < 0)
-        end_check(m);
-}
-
 /* ---- answers ------------------------------------------------------------------------- */
+
+static struct forward_about about(const struct moe_remote *m, int lane)
+{
+    return (struct forward_about){.epoch = m->table->epoch,
+                                  .step = m->step,
+                                  .layer = round_layer(m->lanes[lane].round),
+                                  .lane = lane};
+}
 
 /* What the reply must match is told by the round itself. */
 static int take_reply(struct trip *t, const struct reply *reply, struct err *e)
@@ -456,7 +257,8 @@ static int take_reply(struct trip *t, const struct reply *reply, struct err *e)
     struct moe_remote *m = t->moe;
     struct round *round = m->lanes[t->lane].round;
     const struct round_parcel *p = round_parcel(round, t->ticket.parcel);
-    struct wire_forward expect = describe(m, t->lane, round_layer(round), p);
+    struct forward_about where = about(m, t->lane);
+    struct wire_forward expect = forward_describe(&m->calls, &where, p);
     int rc = wire_forward_reply_decode(reply->message, reply->payloads, reply->n_payloads, &expect,
                                        &m->reply, e);
     if (rc < 0)
@@ -469,10 +271,7 @@ static int take_reply(struct trip *t, const struct reply *reply, struct err *e)
         .overflow_rows = m->reply.overflow_rows,
         .n_overflow = (int)m->reply.n_overflow,
     };
-    rc = round_take(round, t->ticket, &taken, e);
-    if (rc == 0 && t->is_checked)
-        judge(m, verify_take(&m->verify, &m->reply, taken.data, taken.bytes));
-    return rc;
+    return round_take(round, t->ticket, &taken, e);
 }
 
 static void note_failure(struct trip *t, int code, const char *why)
@@ -533,9 +332,6 @@ static void on_reply(void *ud, const struct reply *reply)
         err_set(&e, code, "%s", reply->text && reply->text[0] ? reply->text : err_text(code));
     else
         code = take_reply(t, reply, &e);
-    if (t->is_checked && !m->is_check_next && m->verify.n_answers == 0)
-        end_check(m); /* the answer did not count */
-    t->is_checked = false;
     if (!is_waited_for)
         return;
     observe(t, reply, layer, code);
@@ -551,6 +347,11 @@ static void on_reply(void *ud, const struct reply *reply)
         expert_peer_ban(m->peers.items[liar], "a value that is not finite where a replica's is");
 }
 
+static int64_t earlier(int64_t a_ns, int64_t b_ns)
+{
+    return a_ns < b_ns ? a_ns : b_ns;
+}
+
 /* ---- sending parcels ----------------------------------------------------------------- */
 
 static void note_sent(struct moe_remote *m, struct trip *t, const struct round_parcel *p)
@@ -558,6 +359,7 @@ static void note_sent(struct moe_remote *m, struct trip *t, const struct round_p
     m->counters.calls++;
     m->counters.retries += p->reason == REASON_RETRY || p->reason == REASON_LATE;
     m->counters.hedges += p->reason == REASON_HEDGE;
+    m->counters.checks += p->reason == REASON_CHECK;
     t->peer->traffic.retries += p->reason == REASON_RETRY || p->reason == REASON_LATE;
     t->peer->traffic.hedges += p->reason == REASON_HEDGE;
     t->peer->traffic.sent_bytes += t->sent_bytes;
@@ -576,36 +378,25 @@ static int send_parcel(struct moe_remote *m, int lane, int index)
     struct expert_peer *peer = m->peers.items[p->node];
     if (!peer->channel || !channel_is_connected(peer->channel))
         return E_UNAVAILABLE;
-    struct wire_forward w = describe(m, lane, round_layer(l->round), p);
-    buf_reset(&m->message);
-    wire_forward_encode(&w, &m->message);
-    struct blob *payloads[] = {pack_routes(m, &w, p), pack_rows(m, &w, p, round_rows(l->round))};
     struct trip *t = &l->trips[index];
     int64_t deadline_ns = clock_now_ns() + m->options.call_timeout_ns;
     *t = (struct trip){.moe = m,
                        .peer = peer,
                        .lane = lane,
                        .n_routes = p->n_routes,
-                       .n_rows = (uint32_t)p->n_rows,
-                       .sent_bytes = payloads[0]->size_bytes + payloads[1]->size_bytes};
-    struct call call = {
-        .method = wire_method(WIRE_EXPERT, EXPERT_FORWARD),
-        .message = &m->message,
-        .payloads = payloads,
-        .n_payloads = 2,
-        .deadline_ns = deadline_ns < m->step_deadline_ns ? deadline_ns : m->step_deadline_ns,
-        .trace_id = m->trace_id,
-        .done = on_reply,
-        .ud = t,
-    };
-    int rc = channel_call(peer->channel, &call, &t->call_id);
+                       .n_rows = (uint32_t)p->n_rows};
+    struct forward_request r = {.about = about(m, lane),
+                                .parcel = p,
+                                .rows = round_rows(l->round),
+                                .deadline_ns = earlier(deadline_ns, m->step_deadline_ns),
+                                .trace_id = m->trace_id,
+                                .done = on_reply,
+                                .ud = t};
+    int rc = forward_send(&m->calls, peer->channel, &r, &t->call_id, &t->sent_bytes);
     if (rc == 0) {
-        maybe_begin_check(m, t, &w, p, payloads);
         note_sent(m, t, p);
         t->ticket = round_sent(l->round, index);
     }
-    blob_unref(&payloads[0]);
-    blob_unref(&payloads[1]);
     return rc;
 }
 
@@ -639,11 +430,6 @@ static bool send_parcels(struct moe_remote *m, int lane, int64_t now_ns)
 }
 
 /* ---- mending ------------------------------------------------------------------------- */
-
-static int64_t earlier(int64_t a_ns, int64_t b_ns)
-{
-    return a_ns < b_ns ? a_ns : b_ns;
-}
 
 static void hedge(struct moe_remote *m, struct trip *t)
 {
@@ -790,6 +576,7 @@ void moe_remote_begin_step(struct moe_remote *m, uint64_t step, uint64_t trace_i
     m->step_deadline_ns = deadline_ns;
     m->experts_ns = 0;
     m->n_left_out = 0;
+    m->is_disputed = false;
     m->error = (struct err){0};
 }
 
@@ -808,7 +595,9 @@ static int scatter(void *ud, int lane, const struct moe_rows *rows)
         .mode = m->options.mode,
         .holders = wire_table_holders(m->table, (uint32_t)rows->layer, 0),
         .n_replicas = (int)m->table->n_replicas,
+        .check_one_in = m->options.ladder.verify_one_in,
     };
+    l->rows = rows;
     mind_nodes(m, lane, l->begun_ns);
     round_begin(l->round, &plan);
     m->is_under_way = true;
@@ -844,6 +633,42 @@ static int64_t turn(struct moe_remote *m, int lane)
     return until_ns;
 }
 
+static void accuse(struct moe_remote *m, const struct round_answer *a, bool is_sure)
+{
+    if (a->node >= 0)
+        expert_peer_ban(m->peers.items[a->node],
+                        is_sure ? "its answer has other bits than a replica's"
+                                : "its answer or a replica's is wrong, and nobody can say which");
+}
+
+/* Two nodes gave other bits: who is asked no more, and what the owner is told.  Where nobody can
+ * say who was wrong both are asked no more: the coordinator has them tested. */
+static int settle_dispute(struct moe_remote *m, const struct moe_rows *rows,
+                          const struct round_dispute *d)
+{
+    struct inquiry q = {
+        .calls = &m->calls,
+        .peers = &m->peers,
+        .table = m->table,
+        .rows = rows,
+        .about = {m->table->epoch, m->step, rows->layer, 0},
+        .deadline_ns = earlier(clock_now_ns() + m->options.call_timeout_ns, m->step_deadline_ns)};
+    struct verify_verdict v = inquiry_run(&q, d);
+    log_error("verify.mismatch",
+              "step=%" PRIu64 " layer=%d row=%d first=%d witnesses=%d decided=%d", m->step,
+              rows->layer, d->row, d->first.node, d->n_parts, v.is_decided);
+    m->counters.mismatches++;
+    m->is_disputed = true;
+    if (v.is_whole_wrong)
+        accuse(m, &d->first, v.is_decided);
+    for (int i = 0; i < d->n_parts; i++)
+        if (v.is_part_wrong[i])
+            accuse(m, &d->parts[i], v.is_decided);
+    return err_set(&m->error, v.is_decided ? E_ABORTED : E_UNAVAILABLE,
+                   "layer %d: two expert nodes gave other bits for the same row%s", rows->layer,
+                   v.is_decided ? "" : ", and nobody can say which was wrong");
+}
+
 static int gather(void *ud, int lane, float *x)
 {
     struct moe_remote *m = ud;
@@ -868,8 +693,11 @@ static int gather(void *ud, int lane, float *x)
                      round_layer(l->round), round_n_left_out(l->round));
         round_fold(l->round, x);
     } else {
+        struct round_dispute d;
         m->error = *round_error(l->round);
         rc = m->error.code;
+        if (round_find_dispute(l->round, &d))
+            rc = settle_dispute(m, l->rows, &d);
         round_abandon(l->round);
     }
     int64_t now_ns = clock_now_ns();
@@ -889,6 +717,11 @@ const struct err *moe_remote_error(const struct moe_remote *m)
 int64_t moe_remote_experts_ns(const struct moe_remote *m)
 {
     return m->experts_ns;
+}
+
+bool moe_remote_is_disputed(const struct moe_remote *m)
+{
+    return m->is_disputed;
 }
 
 int moe_remote_left_out(const struct moe_remote *m)
@@ -942,10 +775,9 @@ uint32_t moe_remote_take_traffic(struct moe_remote *m, struct wire_node_traffic 
     return n;
 }
 
-/* Probes and checks go on while the thread waits for work. */
+/* Probes go on while the thread waits for work. */
 void moe_remote_wait(struct moe_remote *m, int fd, int64_t deadline_ns)
 {
-    send_check(m);
     int64_t probe_ns = expert_peers_mind(&m->peers, clock_now_ns());
     channel_wait(m->peers.channels, m->peers.n_channels, fd, earlier(deadline_ns, probe_ns), 0);
 }

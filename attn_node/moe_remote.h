@@ -56,6 +56,10 @@ void moe_remote_begin_step(struct moe_remote *m, uint64_t step, uint64_t trace_i
 extern const struct moe_ops moe_remote_ops;
 /* Why the step failed; code 0 if it was not the experts. */
 const struct err *moe_remote_error(const struct moe_remote *m);
+/* The step failed because nodes gave other bits for the same row: E_ABORTED, whoever was wrong is
+ * asked nothing more and the same step may be computed again at once; E_UNAVAILABLE, nobody knows
+ * who was, and neither is asked until the coordinator has had them tested. */
+bool moe_remote_is_disputed(const struct moe_remote *m);
 /* Wall time of this step between scatter and the end of gather. */
 int64_t moe_remote_experts_ns(const struct moe_remote *m);
 /* Selections that were left out of this step (degraded mode). */

@@ -386,8 +386,8 @@ int round_hedge(struct round *r, struct round_ticket t)
     struct round_parcel *p = parcel_that_is_out(r, t);
     return p && p->reason != REASON_CHECK
                ? ask_elsewhere(r, p,
-                             &(struct round_wish){.reason = REASON_HEDGE, .worst = STANDING_GOOD})
-             : 0;
+                               &(struct round_wish){.reason = REASON_HEDGE, .worst = STANDING_GOOD})
+               : 0;
 }
 
 /* ---- answers ------------------------------------------------------------------------- */

@@ -201,10 +201,10 @@ static struct round_answer answer_of(const struct round *r, uint16_t node, const
                                      int32_t place)
 {
     const struct slot_books *s = &r->slot_books[place];
-    return (struct round_answer){
-        .node = node == ROUND_GONE ? -1 : node,
-        .is_off_grid = said == r->first_said ? s->is_off_grid : s->is_witness_off_grid,
-        .data = said_at(r, said, place)};
+    return (struct round_answer){.node = node == ROUND_GONE ? -1 : node,
+                                 .is_off_grid = said == r->first_said ? s->is_off_grid
+                                                                      : s->is_witness_off_grid,
+                                 .data = said_at(r, said, place)};
 }
 
 /* What was said of the row whose first answer is kept at this place. */

@@ -7,6 +7,7 @@
 
 #include <inttypes.h>
 #include <stdatomic.h>
+#include <stdio.h>
 
 #include "attn_node/moe_remote.h"
 #include "attn_node/observer.h"
@@ -200,12 +201,15 @@ static void encode_reply(struct runner *r, struct runner_job *job, uint32_t n_sa
         .head_us = (uint64_t)((now_ns - r->layers_done_ns) / CLOCK_US),
         .kv_pages_free = (uint32_t)kv_pages_free(r->kv),
         .degraded = moe_remote_left_out(r->moe) > 0,
+        .code = job->code,
         .ladder = *moe_remote_counters(r->moe),
         .n_nodes = moe_remote_node_health(r->moe, r->health, MAX_HEALTH),
         .nodes = r->health,
     };
+    snprintf(reply.text, sizeof(reply.text), "%s", job->why.text);
     buf_reset(&job->message);
     wire_step_reply_encode(&reply, &job->message);
+    job->has_message = true;
     encode_report(r, job, now_ns);
     log_debug("step",
               "step=%" PRIu64 " seqs=%u rows=%u attention_us=%" PRIu64 " experts_us=%" PRIu64
@@ -248,6 +252,33 @@ static int take_session(struct runner *r, uint64_t session, struct err *e)
     return 0;
 }
 
+static bool is_everything_checked(const struct runner *r)
+{
+    return r->options.ladder.verify_one_in == 1 && r->options.combine != COMBINE_NODE;
+}
+
+/* Where only samples are checked, whoever lied now may have lied before: what the sequences hold
+ * is forgotten, and the coordinator replays them. */
+static int doubt_sequences(struct runner *r, int code)
+{
+    log_error("session.doubted", "sequences=%d", seqs_count(r->seqs));
+    seqs_clear(r->seqs);
+    return code == E_ABORTED ? E_PRECONDITION : code;
+}
+
+/* The answer tells of the nodes all the same: whoever lied shall be known before the step is tried
+ * again. */
+static int fail_step(struct runner *r, struct runner_job *job, int code, int64_t begun_ns)
+{
+    log_warn("step.failed", "step=%" PRIu64 " code=%s why=%s", job->step->step, err_name(code),
+             log_quote(job->why.text).text);
+    if (moe_remote_is_disputed(r->moe) && !is_everything_checked(r))
+        code = doubt_sequences(r, code);
+    job->code = code;
+    encode_reply(r, job, 0, begun_ns);
+    return code;
+}
+
 static int run_step(struct runner *r, struct runner_job *job)
 {
     int64_t begun_ns = clock_now_ns();
@@ -264,9 +295,7 @@ static int run_step(struct runner *r, struct runner_job *job)
     rc = run_layers(r, job, &logits, &job->why);
     if (rc < 0) {
         seqs_roll_back(r->seqs);
-        log_warn("step.failed", "step=%" PRIu64 " code=%s why=%s", job->step->step, err_name(rc),
-                 log_quote(job->why.text).text);
-        return rc;
+        return fail_step(r, job, rc, begun_ns);
     }
     uint32_t n_samples = sample_rows(r, job->step, logits);
     seqs_commit(r->seqs);
@@ -287,6 +316,8 @@ static void run_job(struct runner *r, struct runner_job *job)
 {
     int64_t begun_ns = clock_now_ns();
     job->why = (struct err){0};
+    job->code = 0;
+    job->has_message = false;
     switch (job->kind) {
     case RUNNER_STEP:
         job->code = run_step(r, job);

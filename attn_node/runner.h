@@ -4,7 +4,8 @@
  * them again then.  The engine thread owns everything that computes: weights, KV, sequences
  * and the channels to the expert nodes.
  *
- * Log events: weights.loaded, session.cleared, step (debug), step.failed. */
+ * Log events: weights.loaded, session.cleared, step (debug), step.failed,
+ * session.doubted. */
 #pragma once
 
 #include <stdbool.h>
@@ -31,6 +32,7 @@ struct runner_job {
     int code; /* what came of it */
     struct err why;
     struct buf message; /* RUNNER_STEP: the encoded wire_step_reply; kept for the next job */
+    bool has_message;   /* a step that failed in its layers has one, too */
     struct buf report;  /* RUNNER_STEP: an encoded wire_step_report, or empty; likewise */
     uint64_t queue_us, compute_us;
     uint64_t epoch; /* RUNNER_TABLE: of the table in use */

@@ -163,7 +163,7 @@ static void on_describe(void *ud, struct server_call *call, const struct server_
 static void answer(struct runner_job *job)
 {
     struct server_call *call = job->ud;
-    if (job->code < 0) {
+    if (job->code < 0 && !job->has_message) {
         server_fail(&call, job->code, "%s", job->why.text);
         return;
     }

@@ -1,101 +1,80 @@
-/* attn_node/verify.c - see verify.h.
- *
- * The order of answers: 0 the parcel's own, 1 the replica's; if they differ, 2 is the third
- * holder's; without one, 2 is the first node's second answer and 3 the replica's. */
+/* attn_node/verify.c - see verify.h. */
 #include "attn_node/verify.h"
 
+#include <stdint.h>
 #include <string.h>
 
 #include "base/must.h"
 
-void verify_end(struct verify *v)
+static size_t vector_bytes(const struct verify_case *c)
 {
-    v->is_open = false;
-    v->n_answers = 0;
-    blob_unref(&v->routes);
-    blob_unref(&v->rows);
+    return (size_t)c->hidden * (c->mode == COMBINE_NODE ? sizeof(uint16_t) : sizeof(float));
 }
 
-void verify_fini(struct verify *v)
+static bool is_same(const struct verify_case *c, const struct verify_answer *a,
+                    const struct verify_answer *b)
 {
-    verify_end(v);
-    for (int i = 0; i < VERIFY_ANSWERS; i++)
-        buf_fini(&v->answers[i].data);
+    if (a->is_off_grid || b->is_off_grid)
+        return a->is_off_grid == b->is_off_grid;
+    return memcmp(a->data, b->data, vector_bytes(c)) == 0;
 }
 
-void verify_begin(struct verify *v, const struct wire_forward *w, struct blob *routes,
-                  struct blob *rows, const uint32_t nodes[VERIFY_NODES])
+/* Said one thing and then another. */
+static bool is_contradicted(const struct verify_case *c, const struct verify_part *p)
 {
-    must(!v->is_open && nodes[0] != 0 && nodes[1] != 0);
-    v->is_open = true;
-    v->forward = *w;
-    v->routes = blob_ref(routes);
-    v->rows = blob_ref(rows);
-    memcpy(v->nodes, nodes, sizeof(v->nodes));
+    return p->again.is_there && !is_same(c, &p->said, &p->again);
 }
 
-int verify_whom(const struct verify *v)
+static bool is_outvoted(const struct verify_case *c, const struct verify_part *p)
 {
-    must(v->is_open);
-    if (v->n_answers == 2)
-        return v->nodes[2] != 0 ? 2 : 0;
-    return v->n_answers == 3 ? 1 : v->n_answers;
+    return p->third.is_there && !is_same(c, &p->said, &p->third);
 }
 
-/* What a row off the grid holds is nobody's promise. */
-static bool is_same_row(const struct verify *v, int a, int b, uint32_t row, size_t bytes)
+/* With the third holders' word for the parts that they see otherwise: do these add up to the
+ * whole? */
+static bool adds_up(const struct verify_case *c)
 {
-    for (uint32_t i = 0; i < v->answers[a].n_overflow; i++)
-        if (v->answers[a].overflow_rows[i] == row)
-            return true;
-    return memcmp(v->answers[a].data.data + row * bytes, v->answers[b].data.data + row * bytes,
-                  bytes) == 0;
-}
-
-static bool is_same(const struct verify *v, int a, int b)
-{
-    size_t bytes = v->answers[a].data.len;
-    uint32_t n = v->answers[a].n_overflow;
-    if (bytes != v->answers[b].data.len || n != v->answers[b].n_overflow ||
-        memcmp(v->answers[a].overflow_rows, v->answers[b].overflow_rows, n * sizeof(uint32_t)))
-        return false;
-    if (n == 0)
-        return memcmp(v->answers[a].data.data, v->answers[b].data.data, bytes) == 0;
-    for (uint32_t row = 0; row < v->forward.n_rows; row++)
-        if (!is_same_row(v, a, b, row, bytes / v->forward.n_rows))
+    const struct verify_answer *parts[VERIFY_MAX_PARTS];
+    bool is_off_grid = false;
+    for (int i = 0; i < c->n_parts; i++) {
+        parts[i] = is_outvoted(c, &c->parts[i]) ? &c->parts[i].third : &c->parts[i].said;
+        is_off_grid |= parts[i]->is_off_grid;
+    }
+    if (is_off_grid || c->whole.said.is_off_grid)
+        return is_off_grid == c->whole.said.is_off_grid;
+    if (c->n_parts == 1)
+        return is_same(c, parts[0], &c->whole.said);
+    must(c->mode == COMBINE_FIXED);
+    for (int k = 0; k < c->hidden; k++) {
+        uint32_t sum = 0;
+        for (int i = 0; i < c->n_parts; i++)
+            sum += ((const uint32_t *)parts[i]->data)[k];
+        if (sum != ((const uint32_t *)c->whole.said.data)[k])
             return false;
+    }
     return true;
 }
 
-enum verify_outcome verify_take(struct verify *v, const struct wire_forward_reply *r,
-                                const void *data, size_t bytes)
+struct verify_verdict verify_judge(const struct verify_case *c)
 {
-    must(v->is_open && v->n_answers < VERIFY_ANSWERS);
-    int at = v->n_answers;
-    v->answers[at].node = verify_whom(v);
-    buf_reset(&v->answers[at].data);
-    buf_append(&v->answers[at].data, data, bytes);
-    v->answers[at].n_overflow = r->n_overflow;
-    memcpy(v->answers[at].overflow_rows, r->overflow_rows, r->n_overflow * sizeof(uint32_t));
-    v->n_answers++;
-    switch (v->n_answers) {
-    case 1:
-        return VERIFY_GOES_ON;
-    case 2:
-        return is_same(v, 0, 1) ? VERIFY_EQUAL : VERIFY_GOES_ON;
-    case 3:
-        if (v->nodes[2] != 0)
-            return is_same(v, 0, 2) || is_same(v, 1, 2) ? VERIFY_WRONG : VERIFY_UNDECIDED;
-        return is_same(v, 2, 0) ? VERIFY_GOES_ON : VERIFY_WRONG;
-    default:
-        return is_same(v, 3, 1) ? VERIFY_UNDECIDED : VERIFY_WRONG;
+    must(c->n_parts > 0 && c->n_parts <= VERIFY_MAX_PARTS);
+    struct verify_verdict v = {.is_whole_wrong = is_contradicted(c, &c->whole)};
+    v.is_decided = v.is_whole_wrong;
+    for (int i = 0; i < c->n_parts; i++)
+        v.is_decided |= v.is_part_wrong[i] = is_contradicted(c, &c->parts[i]);
+    if (v.is_decided)
+        return v;
+    bool is_any_outvoted = false, is_all_backed = true;
+    for (int i = 0; i < c->n_parts; i++) {
+        is_any_outvoted |= v.is_part_wrong[i] = is_outvoted(c, &c->parts[i]);
+        is_all_backed &= c->parts[i].third.is_there && !v.is_part_wrong[i];
     }
-}
-
-int verify_wrong(const struct verify *v)
-{
-    must(v->n_answers >= 3);
-    if (v->nodes[2] != 0)
-        return is_same(v, 0, 2) ? 1 : 0;
-    return v->n_answers == 3 ? 0 : 1;
+    v.is_whole_wrong = is_all_backed;
+    v.is_decided = is_all_backed || (is_any_outvoted && adds_up(c));
+    if (v.is_decided)
+        return v;
+    v.is_whole_wrong = true;
+    for (int i = 0; i < c->n_parts; i++)
+        v.is_part_wrong[i] = !c->parts[i].third.is_there || is_outvoted(c, &c->parts[i]);
+    return v;
 }

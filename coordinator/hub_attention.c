@@ -237,6 +237,10 @@ static void on_step_done(void *ud, const struct reply *r)
         err_set(&e, rc, "%s", r->text);
     else
         rc = wire_step_reply_decode(r->message, &reply, &e);
+    if (rc == 0 && reply->code < 0) {
+        rc = err_set(&e, reply->code, "%s", reply->text);
+        hub_cluster_judge(h, reply);
+    }
     if (rc < 0) {
         step_failed(a, rc, e.text);
         /* Somebody else has taken it over, or has done so for a while. */
@@ -260,8 +264,8 @@ static void on_step_done(void *ud, const struct reply *r)
                                    .step = a->step,
                                    .reply = reply};
         hub_event(h, &done);
-        mem_free(reply);
     }
+    mem_free(reply);
     hub_run(h);
 }
 

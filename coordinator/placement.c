@@ -443,7 +443,8 @@ void placement_trust(struct placement *p, uint32_t node_id, enum node_trust trus
         return;
     struct placement_node *n = &p->nodes[at];
     n->trust = trust;
-    n->is_reserved = trust == NODE_QUARANTINED;
+    /* Whoever answers wrongly is not waited for: what it held gets its copies elsewhere. */
+    n->is_reserved = false;
     n->away_since_ns = now_ns;
     for (int64_t i = 0; i < p->n_total && trust == NODE_QUARANTINED; i++) {
         const struct placement_place *l = place_at(&p->experts[i], at);

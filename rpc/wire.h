@@ -49,6 +49,7 @@ const char *wire_method(enum wire_service service, int method);
 enum {
     WIRE_NAME_BYTES = 64,
     WIRE_TEXT_BYTES = 128,
+    WIRE_STATUS_TEXT_BYTES = 512,
     WIRE_MAX_NODES = 4096,
     WIRE_MAX_LAYERS = 4096,
     WIRE_MAX_EXPERTS = 65535,
@@ -351,6 +352,10 @@ struct wire_step_reply {
     struct wire_ladder_counters ladder;
     uint32_t n_nodes; /* at most WIRE_MAX_NODES: those that something is to be said about */
     const struct wire_node_health *nodes;
+    /* 0, or E_*: the step failed, of which the call itself says nothing, so that what is known
+     * of the nodes gets through; there are no samples then. */
+    int code;
+    char text[WIRE_STATUS_TEXT_BYTES];
 };
 void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message);
 /* One allocation, freed with mem_free(). */
@@ -431,7 +436,7 @@ int wire_attention_description_decode(struct str message, struct wire_attention_
 
 /* ---- Call headers, health and reflection (rpc/wire_call.c) -------------------------- */
 
-enum { WIRE_METHOD_BYTES = 96, WIRE_STATUS_TEXT_BYTES = 512, WIRE_MAX_METADATA = 16 };
+enum { WIRE_METHOD_BYTES = 96, WIRE_MAX_METADATA = 16 };
 enum { WIRE_FLAG_CANCEL = 1, WIRE_FLAG_STREAM = 2, WIRE_FLAG_LAST = 4 };
 struct wire_metadata {
     char key[WIRE_NAME_BYTES], value[WIRE_TEXT_BYTES];

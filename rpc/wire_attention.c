@@ -390,6 +390,8 @@ void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message
     p.ladder = &ladder;
     p.n_nodes = m->n_nodes;
     p.nodes = node_pointers;
+    p.status = (uint32_t)err_to_status(m->code);
+    p.text = (char *)(uintptr_t)m->text;
     wire_pack(&p.base, message);
     mem_free(node_pointers);
     mem_free(nodes);
@@ -432,6 +434,8 @@ static int read_step_reply(const Polymath__V1__StepReply *p, struct wire_step_re
 {
     if (p->n_samples > WIRE_MAX_SEQS || p->n_nodes > WIRE_MAX_NODES)
         return wire_invalid(e, "%zu samples, %zu nodes", p->n_samples, p->n_nodes);
+    if (p->status > 16 || (p->status != 0 && p->n_samples > 0))
+        return wire_invalid(e, "status %u with %zu samples", p->status, p->n_samples);
     struct wire_step_reply *r =
         mem_try_aligned(sizeof(*r) + p->n_samples * sizeof(struct wire_step_sample) +
                         p->n_nodes * sizeof(struct wire_node_health));
@@ -450,8 +454,9 @@ static int read_step_reply(const Polymath__V1__StepReply *p, struct wire_step_re
                                   .degraded = p->degraded,
                                   .ladder = read_ladder(p->ladder),
                                   .n_nodes = (uint32_t)p->n_nodes,
-                                  .nodes = nodes};
-    int rc = 0;
+                                  .nodes = nodes,
+                                  .code = err_from_status((int)p->status)};
+    int rc = wire_text(r->text, sizeof(r->text), p->text, "step's text", e);
     for (size_t i = 0; i < p->n_samples && rc == 0; i++)
         rc = read_sample(p->samples[i], &samples[i], e);
     for (size_t i = 0; i < p->n_nodes && rc == 0; i++)

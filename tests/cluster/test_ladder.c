@@ -163,8 +163,8 @@ TEST_WITHIN(a_node_that_loses_answers_costs_no_token, 120)
     cluster_stop(&c);
 }
 
-/* Every parcel is checked, so the first wrong answer is found; it may have reached a token. */
-TEST_WITHIN(a_node_that_lies_is_found_and_asked_no_more, 120)
+/* Every answer is confirmed before it counts: the client never sees a wrong token. */
+TEST_WITHIN(a_node_that_lies_costs_no_token_where_every_answer_is_checked, 120)
 {
     struct cluster c;
     static const char *const faults[] = {"fault.enabled=true", "fault.corrupt_one_in=3", NULL};
@@ -174,11 +174,34 @@ TEST_WITHIN(a_node_that_lies_is_found_and_asked_no_more, 120)
     run_stream(&c, &calm);
     replace_by_a_faulty_one(&c, faults);
     run_stream(&c, &rough);
+    CHECK_BYTES(rough.tokens, calm.tokens, sizeof(calm.tokens));
     struct buf log = cluster_log("coordinator");
     CHECK_HAS(log.data, "ev=verify.mismatch");
     CHECK_HAS(log.data, "ev=peer.wrong peer=\"expert-0\"");
     CHECK(!strstr(log.data, "ev=peer.wrong peer=\"expert-1\""));
     CHECK(!strstr(log.data, "ev=peer.wrong peer=\"expert-2\""));
+    buf_fini(&log);
+    run_stream(&c, &after);
+    CHECK_BYTES(after.tokens, calm.tokens, sizeof(calm.tokens));
+    test_say("lies: longest pause %.1f ms, %.1f ms undisturbed",
+             (double)rough.longest_ns / CLOCK_MS, (double)calm.longest_ns / CLOCK_MS);
+    cluster_stop(&c);
+}
+
+/* Samples find the liar; what came before was not known to be wrong, what comes after is right. */
+TEST_WITHIN(a_node_that_lies_is_found_by_samples_and_asked_no_more, 120)
+{
+    struct cluster c;
+    static const char *const faults[] = {"fault.enabled=true", "fault.corrupt_one_in=3", NULL};
+    static const char *const settings[] = {"placement.replicas=2", "round.verify_one_in=16", NULL};
+    start_with_copies(&c, 3, settings);
+    struct stream calm = {0}, rough = {0}, after = {0};
+    run_stream(&c, &calm);
+    replace_by_a_faulty_one(&c, faults);
+    run_stream(&c, &rough);
+    struct buf log = cluster_log("coordinator");
+    CHECK_HAS(log.data, "ev=peer.wrong peer=\"expert-0\"");
+    CHECK_HAS(log.data, "ev=session.doubted");
     buf_fini(&log);
     run_stream(&c, &after);
     CHECK_BYTES(after.tokens, calm.tokens, sizeof(calm.tokens));

@@ -568,44 +568,91 @@ TEST(moe_remote_hedges_slow_answers)
     close_world(&w);
 }
 
-/* Every answer is checked: what worker 1 gets wrong is found, and it is asked nothing more. */
-TEST(moe_remote_finds_the_node_that_answers_wrongly)
+/* Steps of one row until one fails; every other one has the right bits. */
+static int run_until_failure(struct world *w, struct kv_seq *seq, const float *want)
+{
+    float *got = mem_array(all_bytes, 1);
+    struct step plain = {0};
+    int64_t deadline_ns = clock_now_ns() + 30 * CLOCK_S;
+    for (;;) {
+        CHECK(clock_now_ns() < deadline_ns);
+        if (seq->length == N_TOKENS)
+            kv_truncate(w->model.kv, seq, 0);
+        int at = seq->length, rc = run_chunk(w, seq, 1, &plain, got);
+        if (rc < 0) {
+            kv_truncate(w->model.kv, seq, at);
+            mem_free(got);
+            return rc;
+        }
+        CHECK_BYTES(got + (size_t)at * 400, want + (size_t)at * 400, 400 * sizeof(float));
+    }
+}
+
+/* Every answer is checked: no step ends with what worker 1 got wrong, and it is asked nothing
+ * more.  Then, with two copies, some experts have nobody to confirm them. */
+TEST(moe_remote_lets_no_wrong_answer_through_where_every_one_is_checked)
 {
     for (int n_replicas = 2; n_replicas <= 3; n_replicas++) {
         struct world w = {.n_replicas = n_replicas};
         w.ladder.verify_one_in = 1;
-        w.faults[1] = (struct fault_options){.is_enabled = true, .corrupt_one_in = 4, .seed = 9};
+        w.faults[1] = (struct fault_options){.is_enabled = true, .corrupt_one_in = 9, .seed = 9};
         open_replicated(&w, "native", COMBINE_FIXED, 3, "inproc");
-        float *got = mem_array(all_bytes, 1);
+        float *want = run_locally(&w), *got = mem_array(all_bytes, 1);
         struct kv_seq seq = {0};
         struct step plain = {0};
-        uint64_t n_checks = 0;
         struct wire_node_health health[MAX_WORKERS];
-        int64_t deadline_ns = clock_now_ns() + 30 * CLOCK_S;
-        while (moe_remote_node_health(w.moe, health, MAX_WORKERS) == 0) {
-            CHECK(clock_now_ns() < deadline_ns);
-            if (seq.length == N_TOKENS)
-                kv_truncate(w.model.kv, &seq, 0);
-            CHECK_INT(run_chunk(&w, &seq, 1, &plain, got), 0);
-            for (int i = 0; i < 4; i++)
-                moe_remote_wait(w.moe, -1, clock_now_ns() + CLOCK_MS);
-        }
-        n_checks = moe_remote_counters(w.moe)->checks;
+        CHECK_INT(run_until_failure(&w, &seq, want), E_ABORTED);
+        CHECK(moe_remote_is_disputed(w.moe));
         CHECK_INT(moe_remote_node_health(w.moe, health, MAX_WORKERS), 1);
         CHECK_INT(health[0].node_id, 2);
         CHECK_INT(health[0].wrongs, 1);
         CHECK_INT(health[0].standing, WIRE_STANDING_WRONG);
         CHECK_INT(moe_remote_counters(w.moe)->mismatches, 1);
-        test_say("found after %llu checks", (unsigned long long)n_checks);
-        /* From here on the answers are right. */
+        test_say("found after %llu checks", (unsigned long long)moe_remote_counters(w.moe)->checks);
         kv_truncate(w.model.kv, &seq, 0);
-        float *want = run_locally(&w);
-        run_remotely(&w, 7, got);
-        CHECK_BYTES(got, want, all_bytes);
+        if (n_replicas == 3) {
+            run_remotely(&w, 7, got);
+            CHECK_BYTES(got, want, all_bytes);
+        } else {
+            CHECK_INT(run_chunk(&w, &seq, 20, &plain, got), E_UNAVAILABLE);
+            CHECK_HAS(moe_remote_error(w.moe)->text, "no second node confirms");
+            CHECK(!moe_remote_is_disputed(w.moe));
+            kv_truncate(w.model.kv, &seq, 0);
+        }
         mem_free(want);
         mem_free(got);
         close_world(&w);
     }
+}
+
+/* One answer in a few is checked: the liar is found. */
+TEST(moe_remote_finds_a_liar_by_samples)
+{
+    struct world w = {.n_replicas = 2};
+    w.ladder.verify_one_in = 5;
+    w.faults[1] = (struct fault_options){.is_enabled = true, .corrupt_one_in = 4, .seed = 9};
+    open_replicated(&w, "native", COMBINE_EXPERT, 3, "inproc");
+    struct wire_node_health health[MAX_WORKERS];
+    float *got = mem_array(all_bytes, 1);
+    struct kv_seq seq = {0};
+    struct step plain = {0};
+    int rc = 0;
+    for (int i = 0; i < 400 && rc == 0; i++) {
+        if (seq.length == N_TOKENS)
+            kv_truncate(w.model.kv, &seq, 0);
+        rc = run_chunk(&w, &seq, 1, &plain, got);
+    }
+    CHECK_INT(rc, E_ABORTED);
+    CHECK_INT(moe_remote_node_health(w.moe, health, MAX_WORKERS), 1);
+    CHECK_INT(health[0].node_id, 2);
+    CHECK_INT(health[0].standing, WIRE_STANDING_WRONG);
+    kv_truncate(w.model.kv, &seq, 0);
+    float *want = run_locally(&w);
+    run_remotely(&w, 7, got);
+    CHECK_BYTES(got, want, all_bytes);
+    mem_free(want);
+    mem_free(got);
+    close_world(&w);
 }
 
 /* The table that names a new home comes while the step waits. */

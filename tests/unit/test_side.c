@@ -16,8 +16,8 @@ struct world {
     struct side *side;
     struct channel *channel;
     int code;
-    bool is_answered;
-    char text[256];
+    bool is_answered, is_step;
+    char text[WIRE_STATUS_TEXT_BYTES];
     struct wire_attention_description description;
 };
 
@@ -59,8 +59,17 @@ static void on_reply(void *ud, const struct reply *r)
     w->is_answered = true;
     w->code = r->code;
     snprintf(w->text, sizeof(w->text), "%s", r->text);
-    if (r->code == 0 && r->message.len > 0)
+    if (r->code < 0 || r->message.len == 0)
+        return;
+    if (!w->is_step) {
         CHECK_INT(wire_attention_description_decode(r->message, &w->description, NULL), 0);
+        return;
+    }
+    struct wire_step_reply *reply = NULL;
+    CHECK_INT(wire_step_reply_decode(r->message, &reply, NULL), 0);
+    w->code = reply->code;
+    snprintf(w->text, sizeof(w->text), "%s", reply->text);
+    mem_free(reply);
 }
 
 static void ask(struct world *w, int method, const struct buf *message, struct blob *payload)
@@ -73,6 +82,7 @@ static void ask(struct world *w, int method, const struct buf *message, struct b
                      .done = on_reply,
                      .ud = w};
     w->is_answered = false;
+    w->is_step = method == ATTENTION_STEP;
     CHECK_INT(channel_call(w->channel, &c, NULL), 0);
     while (!w->is_answered)
         channel_wait(&w->channel, 1, -1, c.deadline_ns, 0);

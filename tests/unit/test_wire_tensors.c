@@ -1,6 +1,7 @@
 /* tests/unit/test_wire_tensors.c - messages with payloads or lists: holdings, tables, Forward,
  * Step; there and back, damaged, and refused where the contracts say so. */
 #include <math.h>
+#include <stdio.h>
 
 #include "base/mem.h"
 #include "rpc/wire.h"
@@ -913,6 +914,18 @@ TEST(wire_step_reply_comes_back)
     samples[0].sampled.logprob = NAN;
     wire_step_reply_encode(&in, &message);
     CHECK_INT(wire_step_reply_decode(buf_str(&message), &out, NULL), E_INVALID);
+    samples[0].sampled.logprob = 0;
+    in.code = E_ABORTED; /* but with samples */
+    snprintf(in.text, sizeof(in.text), "two nodes differ");
+    wire_step_reply_encode(&in, &message);
+    CHECK_INT(wire_step_reply_decode(buf_str(&message), &out, NULL), E_INVALID);
+    in.n_samples = 0;
+    wire_step_reply_encode(&in, &message);
+    CHECK_INT(wire_step_reply_decode(buf_str(&message), &out, NULL), 0);
+    CHECK_INT(out->code, E_ABORTED);
+    CHECK_STR(out->text, "two nodes differ");
+    CHECK_INT(out->n_nodes, 3);
+    mem_free(out);
     buf_fini(&message);
 }
 
