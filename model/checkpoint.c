@@ -2,7 +2,9 @@
  *
  * The released index has 96,103 names in some 130 shards.  It stays parsed: jansson's
  * objects are hash tables that any number of threads may read.  A shard is published by
- * compare-and-swap; the thread that comes second closes its copy. */
+ * compare-and-swap; the thread that comes second closes its copy.
+ *
+ * Log events: checkpoint.vision_skipped. */
 #include "model/checkpoint.h"
 
 #include <inttypes.h>
@@ -12,6 +14,7 @@
 #include <sys/stat.h>
 #include <xxhash.h>
 
+#include "base/log.h"
 #include "base/mem.h"
 #include "base/must.h"
 #include "model/json.h"
@@ -143,6 +146,11 @@ static int find_packed(struct checkpoint *c, struct err *e)
 {
     if (!packed_is_here(c->dir))
         return 0;
+    if (c->config.family != MODEL_MINIMAX_M2)
+        return err_set(e, E_UNIMPLEMENTED,
+                       "%s/" PACKED_MANIFEST ": there is no packed form of MiniMax-M3; use the "
+                       "released folder",
+                       c->dir);
     int rc =
         packed_open(c->dir, c->config.n_layers, c->config.n_experts, &c->options, &c->packed, e);
     if (rc == 0) {
@@ -151,6 +159,31 @@ static int find_packed(struct checkpoint *c, struct err *e)
             err_prefix(e, "%s/" PACKED_MANIFEST, c->dir);
     }
     return rc;
+}
+
+static int open_shard(struct checkpoint *c, struct shard *shard, struct safetensors **out,
+                      struct err *e);
+
+/* One line for all that is not the language model.  A file that cannot be opened is whoever
+ * reads a tensor of it to report. */
+static void note_vision(struct checkpoint *c)
+{
+    const char *prefix = config_tensor_prefix(&c->config), *name;
+    size_t len = strlen(prefix), n_skipped = 0;
+    struct safetensors *file;
+    struct tensor t;
+    json_t *value;
+    if (c->index) {
+        json_object_foreach(c->weight_map, name, value) n_skipped +=
+            strncmp(name, prefix, len) != 0;
+    } else if (open_shard(c, &c->shards[0], &file, NULL) == 0) {
+        for (int i = 0; i < safetensors_count(file); i++) {
+            safetensors_at(file, i, &name, &t);
+            n_skipped += strncmp(name, prefix, len) != 0;
+        }
+    }
+    if (n_skipped > 0)
+        log_info("checkpoint.vision_skipped", "model=%s tensors=%zu", c->dir, n_skipped);
 }
 
 int checkpoint_open(const char *model_dir, struct checkpoint **out, struct err *e)
@@ -174,6 +207,8 @@ int checkpoint_open_with(const char *model_dir, const struct checkpoint_options 
         rc = find_files(c, e);
     if (rc == 0)
         rc = find_packed(c, e);
+    if (rc == 0 && c->config.is_inside_vision)
+        note_vision(c);
     if (rc < 0)
         checkpoint_close(&c);
     else
@@ -329,6 +364,20 @@ static int hash_tensor(struct checkpoint *c, XXH64_state_t *state, const char *n
 
 /* Positions, end ids and sampling defaults stay out: they change no weight's meaning, and
  * an operator may edit them on one host. */
+static void hash_m3(XXH64_state_t *state, const struct model_config *m)
+{
+    const struct activation *a = &m->activation;
+    const struct sparse_config *s = &m->sparse;
+    char text[320];
+    int len =
+        snprintf(text, sizeof text, " %d %d %d %d %.9g %.9g %.9g %.9g %d %d %d %d %d %d %d %d",
+                 m->has_head_norms, m->has_offset_norms, m->has_power_scales, (int)a->kind,
+                 (double)a->alpha, (double)a->limit, (double)a->beta, (double)m->routed_scale,
+                 m->n_dense_layers, m->dense_size, m->shared_size, s->n_full_layers, s->block_size,
+                 s->top_k, s->n_heads, s->head_dim);
+    XXH64_update(state, text, (size_t)len);
+}
+
 static void hash_config(XXH64_state_t *state, const struct model_config *m)
 {
     char text[320];
@@ -338,6 +387,9 @@ static void hash_config(XXH64_state_t *state, const struct model_config *m)
                  m->n_kv_heads, m->head_dim, m->rotary_dim, m->expert_size, m->n_experts, m->top_k,
                  m->scale_block_rows, m->scale_block_cols, m->rope_theta, (double)m->rms_norm_eps);
     XXH64_update(state, text, (size_t)len);
+    /* M2's fingerprints stay what they were. */
+    if (m->family == MODEL_MINIMAX_M3)
+        hash_m3(state, m);
 }
 
 int checkpoint_fingerprint(struct checkpoint *c, uint64_t *out, struct err *e)
@@ -347,9 +399,12 @@ int checkpoint_fingerprint(struct checkpoint *c, uint64_t *out, struct err *e)
     must(state);
     XXH64_reset(state, 0);
     hash_config(state, &c->config);
-    int rc = hash_tensor(c, state, "model.norm.weight", e);
-    for (int i = 0; i < c->config.n_layers && rc == 0; i++) {
-        snprintf(name, sizeof name, "model.layers.%d.block_sparse_moe.e_score_correction_bias", i);
+    const char *prefix = config_tensor_prefix(&c->config);
+    snprintf(name, sizeof name, "%smodel.norm.weight", prefix);
+    int rc = hash_tensor(c, state, name, e);
+    for (int i = c->config.n_dense_layers; i < c->config.n_layers && rc == 0; i++) {
+        snprintf(name, sizeof name, "%smodel.layers.%d.block_sparse_moe.e_score_correction_bias",
+                 prefix, i);
         rc = hash_tensor(c, state, name, e);
     }
     if (rc == 0)
@@ -371,8 +426,9 @@ int checkpoint_expert_bytes(struct checkpoint *c, size_t *out, struct err *e)
         return 0;
     }
     for (int m = 0; m < 3; m++) {
-        int len = snprintf(name, sizeof name, "model.layers.0.block_sparse_moe.experts.0.%s.weight",
-                           matrices[m]);
+        int len =
+            snprintf(name, sizeof name, "%smodel.layers.%d.block_sparse_moe.experts.0.%s.weight",
+                     config_tensor_prefix(&c->config), c->config.n_dense_layers, matrices[m]);
         int rc = checkpoint_find(c, name, &t, e);
         if (rc < 0)
             return rc;

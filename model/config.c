@@ -14,8 +14,9 @@ enum { CONFIG_LIMIT_BYTES = 16 << 20, SIZE_LIMIT = 1 << 24, POSITIONS_LIMIT = 1 
 
 /* One file being read.  The first error sticks, so a list of fields reads as a list. */
 struct reader {
-    const char *path;
-    json_t *root;
+    const char *path; /* for messages: the file, and the object in it */
+    const json_t *file;
+    const json_t *root; /* the object that the fields are looked for in */
     struct err *e;
     int rc;
 };
@@ -95,9 +96,10 @@ static void read_number(struct reader *r, const json_t *object, const char *name
 }
 
 /* What the forward pass takes for granted.  A field that is not there says the same. */
-static const struct {
+struct fixed_field {
     const char *name, *value;
-} fixed_fields[] = {
+};
+static const struct fixed_field m2_fields[] = {
     {"hidden_act", "\"silu\""},
     {"scoring_func", "\"sigmoid\""},
     {"use_routing_bias", "true"},
@@ -110,22 +112,46 @@ static const struct {
     {"routed_scaling_factor", "1.0"},
     {"n_group", "1"},
     {"qkv_bias", "false"},
+    {NULL, NULL},
+};
+static const struct fixed_field m3_fields[] = {
+    {"hidden_act", "\"swigluoai\""},
+    {"scoring_func", "\"sigmoid\""},
+    {"use_routing_bias", "true"},
+    {"use_qk_norm", "true"},
+    {"use_gemma_norm", "true"},
+    {"qk_norm_type", "\"per_head\""},
+    {"attention_output_gate", "false"},
+    {"n_shared_experts", "1"},
+    {"tie_word_embeddings", "false"},
+    {"attention_bias", "false"},
+    {"mlp_bias", "false"},
+    {"n_group", "1"},
+    {"qkv_bias", "false"},
+    {NULL, NULL},
+};
+static const struct fixed_field sparse_fields[] = {
+    {"use_sparse_attention", "true"},
+    {"sparse_score_type", "\"max\""},
+    {"sparse_init_block", "0"},
+    {"sparse_local_block", "1"},
+    {NULL, NULL},
 };
 
-static void check_fixed_fields(struct reader *r)
+static void check_fixed_fields(struct reader *r, const struct fixed_field *fields)
 {
-    for (size_t i = 0; i < sizeof fixed_fields / sizeof *fixed_fields; i++) {
-        const json_t *found = field(r->root, fixed_fields[i].name);
+    for (const struct fixed_field *f = fields; f->name; f++) {
+        const json_t *found = field(r->root, f->name);
         if (!found)
             continue;
-        json_t *expected = json_loads(fixed_fields[i].value, JSON_DECODE_ANY, NULL);
+        json_t *expected = json_loads(f->value, JSON_DECODE_ANY, NULL);
         bool is_same =
             json_is_number(expected)
                 ? json_is_number(found) && json_number_value(found) == json_number_value(expected)
                 : json_equal(found, expected);
         json_decref(expected);
         if (!is_same)
-            refuse(r, fixed_fields[i].name, found, fixed_fields[i].value);
+            refuse(r, f->name, found, f->value);
     }
     /* use_sliding_window false turns a window off that is still written down. */
     const json_t *window = field(r->root, "sliding_window");
@@ -133,22 +159,49 @@ static void check_fixed_fields(struct reader *r)
         refuse(r, "sliding_window", window, "null");
 }
 
-static void check_architecture(struct reader *r)
+/* How a config.json says what it is. */
+static const struct {
+    const char *architecture, *type;
+    enum model_family family;
+    bool is_inside_vision;
+} architectures[] = {
+    {"MiniMaxM2ForCausalLM", "minimax_m2", MODEL_MINIMAX_M2, false},
+    {"MiniMaxM3SparseForCausalLM", "minimax_m3", MODEL_MINIMAX_M3, false},
+    {"MiniMaxM3SparseForConditionalGeneration", "minimax_m3_vl", MODEL_MINIMAX_M3, true},
+};
+#define EXPECTED_ARCHITECTURES \
+    "[\"MiniMaxM2ForCausalLM\"] or [\"MiniMaxM3SparseForConditionalGeneration\"]"
+#define EXPECTED_TYPES "\"minimax_m2\" or \"minimax_m3_vl\""
+
+/* Position in architectures[], or -1. */
+static int find_architecture(const char *architecture, const char *type)
 {
-    static const char architecture[] = "MiniMaxM2ForCausalLM", type[] = "minimax_m2";
-    const json_t *architectures = field(r->root, "architectures");
+    for (size_t i = 0; i < sizeof architectures / sizeof *architectures; i++)
+        if ((architecture && strcmp(architecture, architectures[i].architecture) == 0) ||
+            (type && strcmp(type, architectures[i].type) == 0))
+            return (int)i;
+    return -1;
+}
+
+static void read_architecture(struct reader *r, struct model_config *c)
+{
+    const json_t *list = field(r->root, "architectures");
     const json_t *model_type = field(r->root, "model_type");
-    for (size_t i = 0; i < json_array_size(architectures); i++) {
-        const char *name = json_string_value(json_array_get(architectures, i));
-        if (name && strcmp(name, architecture) == 0)
-            return;
-    }
-    if (architectures)
-        refuse(r, "architectures", architectures, "[\"MiniMaxM2ForCausalLM\"]");
-    else if (!model_type)
+    int found = -1;
+    for (size_t i = 0; i < json_array_size(list) && found < 0; i++)
+        found = find_architecture(json_string_value(json_array_get(list, i)), NULL);
+    if (!list)
+        found = find_architecture(NULL, json_string_value(model_type));
+    if (found >= 0) {
+        c->family = architectures[found].family;
+        c->is_inside_vision = architectures[found].is_inside_vision;
+    } else if (list) {
+        refuse(r, "architectures", list, EXPECTED_ARCHITECTURES);
+    } else if (model_type) {
+        refuse(r, "model_type", model_type, EXPECTED_TYPES);
+    } else {
         FAIL(r, E_INVALID, "%s: architectures is missing; is this a model's config.json?", r->path);
-    else if (!json_is_string(model_type) || strcmp(json_string_value(model_type), type) != 0)
-        refuse(r, "model_type", model_type, "\"minimax_m2\"");
+    }
 }
 
 /* One list with an entry per layer, each of which must be full attention. */
@@ -224,28 +277,47 @@ static void read_rope(struct reader *r, struct model_config *c)
              c->rotary_dim, c->head_dim);
 }
 
+static const json_t *quantization_of(const struct reader *r)
+{
+    const json_t *own = field(r->root, "quantization_config");
+    return own ? own : field(r->file, "quantization_config");
+}
+
+static void check_text(struct reader *r, const char *name, const json_t *found, const char *wanted)
+{
+    char expected[64];
+    snprintf(expected, sizeof expected, "\"%s\"", wanted);
+    if (!json_is_string(found) || strcmp(json_string_value(found), wanted) != 0)
+        refuse(r, name, found, expected);
+}
+
 static void read_quantization(struct reader *r, struct model_config *c)
 {
-    const json_t *quantization = field(r->root, "quantization_config");
+    const json_t *quantization = quantization_of(r);
     if (!quantization || r->rc < 0)
         return;
     const json_t *method = field(quantization, "quant_method");
     const json_t *format = field(quantization, "fmt");
     const json_t *block = field(quantization, "weight_block_size");
-    if (!json_is_string(method) || strcmp(json_string_value(method), "fp8") != 0)
+    const char *name = json_string_value(method);
+    c->has_power_scales = name && strcmp(name, "mxfp8") == 0;
+    if (!c->has_power_scales && (!name || strcmp(name, "fp8") != 0))
         refuse(r, "quantization_config.quant_method", method,
-               "\"fp8\" (or an unquantised checkpoint)");
-    else if (format &&
-             (!json_is_string(format) || strcmp(json_string_value(format), "float8_e4m3fn") != 0))
-        refuse(r, "quantization_config.fmt", format, "\"float8_e4m3fn\"");
-    else if (json_array_size(block) != 2)
+               "\"fp8\" or \"mxfp8\" (or an unquantised checkpoint)");
+    else if (format && !c->has_power_scales)
+        check_text(r, "quantization_config.fmt", format, "float8_e4m3fn");
+    else if (c->has_power_scales && field(quantization, "scale_fmt"))
+        check_text(r, "quantization_config.scale_fmt", field(quantization, "scale_fmt"), "ue8m0");
+    if (r->rc == 0 && json_array_size(block) != 2)
         refuse(r, "quantization_config.weight_block_size", block, "[rows, cols]");
     if (r->rc < 0)
         return;
-    const char *name = "quantization_config.weight_block_size";
+    name = "quantization_config.weight_block_size";
     check_size(r, name, json_array_get(block, 0), 1 << 16, &c->scale_block_rows);
     if (r->rc == 0)
         check_size(r, name, json_array_get(block, 1), 1 << 16, &c->scale_block_cols);
+    if (r->rc == 0 && c->has_power_scales && c->scale_block_rows != 1)
+        refuse(r, name, block, "[1, cols] with quant_method \"mxfp8\"");
 }
 
 static void add_eos(struct reader *r, struct model_config *c, const json_t *id)
@@ -264,9 +336,9 @@ static void add_eos(struct reader *r, struct model_config *c, const json_t *id)
         c->eos_ids[c->n_eos++] = token_id;
 }
 
-static void read_eos(struct reader *r, struct model_config *c)
+static void read_eos(struct reader *r, struct model_config *c, const json_t *from)
 {
-    const json_t *eos = field(r->root, "eos_token_id");
+    const json_t *eos = field(from, "eos_token_id");
     if (json_is_array(eos))
         for (size_t i = 0; i < json_array_size(eos) && r->rc == 0; i++)
             add_eos(r, c, json_array_get(eos, i));
@@ -304,22 +376,162 @@ static void read_dimensions(struct reader *r, struct model_config *c)
     read_size(r, "intermediate_size", SIZE_LIMIT, &c->expert_size);
     read_size(r, "num_local_experts", MODEL_MAX_EXPERTS, &c->n_experts);
     read_size(r, "num_experts_per_tok", MODEL_MAX_TOP_K, &c->top_k);
-    read_size_or(r, "max_position_embeddings", POSITIONS_LIMIT, 196608, &c->max_positions);
+    read_size_or(r, "max_position_embeddings", POSITIONS_LIMIT,
+                 c->family == MODEL_MINIMAX_M3 ? 1 << 20 : 196608, &c->max_positions);
+}
+
+/* ---- MiniMax-M3 ---- */
+
+/* A list of zeros and then ones, an entry per layer: *n_zeros, or -1 if it is not there. */
+static void read_first_layers(struct reader *r, const char *name, int n_layers, int *n_zeros)
+{
+    const json_t *list = field(r->root, name);
+    *n_zeros = -1;
+    if (!list || r->rc < 0)
+        return;
+    if (!json_is_array(list) || json_array_size(list) != (size_t)n_layers) {
+        FAIL(r, E_INVALID, "%s: %s: found %s, expected a list of num_hidden_layers = %d entries",
+             r->path, name, show(list).text, n_layers);
+        return;
+    }
+    int zeros = 0;
+    for (int i = 0; i < n_layers && r->rc == 0; i++) {
+        const json_t *found = json_array_get(list, (size_t)i);
+        bool is_zero = json_is_integer(found) && json_integer_value(found) == 0;
+        bool is_one = json_is_integer(found) && json_integer_value(found) == 1;
+        if (!is_one && !(is_zero && zeros == i))
+            FAIL(r, E_UNIMPLEMENTED, "%s: %s[%d]: found %s, expected zeros first and then ones",
+                 r->path, name, i, show(found).text);
+        zeros += is_zero;
+    }
+    *n_zeros = zeros;
+}
+
+static bool is_block_size(int n)
+{
+    return n % 16 == 0 && (n % 64 == 0 || 64 % n == 0);
+}
+
+static void check_sparse(struct reader *r, const struct model_config *c, int n_plain_values)
+{
+    const struct sparse_config *s = &c->sparse;
+    if (r->rc < 0)
+        return;
+    if (s->n_heads != c->n_kv_heads)
+        FAIL(r, E_INVALID,
+             "%s: sparse_num_index_heads: found %d, expected num_key_value_heads = %d, one for "
+             "each",
+             r->path, s->n_heads, c->n_kv_heads);
+    else if (!is_block_size(s->block_size))
+        FAIL(r, E_UNIMPLEMENTED,
+             "%s: sparse_block_size: found %d, expected 16, 32, 64 or a multiple of 64", r->path,
+             s->block_size);
+    else if (s->head_dim < c->rotary_dim || s->head_dim % 2 != 0)
+        FAIL(r, E_INVALID,
+             "%s: sparse_index_dim: found %d, expected an even number from rotary_dim = %d on",
+             r->path, s->head_dim, c->rotary_dim);
+    else if (n_plain_values >= 0 && n_plain_values > s->n_full_layers)
+        FAIL(r, E_UNIMPLEMENTED,
+             "%s: sparse_disable_index_value[%d]: found 0, expected 1 where sparse_attention_freq "
+             "is 1 (no index values)",
+             r->path, s->n_full_layers);
+}
+
+/* Field names in messages are those of sparse_attention_config, which the path then names. */
+static void read_sparse(struct reader *r, struct model_config *c)
+{
+    const json_t *sparse = field(r->root, "sparse_attention_config"), *outside = r->root;
+    struct sparse_config *s = &c->sparse;
+    const char *path = r->path;
+    int n_plain_values = -1;
+    if (r->rc < 0)
+        return;
+    if (!json_is_object(sparse)) {
+        FAIL(r, E_INVALID, "%s: sparse_attention_config is missing or no object", r->path);
+        return;
+    }
+    char *inside = mem_format("%s: sparse_attention_config", path);
+    r->path = inside;
+    r->root = sparse;
+    check_fixed_fields(r, sparse_fields);
+    read_size(r, "sparse_index_dim", 1 << 16, &s->head_dim);
+    read_size(r, "sparse_num_index_heads", SIZE_LIMIT, &s->n_heads);
+    read_size(r, "sparse_topk_blocks", 1 << 16, &s->top_k);
+    read_size(r, "sparse_block_size", 1 << 20, &s->block_size);
+    read_first_layers(r, "sparse_attention_freq", c->n_layers, &s->n_full_layers);
+    if (r->rc == 0 && s->n_full_layers < 0)
+        FAIL(r, E_INVALID, "%s: sparse_attention_freq is missing", r->path);
+    read_first_layers(r, "sparse_disable_index_value", c->n_layers, &n_plain_values);
+    check_sparse(r, c, n_plain_values);
+    r->root = outside;
+    r->path = path;
+    mem_free(inside);
+}
+
+static void read_m3(struct reader *r, struct model_config *c)
+{
+    double alpha = 1.702, limit = 7.0, beta = 1.0, scale = 2.0;
+    c->has_head_norms = c->has_offset_norms = true;
+    read_number(r, r->root, "swiglu_alpha", 0, 1e6, &alpha);
+    read_number(r, r->root, "swiglu_limit", 0, 1e6, &limit);
+    read_number(r, r->root, "swiglu_beta", -1e6, 1e6, &beta);
+    read_number(r, r->root, "routed_scaling_factor", 0, 1e6, &scale);
+    c->activation =
+        (struct activation){ACTIVATION_SWIGLU_OAI, (float)alpha, (float)limit, (float)beta};
+    c->routed_scale = (float)scale;
+    read_first_layers(r, "moe_layer_freq", c->n_layers, &c->n_dense_layers);
+    if (c->n_dense_layers < 0)
+        c->n_dense_layers = 0;
+    if (r->rc == 0 && c->n_dense_layers == c->n_layers)
+        FAIL(r, E_UNIMPLEMENTED,
+             "%s: moe_layer_freq: found only zeros, expected a layer with "
+             "experts",
+             r->path);
+    if (c->n_dense_layers > 0)
+        read_size(r, "dense_intermediate_size", SIZE_LIMIT, &c->dense_size);
+    read_size(r, "shared_intermediate_size", SIZE_LIMIT, &c->shared_size);
+    read_sparse(r, c);
+}
+
+/* ---- the file ---- */
+
+static void read_text_model(struct reader *r, struct model_config *c)
+{
+    double eps = 1e-6;
+    check_fixed_fields(r, c->family == MODEL_MINIMAX_M3 ? m3_fields : m2_fields);
+    read_dimensions(r, c);
+    check_consistency(r, c);
+    read_number(r, r->root, "rms_norm_eps", 0, 1, &eps);
+    c->rms_norm_eps = (float)eps;
+    read_rope(r, c);
+    if (c->family == MODEL_MINIMAX_M3)
+        read_m3(r, c);
+    else
+        check_layers(r, c->n_layers);
+    read_quantization(r, c);
+    read_eos(r, c, r->root);
+    if (r->root != r->file)
+        read_eos(r, c, r->file);
 }
 
 static int read_model(struct reader *r, struct model_config *c)
 {
-    double eps = 1e-6;
-    check_architecture(r);
-    check_fixed_fields(r);
-    read_dimensions(r, c);
-    check_consistency(r, c);
-    check_layers(r, c->n_layers);
-    read_number(r, r->root, "rms_norm_eps", 0, 1, &eps);
-    c->rms_norm_eps = (float)eps;
-    read_rope(r, c);
-    read_quantization(r, c);
-    read_eos(r, c);
+    read_architecture(r, c);
+    if (r->rc < 0 || !c->is_inside_vision) {
+        read_text_model(r, c);
+        return r->rc;
+    }
+    const json_t *text = field(r->file, "text_config");
+    if (!json_is_object(text))
+        return FAIL(r, E_INVALID, "%s: text_config is missing or no object", r->path);
+    const char *path = r->path;
+    char *inside = mem_format("%s: text_config", path);
+    r->path = inside;
+    r->root = text;
+    read_text_model(r, c);
+    r->root = r->file;
+    r->path = path;
+    mem_free(inside);
     return r->rc;
 }
 
@@ -330,7 +542,7 @@ static int read_generation(struct reader *r, struct model_config *c)
     read_number(r, r->root, "top_p", 0, 1, &c->top_p);
     read_number(r, r->root, "top_k", -2, 1 << 30, &top_k);
     c->top_k_sampling = top_k > 0 ? (int)top_k : 0;
-    read_eos(r, c);
+    read_eos(r, c, r->root);
     return r->rc;
 }
 
@@ -339,18 +551,19 @@ static int read_file(const char *path, int (*read)(struct reader *r, struct mode
 {
     struct err own = {0};
     struct reader r = {.path = path, .e = e ? e : &own};
-    r.root = json_read_object(path, CONFIG_LIMIT_BYTES, r.e);
-    if (!r.root)
+    json_t *file = json_read_object(path, CONFIG_LIMIT_BYTES, r.e);
+    if (!file)
         return r.e->code;
+    r.file = r.root = file;
     int rc = read(&r, c);
-    json_decref(r.root);
+    json_decref(file);
     return rc;
 }
 
 int config_read(const char *model_dir, struct model_config *out, struct err *e)
 {
     struct model_config c = {
-        .family = MODEL_MINIMAX_M2, .temperature = 1.0, .top_p = 0.95, .top_k_sampling = 40};
+        .routed_scale = 1.0f, .temperature = 1.0, .top_p = 0.95, .top_k_sampling = 40};
     char *path = mem_format("%s/config.json", model_dir);
     char *generation_path = mem_format("%s/generation_config.json", model_dir);
     int rc = read_file(path, read_model, &c, e);
@@ -369,4 +582,9 @@ bool config_is_eos(const struct model_config *c, int token_id)
         if (c->eos_ids[i] == token_id)
             return true;
     return false;
+}
+
+const char *config_tensor_prefix(const struct model_config *c)
+{
+    return c->is_inside_vision ? "language_model." : "";
 }

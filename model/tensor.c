@@ -7,13 +7,15 @@
 #include "base/must.h"
 #include "model/fp8.h"
 #include "model/halves.h"
+#include "model/mx.h"
 
 static const struct {
     const char *name;
     size_t bytes;
 } dtypes[] = {
-    [DTYPE_F32] = {"F32", 4},         [DTYPE_F16] = {"F16", 2}, [DTYPE_BF16] = {"BF16", 2},
-    [DTYPE_F8_E4M3] = {"F8_E4M3", 1}, [DTYPE_I32] = {"I32", 4}, [DTYPE_OTHER] = {"other", 0},
+    [DTYPE_F32] = {"F32", 4},         [DTYPE_F16] = {"F16", 2},         [DTYPE_BF16] = {"BF16", 2},
+    [DTYPE_F8_E4M3] = {"F8_E4M3", 1}, [DTYPE_F8_E8M0] = {"F8_E8M0", 1}, [DTYPE_U8] = {"U8", 1},
+    [DTYPE_I32] = {"I32", 4},         [DTYPE_OTHER] = {"other", 0},
 };
 
 size_t dtype_bytes(enum dtype d)
@@ -63,6 +65,10 @@ static float read_element(enum dtype dtype, const unsigned char *data)
         return bf16_to_f32(half);
     case DTYPE_F8_E4M3:
         return fp8_decode(*data);
+    case DTYPE_F8_E8M0:
+        return mx_scale_decode(*data);
+    case DTYPE_U8:
+        return (float)*data;
     case DTYPE_I32:
         memcpy(&integer, data, sizeof integer);
         return (float)integer;

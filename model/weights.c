@@ -3,14 +3,17 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "base/must.h"
 #include "model/fp8.h"
+#include "model/mx.h"
 #include "model/packed.h"
 
 enum {
     DTYPES_FLOAT = 1 << DTYPE_F32 | 1 << DTYPE_F16 | 1 << DTYPE_BF16,
-    DTYPES_FP8 = 1 << DTYPE_F8_E4M3
+    DTYPES_FP8 = 1 << DTYPE_F8_E4M3,
+    DTYPES_POWER = 1 << DTYPE_U8 | 1 << DTYPE_F8_E8M0
 };
 
 /* What a tensor must look like; cols = 0 for a vector. */
@@ -90,6 +93,20 @@ static int bind_vector(struct checkpoint *c, struct full_name name, int64_t rows
     return rc < 0 ? rc : check_finite(out, name.text, e);
 }
 
+/* A released file calls these bytes U8. */
+static int check_powers(struct tensor *t, const char *name, struct err *e)
+{
+    const uint8_t *bytes = t->data, *bad = memchr(bytes, MX_SCALE_NAN, t->size_bytes);
+    t->dtype = DTYPE_F8_E8M0;
+    if (!bad)
+        return 0;
+    return err_set(
+        e, E_CORRUPT,
+        "%s: scale %lld is 255 (not a number), expected an exponent from 0 to 254; fetch "
+        "the file again",
+        name, (long long)(bad - bytes));
+}
+
 static int bind_scale(struct checkpoint *c, const char *weight_name, struct linear_view *l,
                       struct err *e)
 {
@@ -102,10 +119,13 @@ static int bind_scale(struct checkpoint *c, const char *weight_name, struct line
                        weight_name);
     l->block_rows = m->scale_block_rows;
     l->block_cols = m->scale_block_cols;
-    struct wanted w = {1 << DTYPE_F32, fp8_blocks(l->rows, l->block_rows),
-                       fp8_blocks(l->cols, l->block_cols)};
+    struct wanted w = {m->has_power_scales ? DTYPES_POWER : 1 << DTYPE_F32,
+                       fp8_blocks(l->rows, l->block_rows), fp8_blocks(l->cols, l->block_cols)};
     int rc = find_checked(c, name.text, w, &l->scale, e);
-    return rc < 0 ? rc : check_finite(&l->scale, name.text, e);
+    if (rc < 0)
+        return rc;
+    return m->has_power_scales ? check_powers(&l->scale, name.text, e)
+                               : check_finite(&l->scale, name.text, e);
 }
 
 /* `l` says label, rows and cols; the rest is filled. */
@@ -155,39 +175,107 @@ static int bind_part(struct checkpoint *c, enum packed_part part, int layer, int
     return rc;
 }
 
-static struct full_name layer_prefix(int layer, const char *part)
+static struct full_name layer_prefix(const struct model_config *m, int layer, const char *part)
 {
     struct full_name prefix;
-    snprintf(prefix.text, sizeof prefix.text, "model.layers.%d.%s", layer, part);
+    snprintf(prefix.text, sizeof prefix.text, "%smodel.layers.%d.%s", config_tensor_prefix(m),
+             layer, part);
     return prefix;
+}
+
+/* Never packed: their matrices are read as they are stored. */
+static int bind_index(struct checkpoint *c, const char *prefix, struct layer_view *v, struct err *e)
+{
+    const struct model_config *m = checkpoint_config(c);
+    const struct sparse_config *s = &m->sparse;
+    v->is_sparse = true;
+    v->index_q = (struct linear_view){
+        .label = "index_q_proj", .rows = (int64_t)s->n_heads * s->head_dim, .cols = m->hidden_size};
+    v->index_k =
+        (struct linear_view){.label = "index_k_proj", .rows = s->head_dim, .cols = m->hidden_size};
+    int rc = bind_linear(c, prefix, &v->index_q, e);
+    if (rc == 0)
+        rc = bind_linear(c, prefix, &v->index_k, e);
+    if (rc == 0)
+        rc = bind_vector(c, join(prefix, "index_q_norm.weight"), s->head_dim, &v->index_q_norm, e);
+    if (rc == 0)
+        rc = bind_vector(c, join(prefix, "index_k_norm.weight"), s->head_dim, &v->index_k_norm, e);
+    return rc;
+}
+
+/* The width of what every row of a layer goes through, and where it is; 0: nothing. */
+static int mlp_size(const struct model_config *m, int layer, const char **part)
+{
+    bool is_dense = layer < m->n_dense_layers;
+    *part = is_dense ? "mlp." : "block_sparse_moe.shared_experts.";
+    return is_dense ? m->dense_size : m->shared_size;
+}
+
+static int bind_mlp(struct checkpoint *c, int layer, struct layer_view *v, struct err *e)
+{
+    const struct model_config *m = checkpoint_config(c);
+    const char *part;
+    int size = mlp_size(m, layer, &part);
+    v->has_mlp = size > 0;
+    if (!v->has_mlp)
+        return 0;
+    struct full_name prefix = layer_prefix(m, layer, part);
+    v->mlp = (struct expert_view){
+        .gate = {.label = "gate_proj", .rows = size, .cols = m->hidden_size},
+        .up = {.label = "up_proj", .rows = size, .cols = m->hidden_size},
+        .down = {.label = "down_proj", .rows = m->hidden_size, .cols = size},
+        .activation = m->activation,
+    };
+    int rc = bind_linear(c, prefix.text, &v->mlp.gate, e);
+    if (rc == 0)
+        rc = bind_linear(c, prefix.text, &v->mlp.up, e);
+    if (rc == 0)
+        rc = bind_linear(c, prefix.text, &v->mlp.down, e);
+    return rc;
+}
+
+static int bind_router(struct checkpoint *c, int layer, struct layer_view *v, struct err *e)
+{
+    const struct model_config *m = checkpoint_config(c);
+    v->has_experts = layer >= m->n_dense_layers;
+    if (!v->has_experts)
+        return 0;
+    struct full_name gate = layer_prefix(m, layer, "block_sparse_moe.gate.weight");
+    struct full_name bias = layer_prefix(m, layer, "block_sparse_moe.e_score_correction_bias");
+    struct wanted gate_wanted = {DTYPES_FLOAT, m->n_experts, m->hidden_size};
+    int rc = find_checked(c, gate.text, gate_wanted, &v->router_gate, e);
+    return rc < 0 ? rc : bind_vector(c, bias, m->n_experts, &v->router_bias, e);
 }
 
 static int bind_attention(struct checkpoint *c, int layer, struct layer_view *v, struct err *e)
 {
     const struct model_config *m = checkpoint_config(c);
-    struct full_name prefix = layer_prefix(layer, "self_attn.");
+    struct full_name prefix = layer_prefix(m, layer, "self_attn.");
     int64_t q = (int64_t)m->n_heads * m->head_dim, kv = (int64_t)m->n_kv_heads * m->head_dim;
     v->wq = (struct linear_view){.label = "q_proj", .rows = q, .cols = m->hidden_size};
     v->wk = (struct linear_view){.label = "k_proj", .rows = kv, .cols = m->hidden_size};
     v->wv = (struct linear_view){.label = "v_proj", .rows = kv, .cols = m->hidden_size};
     v->wo = (struct linear_view){.label = "o_proj", .rows = m->hidden_size, .cols = q};
     struct linear_view *const views[] = {&v->wq, &v->wk, &v->wv, &v->wo};
+    bool by_head = m->has_head_norms;
     int rc = bind_part(c, PACKED_ATTENTION, layer, 0, prefix.text, views, e);
     if (rc == 0)
-        rc = bind_vector(c, join(prefix.text, "q_norm.weight"), q, &v->q_norm, e);
+        rc = bind_vector(c, join(prefix.text, "q_norm.weight"), by_head ? m->head_dim : q,
+                         &v->q_norm, e);
     if (rc == 0)
-        rc = bind_vector(c, join(prefix.text, "k_norm.weight"), kv, &v->k_norm, e);
+        rc = bind_vector(c, join(prefix.text, "k_norm.weight"), by_head ? m->head_dim : kv,
+                         &v->k_norm, e);
+    if (rc == 0 && config_is_sparse(m, layer))
+        rc = bind_index(c, prefix.text, v, e);
     return rc;
 }
 
 int weights_layer(struct checkpoint *c, int layer, struct layer_view *out, struct err *e)
 {
     const struct model_config *m = checkpoint_config(c);
-    struct layer_view v = {0};
+    struct layer_view v = {.has_offset_norms = m->has_offset_norms};
     must(layer >= 0 && layer < m->n_layers);
-    struct full_name prefix = layer_prefix(layer, "");
-    struct full_name gate = layer_prefix(layer, "block_sparse_moe.gate.weight");
-    struct wanted gate_wanted = {DTYPES_FLOAT, m->n_experts, m->hidden_size};
+    struct full_name prefix = layer_prefix(m, layer, "");
     int rc = bind_vector(c, join(prefix.text, "input_layernorm.weight"), m->hidden_size,
                          &v.input_norm, e);
     if (rc == 0)
@@ -196,20 +284,19 @@ int weights_layer(struct checkpoint *c, int layer, struct layer_view *out, struc
         rc = bind_vector(c, join(prefix.text, "post_attention_layernorm.weight"), m->hidden_size,
                          &v.post_norm, e);
     if (rc == 0)
-        rc = find_checked(c, gate.text, gate_wanted, &v.router_gate, e);
+        rc = bind_router(c, layer, &v, e);
     if (rc == 0)
-        rc = bind_vector(c, join(prefix.text, "block_sparse_moe.e_score_correction_bias"),
-                         m->n_experts, &v.router_bias, e);
+        rc = bind_mlp(c, layer, &v, e);
     if (rc == 0)
         *out = v;
     return rc;
 }
 
-static struct full_name expert_prefix(int layer, int expert)
+static struct full_name expert_prefix(const struct model_config *m, int layer, int expert)
 {
     struct full_name prefix;
-    snprintf(prefix.text, sizeof prefix.text, "model.layers.%d.block_sparse_moe.experts.%d.", layer,
-             expert);
+    snprintf(prefix.text, sizeof prefix.text, "%smodel.layers.%d.block_sparse_moe.experts.%d.",
+             config_tensor_prefix(m), layer + m->n_dense_layers, expert);
     return prefix;
 }
 
@@ -217,12 +304,14 @@ int weights_expert(struct checkpoint *c, int layer, int expert, struct expert_vi
                    struct err *e)
 {
     const struct model_config *m = checkpoint_config(c);
-    must(layer >= 0 && layer < m->n_layers && expert >= 0 && expert < m->n_experts);
-    struct full_name prefix = expert_prefix(layer, expert);
+    must(layer >= 0 && layer < config_expert_layers(m));
+    must(expert >= 0 && expert < m->n_experts);
+    struct full_name prefix = expert_prefix(m, layer, expert);
     struct expert_view v = {
         .gate = {.label = "w1", .rows = m->expert_size, .cols = m->hidden_size},
         .up = {.label = "w3", .rows = m->expert_size, .cols = m->hidden_size},
         .down = {.label = "w2", .rows = m->hidden_size, .cols = m->expert_size},
+        .activation = m->activation,
     };
     struct linear_view *const views[] = {&v.gate, &v.up, &v.down};
     int rc = bind_part(c, PACKED_EXPERTS, layer, expert, prefix.text, views, e);
@@ -235,13 +324,16 @@ int weights_model(struct checkpoint *c, struct model_view *out, struct err *e)
 {
     const struct model_config *m = checkpoint_config(c);
     struct model_view v = {
+        .has_offset_norms = m->has_offset_norms,
         .lm_head = {.label = "lm_head", .rows = m->vocab_size, .cols = m->hidden_size}};
     struct wanted embedding = {DTYPES_FLOAT, m->vocab_size, m->hidden_size};
-    int rc = find_checked(c, "model.embed_tokens.weight", embedding, &v.embedding, e);
+    const char *prefix = config_tensor_prefix(m);
+    int rc =
+        find_checked(c, join(prefix, "model.embed_tokens.weight").text, embedding, &v.embedding, e);
     if (rc == 0)
-        rc = bind_vector(c, join("", "model.norm.weight"), m->hidden_size, &v.final_norm, e);
+        rc = bind_vector(c, join(prefix, "model.norm.weight"), m->hidden_size, &v.final_norm, e);
     if (rc == 0)
-        rc = bind_part(c, PACKED_HEAD, 0, 0, "", (struct linear_view *const[]){&v.lm_head}, e);
+        rc = bind_part(c, PACKED_HEAD, 0, 0, prefix, (struct linear_view *const[]){&v.lm_head}, e);
     if (rc == 0)
         *out = v;
     return rc;
@@ -270,15 +362,29 @@ static void advise(struct checkpoint *c, enum packed_part part, int layer, int e
 
 void weights_advise_expert(struct checkpoint *c, int layer, int expert, enum mapping_advice a)
 {
-    advise(c, PACKED_EXPERTS, layer, expert, expert_prefix(layer, expert).text, a);
+    const struct model_config *m = checkpoint_config(c);
+    advise(c, PACKED_EXPERTS, layer, expert, expert_prefix(m, layer, expert).text, a);
 }
 
 void weights_advise_layer(struct checkpoint *c, int layer, enum mapping_advice a)
 {
-    advise(c, PACKED_ATTENTION, layer, 0, layer_prefix(layer, "self_attn.").text, a);
+    const struct model_config *m = checkpoint_config(c);
+    advise(c, PACKED_ATTENTION, layer, 0, layer_prefix(m, layer, "self_attn.").text, a);
+}
+
+void weights_advise_mlp(struct checkpoint *c, int layer, enum mapping_advice a)
+{
+    static const char *const names[] = {"gate_proj.weight", "up_proj.weight", "down_proj.weight"};
+    const struct model_config *m = checkpoint_config(c);
+    const char *part;
+    if (mlp_size(m, layer, &part) == 0)
+        return;
+    struct full_name prefix = layer_prefix(m, layer, part);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        checkpoint_advise(c, join(prefix.text, names[i]).text, a);
 }
 
 void weights_advise_model(struct checkpoint *c, enum mapping_advice a)
 {
-    advise(c, PACKED_HEAD, 0, 0, "", a);
+    advise(c, PACKED_HEAD, 0, 0, config_tensor_prefix(checkpoint_config(c)), a);
 }
