@@ -99,7 +99,7 @@ static int set_up(struct runner *r, struct err *e)
     r->sampler = sampler_new(r->config->vocab_size);
     struct moe_remote_options m = {
         .kernels = o->kernels,
-        .n_layers = r->config->n_layers,
+        .n_layers = config_expert_layers(r->config),
         .n_experts = r->config->n_experts,
         .top_k = r->config->top_k,
         .hidden = r->config->hidden_size,
@@ -147,9 +147,10 @@ static void note_layer(void *ud, int layer, const float *x, int n_rows,
 {
     struct runner *r = ud;
     (void)x;
-    if (layer < 0)
+    if (!routing)
         return;
-    _Atomic uint32_t *chosen = r->chosen + (size_t)layer * (size_t)r->config->n_experts;
+    size_t expert_layer = (size_t)(layer - r->config->n_dense_layers);
+    _Atomic uint32_t *chosen = r->chosen + expert_layer * (size_t)r->config->n_experts;
     for (int i = 0; i < n_rows * r->config->top_k; i++)
         atomic_fetch_add_explicit(&chosen[routing->experts[i]], 1, memory_order_relaxed);
     if (layer == r->config->n_layers - 1)
@@ -410,7 +411,7 @@ int runner_start(const struct runner_options *o, struct runner **out, struct err
     struct runner *r = mem_alloc(sizeof(*r));
     r->options = *o;
     const struct model_config *model = checkpoint_config(o->checkpoint);
-    r->n_chosen = (size_t)model->n_layers * (size_t)model->n_experts;
+    r->n_chosen = (size_t)config_expert_layers(model) * (size_t)model->n_experts;
     r->chosen = mem_array(r->n_chosen, sizeof(*r->chosen));
     r->jobs = queue_new(o->max_jobs);
     r->tables = queue_new(o->max_jobs);

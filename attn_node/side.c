@@ -286,7 +286,8 @@ static void send_load(struct side *s, int64_t now_ns)
     if (now_ns - s->load_ns < LOAD_EVERY_NS || member_node_id(s->member) == 0)
         return;
     s->load_ns = now_ns;
-    uint32_t n_layers = (uint32_t)model->n_layers, n_experts = (uint32_t)model->n_experts;
+    uint32_t n_layers = (uint32_t)config_expert_layers(model),
+             n_experts = (uint32_t)model->n_experts;
     uint16_t *counts = mem_array((size_t)n_layers * n_experts, sizeof(*counts));
     if (runner_take_load(s->runner, counts))
         member_send_load(s->member, n_layers, n_experts, counts);

@@ -172,7 +172,8 @@ static void init_state(struct hub *h)
                                      .combine = (enum combine_mode)c->weights_combine,
                                      .lease_ns = c->cluster_lease_ns};
     /* Milliseconds since 1970 are higher than what an earlier coordinator counted up to. */
-    struct placement_config placement = {.n_layers = (uint32_t)h->model_config.n_layers,
+    struct placement_config placement = {.n_layers =
+                                             (uint32_t)config_expert_layers(&h->model_config),
                                          .n_experts = (uint32_t)h->model_config.n_experts,
                                          .replicas = coordinator_replicas(c),
                                          .settle_ns = c->placement_settle_ns,

@@ -1,13 +1,17 @@
 /* engine/attention.h - the attention half of a layer for all rows of a step (step 6).
  *
- * norm, q k v, norm over the whole q and the whole k, rope, append to the KV cache, attend,
- * output projection, residual (m2.md 4.3).
+ * norm, q k v, norm over the whole q and the whole k (m2.md 4.3) or over each head (m3.md 4),
+ * rope, append to the KV cache, attend, output projection, residual.
  *
  * One order of additions: a row at position p folds the keys 0..p of its own sequence in
  * blocks of 64 and chunks of ATTENTION_CHUNK positions, both anchored at position 0.  A
  * chunk's state begins from nothing; chunks are merged in ascending order by one formula.
  * The bits of a row therefore depend on p and the cache alone - not on the other rows of
  * the step, on how its prompt was cut, or on the threads, which only share out the chunks.
+ *
+ * A sparse layer's row that sees all of its blocks of keys is such a row.  One that does not
+ * folds the keys that it sees (engine/msa.h) in the same way: ascending, what lies together in
+ * one block of 64 at once, chunks without a key of its own left out.
  *
  * Owner: engine thread; a call runs its parts on the pool. */
 #pragma once
@@ -27,14 +31,18 @@ enum { ATTENTION_CHUNK = 512 };
 struct attention_weights {
     struct matrix wq, wk, wv, wo;
     float *input_norm, *q_norm, *k_norm; /* owned */
+    /* Of a sparse layer. */
+    bool is_sparse;
+    struct matrix index_q, index_k;
+    float *index_q_norm, *index_k_norm; /* owned */
 };
 
 int attention_load(struct attention_weights *w, const struct layer_view *view,
                    enum weight_format format, const struct compute *c, struct err *e);
 void attention_fini(struct attention_weights *w);
 size_t attention_bytes(const struct attention_weights *w);
-/* A vector of the checkpoint as f32; free with mem_free(). */
-float *attention_vector(const struct tensor *t);
+/* A norm's weights as f32, plus 1 (in f32) if they are stored as offsets; free with mem_free(). */
+float *attention_vector(const struct tensor *t, bool is_offset);
 
 /* Scratch and plan of one step at a time. */
 struct attention;
@@ -56,3 +64,6 @@ void attention_begin(struct attention *a, const struct step *s);
 /* x [rows of the step, hidden] becomes x + attention; writes k and v of every row to kv. */
 void attention_layer(struct attention *a, const struct attention_weights *w, struct kv *kv,
                      int layer, float *x);
+/* What the last layer, a sparse one, chose for a row and KV head: top_k blocks ascending, or NULL
+ * if the row saw everything. */
+const int32_t *attention_blocks(const struct attention *a, int row, int kv_head);

@@ -86,7 +86,7 @@ static int load_matrices(struct expert *x, const struct expert_view *view, enum 
 int expert_load(struct expert *x, const struct expert_view *view, enum weight_format want,
                 const struct compute *c, struct err *e)
 {
-    *x = (struct expert){0};
+    *x = (struct expert){.activation = view->activation};
     int rc = load_matrices(x, view, want, c, e);
     if (rc == 0 && (x->up.rows != x->gate.rows || x->up.cols != x->gate.cols ||
                     x->down.rows != x->gate.cols || x->down.cols != x->gate.rows))
@@ -349,6 +349,15 @@ static void store_inner(const struct forward_job *j, size_t row, int first, cons
                             room->scales + scale, room->sums + scale);
 }
 
+static void activate(const struct kernels *k, const struct activation *a, float *gate,
+                     const float *up, int n)
+{
+    if (a->kind == ACTIVATION_SWIGLU_OAI)
+        k->swiglu_oai(gate, up, n, a);
+    else
+        k->swiglu(gate, up, n);
+}
+
 static void gate_and_up_part(const struct forward_job *j, const struct share *t,
                              const struct rows *x)
 {
@@ -361,7 +370,8 @@ static void gate_and_up_part(const struct forward_job *j, const struct share *t,
     matmul_range(j->c, &up_part, 0, t->n_panels, x, up, stride);
     for (int row = 0; row < t->n_rows; row++) {
         float *from = gate + (size_t)row * stride;
-        j->c->kernels->swiglu(from, up + (size_t)row * stride, gate_part.rows);
+        activate(j->c->kernels, &t->expert->activation, from, up + (size_t)row * stride,
+                 gate_part.rows);
         store_inner(j, (size_t)(t->first_row + row), t->first_panel * PANEL_ROWS, from,
                     gate_part.rows);
     }

@@ -10,9 +10,10 @@
 #include "engine/gemm.h"
 #include "model/weights.h"
 
-/* y = down(silu(gate h) * (up h)); m2.md 4.4 step 5. */
+/* y = down(activation(gate h, up h)); m2.md 4.4 step 5, m3.md 3.2. */
 struct expert {
     struct matrix gate, up, down;
+    struct activation activation;
     void *room; /* the matrices' memory, one run of huge pages; NULL when they are mapped */
     size_t room_bytes;
 };

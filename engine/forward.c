@@ -9,13 +9,16 @@
 #include "engine/attention.h"
 #include "engine/combine.h"
 #include "engine/matrix.h"
+#include "engine/mlp.h"
 
 enum { FLOATS_UNIT = 16, LANE = 0 };
 
 struct layer {
     struct attention_weights attention;
     float *post_norm;
-    struct router router;
+    bool has_experts, has_mlp;
+    struct router router; /* has_experts */
+    struct expert mlp;    /* has_mlp: with experts the shared one */
 };
 
 struct forward {
@@ -26,6 +29,7 @@ struct forward {
     float *final_norm;
     struct matrix lm_head;
     struct attention *attention;
+    struct mlp *dense, *shared; /* NULL where the model has no such MLP */
     int max_rows;
 
     size_t h_stride;                         /* floats; hidden with padding that stays zero */
@@ -47,22 +51,29 @@ struct forward {
 
 /* ---- loading ---- */
 
-static int load_layer(struct forward *f, struct checkpoint *c, int index, enum weight_format format,
-                      struct err *e)
+static int load_layer(struct forward *f, struct checkpoint *c, int index,
+                      const struct format_set *formats, struct err *e)
 {
     struct layer *layer = &f->layers[index];
     struct layer_view view;
     int rc = weights_layer(c, index, &view, e);
     if (rc == 0)
-        rc = attention_load(&layer->attention, &view, format, &f->compute, e);
-    if (rc == 0)
+        rc = attention_load(&layer->attention, &view, formats->attention, &f->compute, e);
+    if (rc == 0 && view.has_experts)
         rc = router_load(&layer->router, &view.router_gate, &view.router_bias, f->config.top_k,
                          &f->compute, e);
+    if (rc == 0 && view.has_mlp)
+        rc = expert_load(&layer->mlp, &view.mlp, formats->experts, &f->compute, e);
     if (rc < 0)
         return err_prefix(e, "layer %d", index);
-    layer->post_norm = attention_vector(&view.post_norm);
+    layer->has_experts = view.has_experts;
+    layer->has_mlp = view.has_mlp;
+    layer->router.scale = f->config.routed_scale;
+    layer->post_norm = attention_vector(&view.post_norm, view.has_offset_norms);
     if (!layer->attention.wq.is_borrowed)
         weights_advise_layer(c, index, MAPPING_DONE);
+    if (layer->has_mlp)
+        weights_advise_mlp(c, index, MAPPING_DONE);
     return 0;
 }
 
@@ -74,12 +85,12 @@ static int load_weights(struct forward *f, struct checkpoint *c, const struct fo
     if (rc < 0)
         return rc;
     f->embedding = view.embedding;
-    f->final_norm = attention_vector(&view.final_norm);
+    f->final_norm = attention_vector(&view.final_norm, view.has_offset_norms);
     rc = matrix_pack(&f->lm_head, &view.lm_head, formats->head, NULL, &f->compute, e);
     if (rc == 0 && !f->lm_head.is_borrowed)
         weights_advise_model(c, MAPPING_DONE);
     for (int i = 0; rc == 0 && i < f->config.n_layers; i++)
-        rc = load_layer(f, c, i, formats->attention, e);
+        rc = load_layer(f, c, i, formats, e);
     return rc;
 }
 
@@ -91,6 +102,19 @@ static void *scratch(struct forward *f, size_t count, size_t unit_bytes)
         return NULL;
     f->scratch_bytes += bytes;
     return mem_try_aligned(bytes);
+}
+
+static bool take_mlp(struct forward *f, int size, int group, struct mlp **out)
+{
+    *out = size > 0 ? mlp_new(f->max_rows, f->config.hidden_size, size, group) : NULL;
+    f->scratch_bytes += mlp_bytes(*out);
+    return size == 0 || *out;
+}
+
+static bool take_mlps(struct forward *f, int group)
+{
+    return take_mlp(f, f->config.n_dense_layers > 0 ? f->config.dense_size : 0, group, &f->dense) &&
+           take_mlp(f, f->config.shared_size, group, &f->shared);
 }
 
 static int take_scratch(struct forward *f, const struct format_set *formats, struct err *e)
@@ -112,6 +136,8 @@ static int take_scratch(struct forward *f, const struct format_set *formats, str
         !rows_room_open(&f->head_room, f->max_rows, f->config.hidden_size, f->lm_head.group))
         return err_set(e, E_NOMEM, "no memory for steps of %d rows", f->max_rows);
     f->scratch_bytes += f->expert_room.bytes + f->head_room.bytes;
+    if (!take_mlps(f, format_group(formats->experts)))
+        return err_set(e, E_NOMEM, "no memory for the MLPs of %d rows", f->max_rows);
     struct attention_options attention = {
         .max_rows = f->max_rows, .group = f->layers[0].attention.wq.group, .kv = formats->kv};
     return attention_open(&f->config, &attention, f->compute, &f->attention, e);
@@ -143,12 +169,15 @@ void forward_close(struct forward **forward)
     for (int i = 0; i < f->config.n_layers; i++) {
         attention_fini(&f->layers[i].attention);
         router_fini(&f->layers[i].router);
+        expert_fini(&f->layers[i].mlp);
         mem_free(f->layers[i].post_norm);
     }
     mem_free(f->layers);
     mem_free(f->final_norm);
     matrix_fini(&f->lm_head);
     attention_close(&f->attention);
+    mlp_free(&f->dense);
+    mlp_free(&f->shared);
     rows_room_close(&f->expert_room);
     rows_room_close(&f->head_room);
     void *const blocks[] = {f->x,
@@ -171,7 +200,8 @@ size_t forward_bytes(const struct forward *f)
     size_t bytes = matrix_bytes(&f->lm_head) + f->scratch_bytes + f->logits_bytes +
                    attention_scratch_bytes(f->attention);
     for (int i = 0; i < f->config.n_layers; i++)
-        bytes += attention_bytes(&f->layers[i].attention) + matrix_bytes(&f->layers[i].router.gate);
+        bytes += attention_bytes(&f->layers[i].attention) +
+                 matrix_bytes(&f->layers[i].router.gate) + expert_bytes(&f->layers[i].mlp);
     return bytes;
 }
 
@@ -187,6 +217,9 @@ static int plan_rows(struct forward *f, const struct step *s, int *n_rows, int *
         must(q->n_tokens >= 1 && q->n_tokens <= f->max_rows - rows);
         must(q->position == q->kv->length && q->position <= INT_MAX - q->n_tokens);
         must((q->position + q->n_tokens - 1) / KV_PAGE_TOKENS < q->kv->n_pages);
+        /* There is room for the scores of so many. */
+        if (f->config.sparse.block_size > 0 && q->position + q->n_tokens > f->config.max_positions)
+            return E_RANGE;
         for (int j = 0; j < q->n_tokens; j++, rows++) {
             if (q->tokens[j] < 0 || q->tokens[j] >= f->config.vocab_size)
                 return E_INVALID;
@@ -278,10 +311,8 @@ static int run_experts(struct forward *f, int layer, int n_rows, const struct mo
                        void *ud)
 {
     const struct layer *l = &f->layers[layer];
-    f->norm = l->post_norm;
-    pool_run(f->compute.pool, expert_input_task, f, n_rows);
     router_route(&f->compute, &l->router, f->h, f->h_stride, n_rows, f->scores, &f->routing);
-    struct moe_rows rows = {.layer = layer,
+    struct moe_rows rows = {.layer = layer - f->config.n_dense_layers,
                             .n_rows = n_rows,
                             .hidden = f->config.hidden_size,
                             .rows = normed_rows(f, &f->expert_room, n_rows),
@@ -290,7 +321,27 @@ static int run_experts(struct forward *f, int layer, int n_rows, const struct mo
     int rc = ops->scatter(ud, LANE, &rows);
     if (rc < 0)
         return rc;
-    return ops->gather(ud, LANE, f->x);
+    /* While the parcels are out. */
+    if (l->has_mlp)
+        mlp_run(f->shared, &f->compute, &l->mlp, &rows.rows);
+    rc = ops->gather(ud, LANE, f->x);
+    if (rc == 0 && l->has_mlp)
+        mlp_add(f->shared, &f->compute, f->x);
+    return rc;
+}
+
+/* What follows attention in a layer. */
+static int run_mlp(struct forward *f, int layer, int n_rows, const struct moe_ops *ops, void *ud)
+{
+    const struct layer *l = &f->layers[layer];
+    f->norm = l->post_norm;
+    pool_run(f->compute.pool, expert_input_task, f, n_rows);
+    if (l->has_experts)
+        return run_experts(f, layer, n_rows, ops, ud);
+    struct rows x = normed_rows(f, &f->expert_room, n_rows);
+    mlp_run(f->dense, &f->compute, &l->mlp, &x);
+    mlp_add(f->dense, &f->compute, f->x);
+    return 0;
 }
 
 static void output_task(void *ctx, int i)
@@ -310,8 +361,14 @@ static void run_head(struct forward *f, int n_logits)
 
 static void probe(struct forward *f, const struct step *s, int layer, int n_rows)
 {
+    for (int row = 0; s->probe_blocks && layer >= 0 && row < n_rows; row++)
+        for (int head = 0; config_is_sparse(&f->config, layer) && head < f->config.n_kv_heads;
+             head++)
+            s->probe_blocks(s->probe_ud, layer, row, head,
+                            attention_blocks(f->attention, row, head));
     if (s->probe)
-        s->probe(s->probe_ud, layer, f->x, n_rows, layer < 0 ? NULL : &f->routing);
+        s->probe(s->probe_ud, layer, f->x, n_rows,
+                 layer < f->config.n_dense_layers ? NULL : &f->routing);
 }
 
 int forward_step(struct forward *f, struct kv *kv, const struct step *s, const struct moe_ops *ops,
@@ -331,7 +388,7 @@ int forward_step(struct forward *f, struct kv *kv, const struct step *s, const s
         /* A probe wants to see every row. */
         if (layer == f->config.n_layers - 1 && !s->probe)
             n_rows = keep_wanted_rows(f, n_wanted);
-        rc = n_rows > 0 ? run_experts(f, layer, n_rows, ops, ud) : 0;
+        rc = n_rows > 0 ? run_mlp(f, layer, n_rows, ops, ud) : 0;
         if (rc < 0)
             return rc;
         probe(f, s, layer, n_rows);

@@ -12,7 +12,8 @@
 
 /* The rows of one lane on their way to the experts.  Borrowed until gather() returned. */
 struct moe_rows {
-    int layer, n_rows, hidden;
+    int layer; /* of those with experts, from 0 */
+    int n_rows, hidden;
     struct rows rows; /* [n_rows, hidden], after post_attention_layernorm: f32, and quantised
                          where forward_options.formats.experts reads that (native: f32 only) */
     const int16_t *exponents; /* [n_rows], combine_exponent() of the residual stream */
@@ -40,8 +41,11 @@ struct step {
     int n_seqs;
     const struct step_seq *seqs;
     /* Optional: sees the residual stream after the embedding (layer -1, routing NULL) and
-     * after every layer.  For tests. */
+     * after every layer (routing NULL where it has no experts).  For tests. */
     void (*probe)(void *ud, int layer, const float *x, int n_rows, const struct routing *r);
+    /* Optional, beside `probe`: the top_k blocks (engine/msa.h) that a row and KV head of a sparse
+     * layer sees, ascending; NULL where that is all of them. */
+    void (*probe_blocks)(void *ud, int layer, int row, int kv_head, const int32_t *blocks);
     void *probe_ud;
 };
 
@@ -61,6 +65,7 @@ size_t forward_bytes(const struct forward *f); /* of packed weights and scratch 
 /* Runs one step.  On success every seq's kv->length has moved by n_tokens, and *logits
  * points to [n, vocab] rows (stride vocab) in order of seqs and positions, valid until the
  * next call.  On failure no length has moved.  E_INVALID: a token outside the vocabulary.
+ * E_RANGE: a model with sparse layers is asked for a position past its limit.
  * Allocates nothing after the first call of its size. */
 int forward_step(struct forward *f, struct kv *kv, const struct step *s, const struct moe_ops *ops,
                  void *ud, const float **logits, int *n_logits);

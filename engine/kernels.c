@@ -154,6 +154,16 @@ static void swiglu(float *gate, const float *up, int n)
         gate[i] = math_silu(gate[i]) * up[i];
 }
 
+static void swiglu_oai(float *gate, const float *up, int n, const struct activation *a)
+{
+    for (int i = 0; i < n; i++) {
+        float g = a->limit < gate[i] ? a->limit : gate[i];
+        float u = a->limit < up[i] ? a->limit : up[i];
+        u = -a->limit > u ? -a->limit : u;
+        gate[i] = g * math_sigmoid(a->alpha * g) * (u + a->beta);
+    }
+}
+
 static void add(float *x, const float *y, int n)
 {
     for (int i = 0; i < n; i++)
@@ -221,6 +231,7 @@ static void fill_portable(struct kernels *k)
             {[FORMAT_F32] = matmul_f32, [FORMAT_BF16] = matmul_bf16, [FORMAT_FP8] = matmul_fp8},
         .rms_norm = rms_norm,
         .swiglu = swiglu,
+        .swiglu_oai = swiglu_oai,
         .add = add,
         .exp = exp_each,
         .sigmoid = sigmoid_each,
@@ -231,6 +242,7 @@ static void fill_portable(struct kernels *k)
     kernels_portable_attend(k);
     kernels_portable_search(k);
     kernels_portable_read(k);
+    kernels_portable_index(k);
 }
 
 static void fill_avx2(struct kernels *k)
@@ -240,6 +252,7 @@ static void fill_avx2(struct kernels *k)
     kernels_avx2_attend(k);
     kernels_avx2_search(k);
     kernels_avx2_read(k);
+    kernels_avx2_index(k);
 }
 
 static void fill_avx512(struct kernels *k)
@@ -249,6 +262,7 @@ static void fill_avx512(struct kernels *k)
     kernels_avx512_attend(k);
     kernels_avx512_search(k);
     kernels_avx512_read(k);
+    kernels_avx512_index(k);
 }
 
 /* clang's __builtin_cpu_supports() does not know F16C. */

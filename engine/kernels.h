@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "engine/rows.h"
+#include "model/config.h"
 #include "model/format.h"
 
 enum {
@@ -94,6 +95,18 @@ struct attend_block {
     size_t next_bytes;                /* fetched towards the caches meanwhile; NULL: nothing */
 };
 
+/* Index keys of part of a page, for a row's index heads (engine/msa.h). */
+struct index_block {
+    const float *q;          /* [n_queries, q_stride] */
+    int n_queries, q_stride; /* any number of queries */
+    const void *k;           /* laid out as K of a block is, f32 or bf16 */
+    int head_dim;            /* even */
+    int n_keys;              /* a multiple of 16, at most ATTEND_BLOCK */
+    float *largest;          /* [n_queries, largest_stride]: see index_largest */
+    size_t largest_stride;
+    const void *next; /* a hint, as in an attend_block; NULL: nothing */
+};
+
 /* A candidate for the scale of a group of weights: scale = absmax / level. */
 struct scale_level {
     float level, penalty; /* 1 / level^2 */
@@ -120,6 +133,9 @@ struct kernels {
     void (*rms_norm)(const float *x, const float *w, int n, float eps, float *out);
     /* gate[i] = silu(gate[i]) * up[i] */
     void (*swiglu)(float *gate, const float *up, int n);
+    /* g = limit < gate[i] ? limit : gate[i];  u = up[i] between -limit and limit, a NaN stays;
+     * gate[i] = (g * sigmoid(alpha * g)) * (u + beta) */
+    void (*swiglu_oai)(float *gate, const float *up, int n, const struct activation *a);
     /* x[i] = x[i] + y[i] */
     void (*add)(float *x, const float *y, int n);
     /* out[i] = math_exp(x[i]) and out[i] = math_sigmoid(x[i]); in place allowed. */
@@ -151,6 +167,11 @@ struct kernels {
     /* Reads `bytes` (a multiple of 1,024) at an address that is a multiple of 64 in four streams,
      * as the loops above read panels, and folds them into one number: for read_probe.h. */
     uint64_t (*read)(const uint8_t *from, size_t bytes);
+
+    /* largest = the largest of itself and of the scores of the block's keys, a score being the
+     * chain over d of fmaf(q[d], k[d][j], s) from 0; NaN left out, a zero positive.  Keys of
+     * KV_F32 or KV_BF16. */
+    void (*index_largest[KV_FORMAT_COUNT])(const struct index_block *b);
 };
 
 /* The best table that this CPU runs, or the named one; NULL if unknown or not runnable
@@ -165,16 +186,19 @@ void kernels_portable_quant(struct kernels *k);
 void kernels_portable_attend(struct kernels *k);
 void kernels_portable_search(struct kernels *k);
 void kernels_portable_read(struct kernels *k);
+void kernels_portable_index(struct kernels *k);
 void kernels_avx2_fill(struct kernels *k);
 void kernels_avx2_quant(struct kernels *k);
 void kernels_avx2_attend(struct kernels *k);
 void kernels_avx2_search(struct kernels *k);
 void kernels_avx2_read(struct kernels *k);
+void kernels_avx2_index(struct kernels *k);
 void kernels_avx512_fill(struct kernels *k);
 void kernels_avx512_quant(struct kernels *k);
 void kernels_avx512_attend(struct kernels *k);
 void kernels_avx512_search(struct kernels *k);
 void kernels_avx512_read(struct kernels *k);
+void kernels_avx512_index(struct kernels *k);
 void kernels_amx_fill(struct kernels *k);
 /* The system grants tile registers once per process; false where it does not. */
 bool kernels_amx_allowed(void);

@@ -585,6 +585,27 @@ static void swiglu(float *gate, const float *up, int n)
     }
 }
 
+static inline __m256 swiglu_oai8(__m256 gate, __m256 up, const struct activation *a)
+{
+    /* min(x, y) is "x < y ? x : y", max likewise: a NaN in y stays. */
+    const __m256 limit = _mm256_set1_ps(a->limit);
+    __m256 g = _mm256_min_ps(limit, gate), u = _mm256_min_ps(limit, up);
+    u = _mm256_max_ps(_mm256_set1_ps(-a->limit), u);
+    __m256 v = _mm256_mul_ps(g, mathf_sigmoid8(_mm256_mul_ps(_mm256_set1_ps(a->alpha), g)));
+    return _mm256_mul_ps(v, _mm256_add_ps(u, _mm256_set1_ps(a->beta)));
+}
+
+static void swiglu_oai(float *gate, const float *up, int n, const struct activation *a)
+{
+    int i = 0;
+    for (; i + VECTOR <= n; i += VECTOR)
+        _mm256_storeu_ps(gate + i,
+                         swiglu_oai8(_mm256_loadu_ps(gate + i), _mm256_loadu_ps(up + i), a));
+    if (i < n)
+        store_part(gate + i, swiglu_oai8(load_part(gate + i, n - i), load_part(up + i, n - i), a),
+                   n - i);
+}
+
 static void add(float *x, const float *y, int n)
 {
     int i = 0;
@@ -688,6 +709,7 @@ void kernels_avx2_fill(struct kernels *k)
     k->matmul[FORMAT_FP8] = matmul_fp8;
     k->rms_norm = rms_norm;
     k->swiglu = swiglu;
+    k->swiglu_oai = swiglu_oai;
     k->add = add;
     k->exp = exp_each;
     k->sigmoid = sigmoid_each;

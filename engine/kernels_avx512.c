@@ -388,6 +388,21 @@ static void swiglu(float *gate, const float *up, int n)
     }
 }
 
+static void swiglu_oai(float *gate, const float *up, int n, const struct activation *a)
+{
+    /* min(x, y) is "x < y ? x : y", max likewise: a NaN in y stays. */
+    const __m512 limit = _mm512_set1_ps(a->limit), lowest = _mm512_set1_ps(-a->limit);
+    const __m512 alpha = _mm512_set1_ps(a->alpha), beta = _mm512_set1_ps(a->beta);
+    for (int i = 0; i < n; i += LANES) {
+        __mmask16 mask = lanes_mask(n - i);
+        __m512 g = _mm512_min_ps(limit, _mm512_maskz_loadu_ps(mask, gate + i));
+        __m512 u = _mm512_min_ps(limit, _mm512_maskz_loadu_ps(mask, up + i));
+        u = _mm512_max_ps(lowest, u);
+        __m512 v = _mm512_mul_ps(g, mathf_sigmoid16(_mm512_mul_ps(alpha, g)));
+        _mm512_mask_storeu_ps(gate + i, mask, _mm512_mul_ps(v, _mm512_add_ps(u, beta)));
+    }
+}
+
 static void exp_each(const float *x, int n, float *out)
 {
     for (int i = 0; i < n; i += LANES) {
@@ -413,6 +428,7 @@ void kernels_avx512_fill(struct kernels *k)
         k->matmul[FORMAT_FP8] = matmul;
     }
     k->swiglu = swiglu;
+    k->swiglu_oai = swiglu_oai;
     k->exp = exp_each;
     k->sigmoid = sigmoid_each;
 }

@@ -30,6 +30,8 @@ struct kv {
     int n_layers, n_kv_heads, head_dim, value_stride;
     enum kv_format format;
     struct block_bytes bytes; /* of one layer and head in a page */
+    int index_dim, n_plain;   /* of index keys; layers before the first sparse one */
+    size_t index_bytes;       /* of one sparse layer in a page */
     size_t page_bytes;
     char *memory; /* [n_pages, page_bytes] */
     size_t memory_bytes;
@@ -56,13 +58,34 @@ static bool size_block(const struct model_config *config, enum kv_format format,
            mem_add(out->k, out->v, &out->block) && mem_add(out->block, scales, &out->block);
 }
 
+enum kv_format kv_index_format(enum kv_format of_cache)
+{
+    return of_cache == KV_F32 ? KV_F32 : KV_BF16;
+}
+
+/* Of one sparse layer in a page. */
+static size_t index_page_bytes(const struct model_config *config, enum kv_format format)
+{
+    size_t lane_dims = kv_index_format(format) == KV_F32 ? 1 : 2;
+    size_t lanes = ((size_t)config->sparse.head_dim + lane_dims - 1) / lane_dims;
+    return lanes * sizeof(float) * KV_PAGE_TOKENS;
+}
+
+static size_t sparse_layers(const struct model_config *config)
+{
+    bool has_sparse = config->sparse.block_size > 0;
+    return has_sparse ? (size_t)(config->n_layers - config->sparse.n_full_layers) : 0;
+}
+
 size_t kv_page_bytes(const struct model_config *config, enum kv_format format)
 {
     struct block_bytes sizes;
-    size_t bytes;
+    size_t bytes, index;
     if (!size_block(config, format, &sizes) ||
         !mem_mul(sizes.block, (size_t)config->n_kv_heads, &bytes) ||
-        !mem_mul(bytes, (size_t)config->n_layers, &bytes))
+        !mem_mul(bytes, (size_t)config->n_layers, &bytes) ||
+        !mem_mul(index_page_bytes(config, format), sparse_layers(config), &index) ||
+        !mem_add(bytes, index, &bytes))
         return SIZE_MAX;
     return bytes;
 }
@@ -111,6 +134,9 @@ int kv_open(const struct model_config *config, enum kv_format format, size_t byt
     kv->value_stride = value_stride_of(config);
     kv->format = format;
     must(size_block(config, format, &kv->bytes));
+    kv->index_dim = config->sparse.head_dim;
+    kv->index_bytes = index_page_bytes(config, format);
+    kv->n_plain = config->n_layers - (int)sparse_layers(config);
     kv->page_bytes = page_bytes;
     int rc = map_pages(kv, page_bytes, bytes, e);
     if (rc < 0)
@@ -189,19 +215,36 @@ static char *block_at(const struct kv *kv, const struct kv_seq *s, int layer, in
 }
 
 /* A key's first lane, of `lane_dims` dimensions each; the next ones follow LANES apart. */
-static uint32_t *key_lanes(const struct kv *kv, char *block, int slot, size_t lane_dims)
+static uint32_t *key_lanes_of(char *block, int slot, size_t dim, size_t lane_dims)
 {
-    size_t n_lanes = ((size_t)kv->head_dim + lane_dims - 1) / lane_dims;
+    size_t n_lanes = (dim + lane_dims - 1) / lane_dims;
     return (uint32_t *)(void *)block + (size_t)(slot / LANES) * n_lanes * LANES +
            (size_t)(slot % LANES);
+}
+
+static uint32_t *key_lanes(const struct kv *kv, char *block, int slot, size_t lane_dims)
+{
+    return key_lanes_of(block, slot, (size_t)kv->head_dim, lane_dims);
+}
+
+static void write_key_f32(uint32_t *lanes, size_t dim, const float *k)
+{
+    for (size_t d = 0; d < dim; d++)
+        lanes[d * LANES] = f32_to_bits(k[d]);
+}
+
+static void write_key_bf16(uint32_t *lanes, size_t dim, const float *k)
+{
+    for (size_t d = 0; d < dim; d += 2) {
+        uint32_t odd = d + 1 < dim ? f32_to_bf16(k[d + 1]) : 0;
+        lanes[d / 2 * LANES] = odd << 16 | f32_to_bf16(k[d]);
+    }
 }
 
 static void write_f32(const struct kv *kv, char *block, int slot, const float *k, const float *v)
 {
     size_t dim = (size_t)kv->head_dim;
-    uint32_t *keys = key_lanes(kv, block, slot, 1);
-    for (size_t d = 0; d < dim; d++)
-        keys[d * LANES] = f32_to_bits(k[d]);
+    write_key_f32(key_lanes(kv, block, slot, 1), dim, k);
     float *values = (float *)(void *)(block + kv->bytes.k);
     memcpy(values + (size_t)slot * (size_t)kv->value_stride, v, dim * sizeof(*v));
 }
@@ -209,11 +252,7 @@ static void write_f32(const struct kv *kv, char *block, int slot, const float *k
 static void write_bf16(const struct kv *kv, char *block, int slot, const float *k, const float *v)
 {
     size_t dim = (size_t)kv->head_dim;
-    uint32_t *keys = key_lanes(kv, block, slot, 2);
-    for (size_t d = 0; d < dim; d += 2) {
-        uint32_t odd = d + 1 < dim ? f32_to_bf16(k[d + 1]) : 0;
-        keys[d / 2 * LANES] = odd << 16 | f32_to_bf16(k[d]);
-    }
+    write_key_bf16(key_lanes(kv, block, slot, 2), dim, k);
     uint16_t *values = (uint16_t *)(void *)(block + kv->bytes.k) +
                        (size_t)(slot / 2) * (size_t)kv->value_stride * 2 + (size_t)(slot % 2);
     for (size_t d = 0; d < dim; d++)
@@ -328,6 +367,44 @@ void kv_block(const struct kv *kv, const struct kv_seq *s, int layer, int page_i
         b->k_scales = (const float *)(const void *)(block + kv->bytes.k + kv->bytes.v);
         b->v_scales = b->k_scales + KV_PAGE_TOKENS;
     }
+}
+
+void kv_skip_keys(const struct kv *kv, struct attend_block *b, int keys)
+{
+    must(keys >= 0 && keys < KV_PAGE_TOKENS && keys % LANES == 0);
+    size_t skip = (size_t)keys;
+    b->k = (const char *)b->k + kv->bytes.k / KV_PAGE_TOKENS * skip;
+    b->v = (const char *)b->v + kv->bytes.v / KV_PAGE_TOKENS * skip;
+    if (b->k_scales) {
+        b->k_scales += skip;
+        b->v_scales += skip;
+    }
+}
+
+static char *index_at(const struct kv *kv, const struct kv_seq *s, int layer, int page_index)
+{
+    must(page_index >= 0 && page_index < s->n_pages);
+    must(layer >= kv->n_plain && layer < kv->n_layers);
+    size_t blocks = (size_t)kv->n_layers * (size_t)kv->n_kv_heads * kv->bytes.block;
+    return kv->memory + (size_t)s->pages[page_index] * kv->page_bytes + blocks +
+           (size_t)(layer - kv->n_plain) * kv->index_bytes;
+}
+
+void kv_index_write(struct kv *kv, const struct kv_seq *s, int layer, int position,
+                    const float *key)
+{
+    char *page = index_at(kv, s, layer, position / KV_PAGE_TOKENS);
+    size_t dim = (size_t)kv->index_dim;
+    int slot = position % KV_PAGE_TOKENS;
+    if (kv_index_format(kv->format) == KV_F32)
+        write_key_f32(key_lanes_of(page, slot, dim, 1), dim, key);
+    else
+        write_key_bf16(key_lanes_of(page, slot, dim, 2), dim, key);
+}
+
+const void *kv_index_page(const struct kv *kv, const struct kv_seq *s, int layer, int page_index)
+{
+    return index_at(kv, s, layer, page_index);
 }
 
 size_t kv_block_bytes(const struct kv *kv)

@@ -3,7 +3,9 @@
  *
  * A page holds KV_PAGE_TOKENS consecutive positions of one sequence for every layer.  In a
  * page, per layer and KV head, K and V (and their scales) lie as kernels.h lays out a block.
- * A page is exactly one attention block, so the fold order depends on positions only.
+ * A page is exactly one attention block, so the fold order depends on positions only.  Behind
+ * them lie, per sparse layer, the index keys of the same positions (engine/msa.h), in f32
+ * beside f32 and in bf16 beside the others, laid out as K is.
  *
  * Owner: engine thread. */
 #pragma once
@@ -45,6 +47,14 @@ void kv_write(struct kv *kv, const struct kv_seq *s, int layer, int position, co
 /* Points k, v and (int8) their scales of `b` to one page of a sequence. */
 void kv_block(const struct kv *kv, const struct kv_seq *s, int layer, int page_index, int kv_head,
               struct attend_block *b);
+/* Moves a block on by `keys`, a multiple of 16: it then begins with that key of the page. */
+void kv_skip_keys(const struct kv *kv, struct attend_block *b, int keys);
+/* Index keys of a sparse layer: writes one [index dim]; KV_PAGE_TOKENS of them as
+ * kernels.h's index_block reads them, in kv_index_format(). */
+void kv_index_write(struct kv *kv, const struct kv_seq *s, int layer, int position,
+                    const float *key);
+const void *kv_index_page(const struct kv *kv, const struct kv_seq *s, int layer, int page_index);
+enum kv_format kv_index_format(enum kv_format of_cache);
 /* Bytes that lie in a run from a block's keys on. */
 size_t kv_block_bytes(const struct kv *kv);
 /* What kv_write() does to a head in int8, for queries too: scale = absmax * (1/127), q = round-

@@ -36,7 +36,8 @@ static int load_one(const struct loading *l, size_t which, struct expert *x, str
     if (rc < 0 || x->room)
         advise(c, which, MAPPING_DONE);
     if (rc < 0)
-        return err_prefix(e, "layer %d: expert %d", layer, index);
+        return err_prefix(e, "layer %d: expert %d", layer + checkpoint_config(c)->n_dense_layers,
+                          index);
     /* A mapping is locked where it is opened.  Refused: slower some day, not wrong. */
     if (checkpoint_how(c)->locks && x->room)
         (void)mlock(x->room, x->room_bytes);

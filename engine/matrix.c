@@ -199,7 +199,8 @@ static void copy_fp8(struct packing *p, struct block b)
 static bool is_our_fp8(const struct linear_view *v)
 {
     return v->weight.dtype == DTYPE_F8_E4M3 &&
-           (!v->scale.data || (v->block_rows == SCALE_BLOCK && v->block_cols == SCALE_BLOCK));
+           (!v->scale.data || (v->scale.dtype == DTYPE_F32 && v->block_rows == SCALE_BLOCK &&
+                               v->block_cols == SCALE_BLOCK));
 }
 
 /* ---- integer formats ---- */
@@ -356,8 +357,9 @@ enum weight_format matrix_format(const struct linear_view *view, enum weight_for
         return want;
     if (view->packed)
         return view->packed_format;
+    /* No kernels multiply MXFP8 itself; bf16 holds its weights exactly (model/mx.h). */
     if (view->weight.dtype == DTYPE_F8_E4M3)
-        return FORMAT_FP8;
+        return view->scale.dtype == DTYPE_F8_E8M0 ? FORMAT_BF16 : FORMAT_FP8;
     return view->weight.dtype == DTYPE_BF16 ? FORMAT_BF16 : FORMAT_F32;
 }
 
@@ -393,13 +395,14 @@ static int check_stored(const struct linear_view *v, struct err *e)
                        v->weight.size_bytes, v->rows, v->cols);
     if (!v->scale.data)
         return 0;
-    if (d != DTYPE_F8_E4M3 || v->scale.dtype != DTYPE_F32 || v->block_rows <= 0 ||
-        v->block_cols <= 0)
+    bool is_scale = v->scale.dtype == DTYPE_F32 || v->scale.dtype == DTYPE_F8_E8M0;
+    if (d != DTYPE_F8_E4M3 || !is_scale || v->block_rows <= 0 || v->block_cols <= 0)
         return err_set(e, E_CORRUPT, "%s: the scale does not fit the weights", v->label);
     int64_t n_scales = fp8_blocks(v->rows, v->block_rows) * fp8_blocks(v->cols, v->block_cols);
-    if (v->scale.size_bytes / sizeof(float) != (size_t)n_scales)
+    size_t scale_bytes = dtype_bytes(v->scale.dtype);
+    if (v->scale.size_bytes / scale_bytes != (size_t)n_scales)
         return err_set(e, E_CORRUPT, "%s: %zu bytes of scales, expected %" PRId64, v->label,
-                       v->scale.size_bytes, n_scales * (int64_t)sizeof(float));
+                       v->scale.size_bytes, n_scales * (int64_t)scale_bytes);
     return 0;
 }
 

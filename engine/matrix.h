@@ -14,7 +14,7 @@
 int matrix_layout(struct matrix *m, enum weight_format format, int64_t rows, int64_t cols,
                   size_t *bytes, struct err *e);
 /* The format that a view's matrix will have: `want`, or for native the packed format or the
- * nearest to what is stored (F8_E4M3 -> fp8, BF16 -> bf16, F32 and F16 -> f32). */
+ * nearest to what is stored (F8_E4M3 -> fp8, MXFP8 and BF16 -> bf16, F32 and F16 -> f32). */
 enum weight_format matrix_format(const struct linear_view *view, enum weight_format want);
 /* Bytes that a view's matrix will take in memory of ours (0 when it stays in a mapping). */
 int matrix_view_bytes(const struct linear_view *view, enum weight_format want, size_t *bytes,

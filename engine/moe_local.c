@@ -108,7 +108,7 @@ int moe_local_open(struct checkpoint *c, enum weight_format format, enum combine
     struct moe_local *m = mem_alloc(sizeof(*m));
     m->compute = compute;
     m->mode = mode;
-    m->n_layers = config->n_layers;
+    m->n_layers = config_expert_layers(config);
     m->n_experts = config->n_experts;
     m->top_k = config->top_k;
     m->hidden = config->hidden_size;

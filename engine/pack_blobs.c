@@ -175,6 +175,10 @@ uint64_t pack_file_key(const struct pack_job *job, int file)
 int pack_plan(struct pack_job *job, struct err *e)
 {
     struct packed_manifest *m = &job->manifest;
+    if (job->config->family != MODEL_MINIMAX_M2)
+        return err_set(e, E_UNIMPLEMENTED,
+                       "there is no packed form of MiniMax-M3; use the released folder as it is "
+                       "(weights.cache empty)");
     packed_manifest_init(m, job->config->n_layers, job->config->n_experts);
     job->formats = job->options->formats;
     int rc = checkpoint_formats(job->source, &job->formats, e);

@@ -11,7 +11,7 @@
 int router_load(struct router *r, const struct tensor *gate, const struct tensor *bias, int top_k,
                 const struct compute *c, struct err *e)
 {
-    *r = (struct router){.n_experts = (int)gate->dims[0], .top_k = top_k};
+    *r = (struct router){.n_experts = (int)gate->dims[0], .top_k = top_k, .scale = 1.0f};
     must(top_k >= 1 && top_k <= r->n_experts && top_k <= MODEL_MAX_TOP_K);
     struct linear_view view = {
         .label = "gate", .rows = gate->dims[0], .cols = gate->dims[1], .weight = *gate};
@@ -81,6 +81,8 @@ static void route_task(void *ctx, int row)
     job->compute->kernels->sigmoid(scores, r->n_experts, scores);
     router_select(scores, r->bias, r->n_experts, r->top_k, job->out->experts + slot,
                   job->out->weights + slot);
+    for (int i = 0; i < r->top_k; i++)
+        job->out->weights[slot + (size_t)i] *= r->scale;
 }
 
 void router_route(const struct compute *c, const struct router *r, const float *h, size_t h_stride,

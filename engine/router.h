@@ -10,13 +10,14 @@ struct router {
     struct matrix gate; /* f32 or bf16 as stored: [n_experts, hidden] */
     float *bias;        /* [n_experts]; owned */
     int n_experts, top_k;
+    float scale; /* of the weights after they were normalised; 1 unless the owner sets another */
 };
 
 /* [n_rows, top_k], slots by descending biased score, ties to the lower expert. */
 struct routing {
     int n_rows, top_k;
     uint16_t *experts;
-    float *weights; /* unbiased scores over the selected, summed in slot order */
+    float *weights; /* scale * unbiased scores over the selected, summed in slot order */
 };
 
 int router_load(struct router *r, const struct tensor *gate, const struct tensor *bias, int top_k,

@@ -437,7 +437,7 @@ int store_start(const struct store_options *o, struct store **out, struct err *e
     struct store *s = mem_alloc(sizeof(*s));
     s->options = *o;
     s->config = checkpoint_config(o->checkpoint);
-    s->n_all = (size_t)s->config->n_layers * (size_t)s->config->n_experts;
+    s->n_all = (size_t)config_expert_layers(s->config) * (size_t)s->config->n_experts;
     s->wishes = queue_new(MAX_WISHES);
     s->outcomes = queue_new(MAX_WISHES);
     enum weight_format format = FORMAT_NATIVE;
@@ -470,7 +470,8 @@ void store_stop(struct store **store)
 
 int store_want(struct store *s, const struct wire_holdings *h, struct err *e)
 {
-    uint32_t n_layers = (uint32_t)s->config->n_layers, n_experts = (uint32_t)s->config->n_experts;
+    uint32_t n_layers = (uint32_t)config_expert_layers(s->config);
+    uint32_t n_experts = (uint32_t)s->config->n_experts;
     if (h->n_layers != n_layers || h->n_experts != n_experts)
         return err_set(e, E_INVALID, "holdings of %u layers of %u experts, the model has %u of %u",
                        h->n_layers, h->n_experts, n_layers, n_experts);

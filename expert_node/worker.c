@@ -417,7 +417,7 @@ int worker_start(const struct worker_options *o, struct worker **out, struct err
     w->endpoint = mem_string(o->endpoint);
     w->limits = (struct wire_forward_limits){
         .fingerprint = o->fingerprint,
-        .n_layers = (uint32_t)o->config->n_layers,
+        .n_layers = (uint32_t)config_expert_layers(o->config),
         .n_experts = (uint32_t)o->config->n_experts,
         .hidden = (uint32_t)o->config->hidden_size,
         .max_rows = (uint32_t)o->max_rows,

@@ -99,8 +99,8 @@ static void on_progress(void *ud, int done, int total)
 static int load_experts(struct bench_model *m, struct err *e)
 {
     struct progress progress;
-    progress_begin(&progress, "load experts", (int64_t)m->config->n_layers * m->config->n_experts,
-                   PROGRESS_ITEMS);
+    progress_begin(&progress, "load experts",
+                   (int64_t)config_expert_layers(m->config) * m->config->n_experts, PROGRESS_ITEMS);
     int rc = moe_local_open(m->checkpoint, m->formats.experts, COMBINE_FIXED, m->max_rows,
                             m->compute, on_progress, &progress, &m->moe, e);
     progress_end(&progress);

@@ -57,7 +57,7 @@ int bench_moe_open(const struct model_config *config, enum weight_format format,
     struct bench_moe *m = mem_alloc(sizeof(*m));
     size_t rows = (size_t)max_rows;
     m->compute = compute;
-    m->n_layers = config->n_layers;
+    m->n_layers = config_expert_layers(config);
     m->n_experts = config->n_experts;
     m->top_k = config->top_k;
     m->hidden = config->hidden_size;

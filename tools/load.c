@@ -167,7 +167,7 @@ static int load_all(struct checkpoint *c, const struct load_options *l, struct m
                     struct measured *stored, struct err *e)
 {
     const struct model_config *config = checkpoint_config(c);
-    int n = config->n_layers * config->n_experts;
+    int n = config_expert_layers(config) * config->n_experts;
     size_t *which = mem_array((size_t)n, sizeof *which), bytes = 0;
     struct expert *experts = mem_array((size_t)n, sizeof *experts);
     struct expert **out = mem_array((size_t)n, sizeof(struct expert *));

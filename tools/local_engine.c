@@ -143,7 +143,7 @@ int local_engine_load(struct local_engine *g, const struct local_engine_options 
     if (rc < 0)
         return err_prefix(e, "load %s", o->model_dir);
     struct progress progress;
-    int64_t n_experts = (int64_t)g->config->n_layers * g->config->n_experts;
+    int64_t n_experts = (int64_t)config_expert_layers(g->config) * g->config->n_experts;
     progress_begin(&progress, "load experts", n_experts, PROGRESS_ITEMS);
     rc = moe_local_open(g->checkpoint, g->formats.experts, o->combine, g->chunk_rows, g->compute,
                         on_progress, &progress, &g->moe, e);

@@ -70,7 +70,8 @@ static void probe(void *ud, int layer, const float *x, int n_rows, const struct 
     if (layer < 0 || p->has_failed)
         return;
     take_stream(p, layer, x, (size_t)n_rows * (size_t)p->engine.config->hidden_size);
-    take_routing(p, layer, r);
+    if (r)
+        take_routing(p, layer, r);
 }
 
 static void take_logits(struct pass *p, const float *logits, int n_rows)

@@ -1,0 +1,241 @@
+/* tests/unit/test_msa.c - which blocks a row sees: the rule, and the whole way from index keys
+ * in a cache, against a plain reading of m3.md 5 (its section 6 lists these tests). */
+#include "engine/msa.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/rng.h"
+#include "tests/lib/test.h"
+
+enum { HEADS = 4, DIM = 16, MAX_TOP_K = 32 };
+
+/* ---- the rule ---- */
+
+/* A NaN never gets here: index_largest leaves it out. */
+static void naive_select(const float *scores, int own, int top_k, int32_t *blocks)
+{
+    int n = 0;
+    for (int b = 0; b < own; b++) {
+        int better = 0;
+        for (int other = 0; other < own; other++)
+            better += scores[other] > scores[b] || (scores[other] == scores[b] && other < b);
+        if (better < top_k - 1)
+            blocks[n++] = b;
+    }
+    blocks[n++] = own;
+    CHECK_INT(n, top_k);
+}
+
+static void check_select(const float *scores, int own, int top_k)
+{
+    int32_t got[MAX_TOP_K], want[MAX_TOP_K];
+    msa_select(scores, own, top_k, got);
+    naive_select(scores, own, top_k, want);
+    CHECK_BYTES(got, want, (size_t)top_k * sizeof *got);
+}
+
+TEST(msa_select_takes_the_best_and_of_equals_the_lower)
+{
+    struct rng r = test_rng();
+    for (int round = 0; round < 3000; round++) {
+        float scores[200];
+        int top_k = 1 + (int)rng_below(&r, 20);
+        int own = top_k + (int)rng_below(&r, (uint64_t)(200 - top_k));
+        uint64_t different = 1 + rng_below(&r, 12); /* many ties */
+        for (int b = 0; b < own; b++)
+            scores[b] = rng_below(&r, 9) == 0 ? -INFINITY : (float)rng_below(&r, different);
+        check_select(scores, own, top_k);
+    }
+}
+
+TEST(msa_select_of_equal_scores_is_the_first_blocks_and_the_own)
+{
+    float scores[40] = {0};
+    int32_t blocks[16];
+    msa_select(scores, 39, 16, blocks);
+    for (int i = 0; i < 15; i++)
+        CHECK_INT(blocks[i], i);
+    CHECK_INT(blocks[15], 39);
+}
+
+TEST(msa_select_of_one_block_too_many_drops_the_worst)
+{
+    float scores[16];
+    int32_t blocks[16];
+    for (int b = 0; b < 16; b++)
+        scores[b] = b == 6 ? -2.0f : (float)(b % 5);
+    msa_select(scores, 16, 16, blocks);
+    for (int i = 0; i < 16; i++)
+        CHECK_INT(blocks[i], i < 6 ? i : i + 1);
+}
+
+/* ---- from index keys to blocks ---- */
+
+struct scene {
+    struct model_config model;
+    struct msa msa;
+    struct kv *kv;
+    struct kv_seq seq;
+    struct compute compute;
+    int n_keys;
+    float *keys; /* [n_keys, DIM], values that bf16 holds */
+};
+
+static float small_value(struct rng *r)
+{
+    return (float)((int)rng_below(r, 17) - 8) / 8.0f;
+}
+
+static void open_scene(struct scene *s, int block_size, int top_k, int n_keys, int max_rows,
+                       int n_threads, const char *kernels, struct rng *r)
+{
+    struct err e = {0};
+    *s = (struct scene){.n_keys = n_keys};
+    s->model = (struct model_config){.n_layers = 3,
+                                     .n_kv_heads = HEADS,
+                                     .head_dim = 16,
+                                     .max_positions = 1 << 14,
+                                     .sparse = {.n_full_layers = 1,
+                                                .block_size = block_size,
+                                                .top_k = top_k,
+                                                .n_heads = HEADS,
+                                                .head_dim = DIM}};
+    s->compute.kernels = kernels_named(kernels);
+    s->compute.pool = pool_new(n_threads, POOL_FREE);
+    size_t pages = (size_t)n_keys / KV_PAGE_TOKENS + 1;
+    CHECK_INT(kv_open(&s->model, KV_BF16, pages * kv_page_bytes(&s->model, KV_BF16), &s->kv, &e),
+              0);
+    CHECK_INT(msa_open(&s->msa, &s->model.sparse, max_rows, s->model.max_positions, &e), 0);
+    CHECK_INT(kv_reserve(s->kv, &s->seq, n_keys), 0);
+    s->keys = mem_array((size_t)n_keys * DIM, sizeof *s->keys);
+    for (int j = 0; j < n_keys; j++) {
+        float *key = s->keys + j * DIM;
+        for (int d = 0; d < DIM; d++)
+            key[d] = small_value(r);
+        kv_index_write(s->kv, &s->seq, 2, j, key);
+    }
+}
+
+static void close_scene(struct scene *s)
+{
+    kv_truncate(s->kv, &s->seq, 0);
+    kv_close(&s->kv);
+    msa_close(&s->msa);
+    pool_free(&s->compute.pool);
+    mem_free(s->keys);
+}
+
+static const float *query_of(const struct scene *s, int row, int head)
+{
+    return s->msa.queries + (size_t)row * s->msa.query_stride + head * DIM;
+}
+
+static void check_row(const struct scene *s, int row, int position)
+{
+    int size = s->model.sparse.block_size, top_k = s->model.sparse.top_k, own = position / size;
+    float *scores = mem_array((size_t)own, sizeof *scores);
+    for (int head = 0; head < HEADS; head++) {
+        int32_t want[MAX_TOP_K];
+        for (int b = 0; b < own; b++) {
+            scores[b] = -INFINITY;
+            for (int j = b * size; j < (b + 1) * size; j++) {
+                float sum = 0;
+                for (int d = 0; d < DIM; d++) /* exact: few bits */
+                    sum += query_of(s, row, head)[d] * s->keys[j * DIM + d];
+                scores[b] = sum > scores[b] ? sum : scores[b];
+            }
+        }
+        naive_select(scores, own, top_k, want);
+        CHECK_BYTES(msa_blocks(&s->msa, row, head), want, (size_t)top_k * sizeof *want);
+    }
+    mem_free(scores);
+}
+
+/* Rows at positions first, first + 1, ..: groups as attention makes them. */
+static void choose_rows(struct scene *s, int first, int n_rows, struct rng *r)
+{
+    struct row_group groups[64];
+    int32_t which[64];
+    int n = 0;
+    for (int row = 0; row < n_rows; n++) {
+        int position = first + row, room = GROUP_ROWS - position % GROUP_ROWS;
+        groups[n] = (struct row_group){.seq = &s->seq,
+                                       .first_row = row,
+                                       .n_rows = room < n_rows - row ? room : n_rows - row,
+                                       .position = position};
+        which[n] = n;
+        row += groups[n].n_rows;
+    }
+    for (int row = 0; row < n_rows; row++)
+        for (int i = 0; i < HEADS * DIM; i++)
+            s->msa.queries[(size_t)row * s->msa.query_stride + (size_t)i] = small_value(r);
+    msa_choose(&s->msa, &s->compute, s->kv, 2, groups, which, n);
+}
+
+TEST(msa_choose_finds_what_a_plain_reading_finds)
+{
+    static const struct {
+        int block_size, top_k, first, n_rows, n_threads;
+    } cases[] = {{16, 4, 64, 40, 1},    {16, 4, 1003, 37, 2},   {32, 3, 500, 70, 2},
+                 {64, 16, 1024, 5, 2},  {128, 16, 2048, 20, 2}, {128, 2, 3100, 1, 3},
+                 {192, 3, 2000, 33, 2}, {16, 1, 700, 9, 1}};
+    struct rng r = test_rng();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (const char *const *name = kernels_names(); *name; name++) {
+            struct scene s;
+            if (!kernels_named(*name))
+                continue;
+            open_scene(&s, cases[i].block_size, cases[i].top_k, cases[i].first + cases[i].n_rows,
+                       80, cases[i].n_threads, *name, &r);
+            choose_rows(&s, cases[i].first, cases[i].n_rows, &r);
+            for (int row = 0; row < cases[i].n_rows; row++)
+                check_row(&s, row, cases[i].first + row);
+            close_scene(&s);
+        }
+}
+
+TEST(msa_choose_is_done_head_by_head)
+{
+    struct rng r = test_rng();
+    struct scene s;
+    enum { AT = 128 * 20, STRONG = 3 };
+    open_scene(&s, 128, 4, AT + 1, 16, 1, "portable", &r);
+    float key[DIM] = {0};
+    key[5] = 1000.0f;
+    memcpy(s.keys + 10 * DIM, key, sizeof key);
+    kv_index_write(s.kv, &s.seq, 2, 10, key);
+    struct row_group group = {.seq = &s.seq, .n_rows = 1, .position = AT};
+    int32_t which = 0;
+    for (int head = 0; head < HEADS; head++)
+        for (int d = 0; d < DIM; d++)
+            s.msa.queries[head * DIM + d] = d == 5 ? (head == STRONG ? 1.0f : -1.0f) : 0.5f;
+    msa_choose(&s.msa, &s.compute, s.kv, 2, &group, &which, 1);
+    for (int head = 0; head < HEADS; head++)
+        CHECK(msa_blocks(&s.msa, 0, head)[0] == 0 || head != STRONG);
+    check_row(&s, 0, AT);
+    /* At the first position of a block its own key is all that is there of it. */
+    CHECK_INT(msa_blocks(&s.msa, 0, 0)[3], 20);
+    close_scene(&s);
+}
+
+TEST(msa_takes_keys_that_are_no_numbers_for_no_score)
+{
+    struct rng r = test_rng();
+    struct scene s;
+    open_scene(&s, 16, 3, 200, 16, 1, "portable", &r);
+    float key[DIM];
+    for (int d = 0; d < DIM; d++)
+        key[d] = NAN;
+    for (int j = 0; j < 192; j++)
+        if (j / 16 != 4 && j / 16 != 7)
+            kv_index_write(s.kv, &s.seq, 2, j, key);
+    choose_rows(&s, 192, 1, &r);
+    for (int head = 0; head < HEADS; head++) {
+        const int32_t want[] = {4, 7, 12};
+        CHECK_BYTES(msa_blocks(&s.msa, 0, head), want, sizeof want);
+    }
+    close_scene(&s);
+}
