@@ -65,6 +65,51 @@ static const struct model_config full = {
     .rms_norm_eps = 1e-6f,
 };
 
+/* The released M3's constants that are no sizes. */
+#define M3_RULES \
+    .family = MODEL_MINIMAX_M3, .is_inside_vision = true, .has_head_norms = true, \
+    .has_offset_norms = true, .activation = {ACTIVATION_SWIGLU_OAI, 1.702f, 7.0f, 1.0f}, \
+    .routed_scale = 2.0f, .rope_theta = 5e6, .rms_norm_eps = 1e-6f
+
+/* Every mechanism of M3 in small: a dense layer, sparse ones whose rows begin to choose at
+ * position 64, two index heads, a shared expert. */
+static const struct model_config m3_tiny = {
+    M3_RULES,
+    .vocab_size = 1024,
+    .hidden_size = 128,
+    .n_layers = 4,
+    .n_heads = 8,
+    .n_kv_heads = 2,
+    .head_dim = 32,
+    .rotary_dim = 16,
+    .expert_size = 64,
+    .n_experts = 32,
+    .top_k = 4,
+    .max_positions = 4096,
+    .n_dense_layers = 1,
+    .dense_size = 128,
+    .shared_size = 64,
+    .sparse = {.n_full_layers = 1, .block_size = 16, .top_k = 4, .n_heads = 2, .head_dim = 32},
+};
+
+/* One sparse layer of the released M3, with a small vocabulary. */
+static const struct model_config m3_layer = {
+    M3_RULES,
+    .vocab_size = 1024,
+    .hidden_size = 6144,
+    .n_layers = 1,
+    .n_heads = 64,
+    .n_kv_heads = 4,
+    .head_dim = 128,
+    .rotary_dim = 64,
+    .expert_size = 3072,
+    .n_experts = 128,
+    .top_k = 4,
+    .max_positions = 1 << 20,
+    .shared_size = 3072,
+    .sparse = {.block_size = 128, .top_k = 16, .n_heads = 4, .head_dim = 128},
+};
+
 void synth_defaults(struct synth_options *o)
 {
     *o = (struct synth_options){.config = tiny,
@@ -93,14 +138,18 @@ int synth_preset(const char *name, struct model_config *out, struct err *e)
         *out = tiny;
     } else if (strcmp(name, "m2-mini") == 0) {
         *out = mini;
+    } else if (strcmp(name, "m3-tiny") == 0) {
+        *out = m3_tiny;
+    } else if (strcmp(name, "m3-layer") == 0) {
+        *out = m3_layer;
     } else if (strncmp(name, layers, strlen(layers)) == 0 &&
                parse_whole(name + strlen(layers), 1, MODEL_MAX_LAYERS, &n_layers)) {
         *out = full;
         out->n_layers = (int)n_layers;
     } else {
         return err_set(e, E_NOT_FOUND,
-                       "no preset \"%s\"; there are m2-tiny, m2-mini and m2-layers-N (N from 1 "
-                       "to %d)",
+                       "no preset \"%s\"; there are m2-tiny, m2-mini, m2-layers-N (N from 1 to "
+                       "%d), m3-tiny and m3-layer",
                        name, MODEL_MAX_LAYERS);
     }
     return 0;
@@ -125,6 +174,12 @@ static const struct {
     INT_FIELD("num_local_experts", n_experts),
     INT_FIELD("num_experts_per_tok", top_k),
     INT_FIELD("max_position_embeddings", max_positions),
+    INT_FIELD("dense_intermediate_size", dense_size),
+    INT_FIELD("shared_intermediate_size", shared_size),
+    INT_FIELD("sparse_block_size", sparse.block_size),
+    INT_FIELD("sparse_topk_blocks", sparse.top_k),
+    INT_FIELD("sparse_num_index_heads", sparse.n_heads),
+    INT_FIELD("sparse_index_dim", sparse.head_dim),
 };
 enum { N_INT_FIELDS = sizeof int_fields / sizeof *int_fields, N_FIELDS = N_INT_FIELDS + 2 };
 
@@ -180,12 +235,15 @@ static void print_help(void)
         "usage: polymath synth (--preset NAME | --set FIELD=VALUE)... (--out DIR | --gguf FILE)\n"
         "                      [options]\n"
         "\n"
-        "Writes a random checkpoint in MiniMax-M2's released format.\n"
+        "Writes a random checkpoint in MiniMax-M2's or M3's released format.\n"
         "\n"
         "  --preset NAME        m2-tiny      27 MB, 4 layers, seconds to build and run (default)\n"
         "                       m2-mini      0.9 GB, 8 layers of 64 experts, for benchmarks\n"
         "                       m2-layers-N  N layers of M2's true size, 3.7 GB each and 2.5 GB\n"
         "                                    for the vocabulary\n"
+        "                       m3-tiny      2 MB, 4 layers of M3: sparse attention beyond 64\n"
+        "                                    positions, a shared expert, a dense layer\n"
+        "                       m3-layer     one sparse layer of M3's true size, 7.6 GB\n"
         "  --set FIELD=VALUE    one size over the preset's, by its name in config.json:\n"
         "                      ");
     for (int i = 0; i < N_INT_FIELDS; i++)
@@ -193,7 +251,8 @@ static void print_help(void)
     printf(" rope_theta rms_norm_eps\n"
            "  --vocab N            short for --set vocab_size=N\n"
            "  --seed S             the same seed gives the same bytes (default 1)\n"
-           "  --dtype TYPE         fp8 (default), bf16 or f32 for experts and attention\n"
+           "  --dtype TYPE         fp8 (default; M3: MXFP8), bf16 or f32 for experts and\n"
+           "                       attention\n"
            "  --shard-bytes SIZE   more than this goes into several files (default 4GiB)\n"
            "  --no-tokenizer       leave tokenizer.json out\n"
            "  --out DIR            where to write; must be new or empty\n"
@@ -355,6 +414,9 @@ static int walk(struct request *r, int argc, char **argv, enum walk_kind kind, s
 
 static int write_model(const struct request *r, struct err *e)
 {
+    if (r->options.config.family != MODEL_MINIMAX_M2 && (r->gguf || r->is_packed))
+        return err_set(e, E_UNIMPLEMENTED, "--%s is for M2's presets only",
+                       r->gguf ? "gguf" : "packed");
     if (r->gguf)
         return synth_gguf_write(&r->options, r->gguf_type, r->gguf, e);
     if (r->is_packed)

@@ -1,6 +1,6 @@
 /* tools/synth.h - `polymath synth`: a random checkpoint in the released format.
  *
- * Names, dtypes and files are those of the released M2; the geometry is free.  The same
+ * Names, dtypes and files are those of the released M2 or M3; the geometry is free.  The same
  * options give the same bytes on every machine.  Weights are bell-shaped with a spread of
  * about 1 / sqrt(inputs), so that hidden states stay sane through any number of layers. */
 #pragma once
@@ -23,7 +23,7 @@ enum synth_contents {
 
 struct synth_options {
     struct model_config config; /* sizes; scale blocks and end ids are set by synth_write() */
-    enum dtype dtype;           /* of experts and attention: F8_E4M3, BF16 or F32 */
+    enum dtype dtype;           /* of experts and attention: F8_E4M3 (M3: MXFP8), BF16 or F32 */
     uint64_t seed;
     const char *dir;
     int64_t shard_bytes; /* one file up to this size, shards beyond */
@@ -35,7 +35,7 @@ struct synth_options {
 
 /* FP8, seed 1, 4 GiB shards, with a tokenizer, geometry of m2-tiny. */
 void synth_defaults(struct synth_options *o);
-/* "m2-tiny", "m2-mini" or "m2-layers-N"; E_NOT_FOUND names those. */
+/* "m2-tiny", "m2-mini", "m2-layers-N", "m3-tiny" or "m3-layer"; E_NOT_FOUND names those. */
 int synth_preset(const char *name, struct model_config *out, struct err *e);
 /* Sets one field by its name in config.json, "hidden_size=256"; E_INVALID says what is wrong. */
 int synth_set(struct model_config *c, const char *assignment, struct err *e);

@@ -14,6 +14,7 @@
 #include "base/rng.h"
 #include "model/fp8.h"
 #include "model/halves.h"
+#include "model/mx.h"
 
 /* Spread of each kind of weight, in units of 1 / sqrt(inputs): attention and experts add
  * to the stream about as much as they should for it to grow slowly; logits spread by 2. */
@@ -41,15 +42,27 @@ static void add(struct synth_list *l, enum dtype dtype, int64_t rows, int64_t co
 /* One layer's, one expert's or the model's corner of the name space. */
 struct corner {
     struct synth_list *list;
+    const struct model_config *config;
     enum dtype weight_dtype, norm_dtype;
     char prefix[96];
 };
+
+static void set_prefix(struct corner *k, int layer, const char *part)
+{
+    snprintf(k->prefix, sizeof k->prefix, "%smodel.layers.%d.%s", config_tensor_prefix(k->config),
+             layer, part);
+}
+
+static float norm_mean(const struct model_config *c)
+{
+    return c->has_offset_norms ? 0.0f : 1.0f;
+}
 
 static void add_vector(struct corner *k, const char *name, int64_t rows)
 {
     char full[TENSOR_NAME_BYTES];
     snprintf(full, sizeof full, "%s%s.weight", k->prefix, name);
-    add(k->list, k->norm_dtype, rows, 0, 1.0f, SPREAD_NORM, full);
+    add(k->list, k->norm_dtype, rows, 0, norm_mean(k->config), SPREAD_NORM, full);
 }
 
 static void add_matrix(struct corner *k, const char *name, int64_t rows, int64_t cols, float gain)
@@ -61,31 +74,72 @@ static void add_matrix(struct corner *k, const char *name, int64_t rows, int64_t
     if (k->weight_dtype != DTYPE_F8_E4M3)
         return;
     snprintf(full, sizeof full, "%s%s.weight_scale_inv", k->prefix, name);
+    if (k->config->family == MODEL_MINIMAX_M3) {
+        add(k->list, DTYPE_U8, rows, fp8_blocks(cols, MX_BLOCK), spread, 0.0f, full);
+        return;
+    }
     add(k->list, DTYPE_F32, fp8_blocks(rows, FP8_BLOCK), fp8_blocks(cols, FP8_BLOCK), spread, 0.0f,
         full);
+}
+
+static void add_index(struct corner *k, const struct model_config *c)
+{
+    const struct sparse_config *s = &c->sparse;
+    add_matrix(k, "self_attn.index_q_proj", (int64_t)s->n_heads * s->head_dim, c->hidden_size,
+               GAIN_PLAIN);
+    add_matrix(k, "self_attn.index_k_proj", s->head_dim, c->hidden_size, GAIN_PLAIN);
+    add_vector(k, "self_attn.index_q_norm", s->head_dim);
+    add_vector(k, "self_attn.index_k_norm", s->head_dim);
+}
+
+static void add_mlp(struct corner *k, const struct model_config *c, const char *part, int size)
+{
+    char name[64];
+    snprintf(name, sizeof name, "%sgate_proj", part);
+    add_matrix(k, name, size, c->hidden_size, GAIN_PLAIN);
+    snprintf(name, sizeof name, "%sup_proj", part);
+    add_matrix(k, name, size, c->hidden_size, GAIN_PLAIN);
+    snprintf(name, sizeof name, "%sdown_proj", part);
+    add_matrix(k, name, c->hidden_size, size, GAIN_DOWN);
+}
+
+/* A corner of the released file that a text model skips. */
+static void add_vision(struct synth_list *l, enum dtype dtype, int hidden)
+{
+    add(l, dtype, 8, 16, 0.0f, 1.0f, "vision_tower.vision_model.embeddings.patch_embedding.weight");
+    add(l, dtype, hidden, 8, 0.0f, 1.0f, "multi_modal_projector.linear_1.weight");
 }
 
 static void add_layer(struct corner *k, const struct model_config *c, int layer)
 {
     int64_t q = (int64_t)c->n_heads * c->head_dim, kv = (int64_t)c->n_kv_heads * c->head_dim;
     char full[TENSOR_NAME_BYTES];
-    snprintf(k->prefix, sizeof k->prefix, "model.layers.%d.", layer);
+    set_prefix(k, layer, "");
     add_vector(k, "input_layernorm", c->hidden_size);
     add_matrix(k, "self_attn.q_proj", q, c->hidden_size, GAIN_PLAIN);
     add_matrix(k, "self_attn.k_proj", kv, c->hidden_size, GAIN_PLAIN);
     add_matrix(k, "self_attn.v_proj", kv, c->hidden_size, GAIN_PLAIN);
     add_matrix(k, "self_attn.o_proj", c->hidden_size, q, GAIN_PLAIN);
-    add_vector(k, "self_attn.q_norm", q);
-    add_vector(k, "self_attn.k_norm", kv);
+    add_vector(k, "self_attn.q_norm", c->has_head_norms ? c->head_dim : q);
+    add_vector(k, "self_attn.k_norm", c->has_head_norms ? c->head_dim : kv);
+    if (config_is_sparse(c, layer))
+        add_index(k, c);
     add_vector(k, "post_attention_layernorm", c->hidden_size);
+    if (layer < c->n_dense_layers) {
+        add_mlp(k, c, "mlp.", c->dense_size);
+        return;
+    }
+    if (c->shared_size > 0)
+        add_mlp(k, c, "block_sparse_moe.shared_experts.", c->shared_size);
     snprintf(full, sizeof full, "%sblock_sparse_moe.gate.weight", k->prefix);
     add(k->list, DTYPE_F32, c->n_experts, c->hidden_size, 0.0f,
         GAIN_PLAIN / sqrtf((float)c->hidden_size), full);
     snprintf(full, sizeof full, "%sblock_sparse_moe.e_score_correction_bias", k->prefix);
     add(k->list, DTYPE_F32, c->n_experts, 0, 0.0f, SPREAD_BIAS, full);
     for (int expert = 0; expert < c->n_experts; expert++) {
-        snprintf(k->prefix, sizeof k->prefix, "model.layers.%d.block_sparse_moe.experts.%d.", layer,
-                 expert);
+        char part[64];
+        snprintf(part, sizeof part, "block_sparse_moe.experts.%d.", expert);
+        set_prefix(k, layer, part);
         add_matrix(k, "w1", c->expert_size, c->hidden_size, GAIN_PLAIN);
         add_matrix(k, "w2", c->hidden_size, c->expert_size, GAIN_DOWN);
         add_matrix(k, "w3", c->expert_size, c->hidden_size, GAIN_PLAIN);
@@ -95,16 +149,23 @@ static void add_layer(struct corner *k, const struct model_config *c, int layer)
 void synth_list_init(struct synth_list *l, const struct model_config *c, enum dtype dtype)
 {
     enum dtype other = dtype == DTYPE_F8_E4M3 ? DTYPE_BF16 : dtype;
-    size_t per_layer = 2 * (4 + 3 * (size_t)c->n_experts) + 6;
-    struct corner k = {.list = l, .weight_dtype = dtype, .norm_dtype = other};
+    size_t per_layer = 2 * (9 + 3 * (size_t)c->n_experts) + 8;
+    struct corner k = {.list = l, .config = c, .weight_dtype = dtype, .norm_dtype = other};
+    char full[TENSOR_NAME_BYTES];
+    const char *prefix = config_tensor_prefix(c);
     *l = (struct synth_list){
-        .tensors = mem_array(per_layer * (size_t)c->n_layers + 3, sizeof *l->tensors)};
-    add(l, other, c->vocab_size, c->hidden_size, 0.0f, 1.0f, "model.embed_tokens.weight");
+        .tensors = mem_array(per_layer * (size_t)c->n_layers + 5, sizeof *l->tensors)};
+    snprintf(full, sizeof full, "%smodel.embed_tokens.weight", prefix);
+    add(l, other, c->vocab_size, c->hidden_size, 0.0f, 1.0f, full);
     for (int layer = 0; layer < c->n_layers; layer++)
         add_layer(&k, c, layer);
-    add(l, other, c->hidden_size, 0, 1.0f, SPREAD_NORM, "model.norm.weight");
+    snprintf(full, sizeof full, "%smodel.norm.weight", prefix);
+    add(l, other, c->hidden_size, 0, norm_mean(c), SPREAD_NORM, full);
+    snprintf(full, sizeof full, "%slm_head.weight", prefix);
     add(l, other, c->vocab_size, c->hidden_size, 0.0f, GAIN_HEAD / sqrtf((float)c->hidden_size),
-        "lm_head.weight");
+        full);
+    if (c->is_inside_vision)
+        add_vision(l, other, c->hidden_size);
 }
 
 void synth_list_drop(struct synth_list *l, const char *part)
@@ -250,6 +311,15 @@ static void fill_scales(struct synth_source *s, int64_t words)
     }
 }
 
+/* Exponents that lie one to either side of what the spread asks for. */
+static void fill_powers(struct synth_source *s, int64_t words)
+{
+    int middle;
+    (void)frexpf(s->tensor->mean / s->fp8_spread, &middle);
+    for (int64_t i = 0; i < words * 8; i++)
+        s->chunk[i] = (uint8_t)(MX_SCALE_BIAS + middle - 1 + (int)(rng_next(&s->random) % 2));
+}
+
 const void *synth_source_next(struct synth_source *s, int64_t bytes)
 {
     int64_t words = (bytes + 7) / 8;
@@ -259,6 +329,8 @@ const void *synth_source_next(struct synth_source *s, int64_t bytes)
         fill_fp8(s, words);
     else if (dtype == DTYPE_BF16)
         fill_bf16(s, words);
+    else if (dtype == DTYPE_U8)
+        fill_powers(s, words);
     else if (s->tensor->spread > 0)
         fill_f32(s, words);
     else

@@ -15,6 +15,7 @@
 #include "base/mem.h"
 #include "base/must.h"
 #include "model/fp8.h"
+#include "model/mx.h"
 #include "model/safetensors.h"
 #include "model/tokenizer_write.h"
 #include "tools/progress.h"
@@ -24,6 +25,7 @@
 enum {
     ADDED_ROLE = 19,
     ADDED_END = 20,
+    ADDED_IMAGE = 25,
     ADDED_START = 34,
     M2_VOCAB = 200064,
     M2_FIRST_ADDED = 200000
@@ -103,6 +105,77 @@ static int write_config(const struct synth_options *o, struct err *e)
                                       "weight_block_size", FP8_BLOCK, FP8_BLOCK,
                                       "modules_to_not_convert", "gate", "e_score_correction_bias",
                                       "lm_head"));
+    return write_json(o->dir, "config.json", root, e);
+}
+
+/* [0] * n_zeros + [1] * the rest. */
+static json_t *layer_flags(int n_zeros, int n_layers)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < n_layers; i++)
+        json_array_append_new(list, json_integer(i >= n_zeros));
+    return list;
+}
+
+static json_t *sparse_config_of(const struct model_config *c)
+{
+    const struct sparse_config *s = &c->sparse;
+    json_t *root =
+        json_pack("{s:b, s:i, s:i, s:i, s:i, s:s, s:i, s:i, s:o, s:o}", "use_sparse_attention", 1,
+                  "sparse_index_dim", s->head_dim, "sparse_num_index_heads", s->n_heads,
+                  "sparse_topk_blocks", s->top_k, "sparse_block_size", s->block_size,
+                  "sparse_score_type", "max", "sparse_init_block", 0, "sparse_local_block", 1,
+                  "sparse_attention_freq", layer_flags(s->n_full_layers, c->n_layers),
+                  "sparse_disable_index_value", layer_flags(s->n_full_layers, c->n_layers));
+    must(root);
+    return root;
+}
+
+/* As a float's shortest digits would have it: "1.702". */
+static json_t *short_real(float value)
+{
+    char text[32];
+    snprintf(text, sizeof text, "%.6g", (double)value);
+    return json_real(strtod(text, NULL));
+}
+
+/* Every field of the released text_config; those that say nothing about size are M3's. */
+static json_t *text_config_of(const struct synth_options *o)
+{
+    const struct model_config *c = &o->config;
+    json_t *root = json_pack(
+        "{s:[s], s:s, s:s, s:f, s:b, s:b, s:s, s:b, s:o, s:o, s:o, s:i, s:i, s:i, s:s, s:b, s:o, "
+        "s:o, s:b, s:i, s:i, s:s, s:i, s:i, s:o}",
+        "architectures", "MiniMaxM3SparseForCausalLM", "model_type", "minimax_m3", "hidden_act",
+        "swigluoai", "partial_rotary_factor", (double)c->rotary_dim / c->head_dim, "use_gemma_norm",
+        1, "use_qk_norm", 1, "qk_norm_type", "per_head", "attention_output_gate", 0, "swiglu_alpha",
+        short_real(c->activation.alpha), "swiglu_limit", short_real(c->activation.limit),
+        "swiglu_beta", short_real(c->activation.beta), "shared_intermediate_size", c->shared_size,
+        "n_shared_experts", 1, "dense_intermediate_size", c->dense_size > 0 ? c->dense_size : 12288,
+        "scoring_func", "sigmoid", "use_routing_bias", 1, "routed_scaling_factor",
+        short_real(c->routed_scale), "moe_layer_freq", layer_flags(c->n_dense_layers, c->n_layers),
+        "tie_word_embeddings", 0, "num_mtp_modules", 7, "num_nextn_predict_layers", 1,
+        "torch_dtype", o->dtype == DTYPE_F32 ? "float32" : "bfloat16", "bos_token_id",
+        first_added_id(o) + ADDED_START, "eos_token_id", first_added_id(o) + ADDED_END,
+        "sparse_attention_config", sparse_config_of(c));
+    must(root);
+    add_sizes(root, c);
+    return root;
+}
+
+static int write_m3_config(const struct synth_options *o, struct err *e)
+{
+    json_t *root = json_pack(
+        "{s:[s], s:s, s:o, s:{s:s}, s:i, s:i}", "architectures",
+        "MiniMaxM3SparseForConditionalGeneration", "model_type", "minimax_m3_vl", "text_config",
+        text_config_of(o), "vision_config", "model_type", "clip_vision_model", "image_token_index",
+        first_added_id(o) + ADDED_IMAGE, "video_token_index", first_added_id(o) + ADDED_IMAGE + 1);
+    must(root);
+    if (o->dtype == DTYPE_F8_E4M3)
+        json_object_set_new(root, "quantization_config",
+                            json_pack("{s:s, s:s, s:s, s:[i,i]}", "quant_method", "mxfp8",
+                                      "activation_scheme", "dynamic", "scale_fmt", "ue8m0",
+                                      "weight_block_size", 1, MX_BLOCK));
     return write_json(o->dir, "config.json", root, e);
 }
 
@@ -280,7 +353,8 @@ static int write_checked_config(const struct synth_options *o, struct err *e)
     if (o->config.vocab_size < least)
         return err_set(e, E_INVALID, "vocab_size is %d, expected at least %d", o->config.vocab_size,
                        least);
-    int rc = write_config(o, e);
+    bool is_m3 = o->config.family == MODEL_MINIMAX_M3;
+    int rc = is_m3 ? write_m3_config(o, e) : write_config(o, e);
     if (rc == 0)
         rc = write_generation_config(o, e);
     return rc < 0 ? rc : config_read(o->dir, &read_back, e);

@@ -217,6 +217,49 @@ TEST_WITHIN(one_answer_whatever_the_cluster, 180)
     buf_fini(&got);
 }
 
+/* 90 ids: the later half of its rows choose what they see (m3-tiny: beyond position 64). */
+static const char long_prompt[] =
+    "5,17,9,200,31,7,7,7,112,45,99,101,300,12,8,250,77,64,3,1,2,150,5,17,9,200,31,7,7,7,112,45,99,"
+    "101,300,12,8,250,77,64,3,1,2,151,6,18,10,201,32,8,8,8,113,46,100,102,301,13,9,251,78,65,4,2,3,"
+    "151,61,18,110,201,32,8,18,28,113,46,100,102,401,13,9,251,78,65,4,42,3,12";
+
+TEST_WITHIN(one_answer_of_m3_whatever_the_cluster, 180)
+{
+    static const struct {
+        int n_experts, n_attention;
+        const char *settings[3], *node[2];
+    } shapes[] = {
+        {1, 0, {0}, {0}},
+        {3, 0, {"attention.threads=2"}, {"weights.kernels=portable"}},
+        {2, 0, {"attention.max_rows=7", "weights.kernels=portable"}, {0}},
+        {2, 2, {0}, {"compute.threads=2"}},
+    };
+    static const char *const ways[][9] = {
+        {NULL},
+        {"--threads", "1", "--chunk", "1", NULL},
+        {"--threads", "3", "--chunk", "77", "--kernels", "portable", NULL},
+    };
+    struct buf want = {0}, got = {0};
+    cluster_use_preset("m3-tiny");
+    answer_of_oracle(long_prompt, ways[0], &want);
+    test_say("single process: %.16s... %s", strchr(want.data, ';') + 1, want.data);
+    for (size_t i = 1; i < sizeof ways / sizeof *ways; i++) {
+        answer_of_oracle(long_prompt, ways[i], &got);
+        CHECK_STR(got.data, want.data);
+    }
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        struct cluster c;
+        cluster_node_settings(shapes[i].node);
+        cluster_start(&c, shapes[i].n_experts, shapes[i].n_attention, shapes[i].settings);
+        answer_of_cluster(&c, long_prompt, &got);
+        CHECK_STR(got.data, want.data);
+        cluster_stop(&c);
+        CHECK(system("rm -f *.log *.sock") == 0);
+    }
+    buf_fini(&want);
+    buf_fini(&got);
+}
+
 /* ---- the hash test of numerics.md 7, in every format ---------------------------------- */
 
 /* One process, every kernel level that runs here, thread counts and chunkings. */

@@ -60,17 +60,25 @@ int cluster_run(const char *program, const char *const *arguments, struct buf *o
     return WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : 128 + WTERMSIG(wait_status);
 }
 
+static const char *preset = "m2-tiny";
+
+void cluster_use_preset(const char *name)
+{
+    preset = name;
+}
+
 const char *cluster_model(void)
 {
     static char path[4096];
     struct stat st;
-    snprintf(path, sizeof path, "%s/../m2-test", test_bin_dir());
+    bool is_default = strcmp(preset, "m2-tiny") == 0;
+    snprintf(path, sizeof path, "%s/../%s-test", test_bin_dir(), is_default ? "m2" : preset);
     if (stat(path, &st) == 0)
         return path;
     /* Two tests may make it at once: each under a name of its own, the first rename wins. */
     char *mine = mem_format("%s.%d", path, (int)getpid());
     const char *const arguments[] = {
-        "synth", "--preset", "m2-tiny", "--seed", "7", "--set", "num_hidden_layers=3",
+        "synth", "--preset", preset, "--seed", "7", "--set", "num_hidden_layers=3",
         "--out", mine,       NULL};
     struct buf output = {0};
     int code = cluster_run("polymath", arguments, &output);

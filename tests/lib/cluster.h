@@ -30,6 +30,8 @@ struct cluster {
 
 /* Directory of a small random checkpoint (256 experts, top-8), made once per build. */
 const char *cluster_model(void);
+/* For the rest of this test: a model of this preset of `polymath synth` instead. */
+void cluster_use_preset(const char *preset);
 
 /* Runs PROGRAM with arguments (NULL-terminated, without argv[0]) to its end; its stdout and
  * stderr come together in `output`.  Returns the exit code, or 128 + the signal. */
