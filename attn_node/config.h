@@ -3,17 +3,12 @@
 
 #include "attn_node/side.h"
 #include "base/conf.h"
+#include "model/weights_options.h"
+#include "rpc/node_options.h"
 
 struct attn_node_config {
-    char *name;
-    int log_level; /* enum log_level */
-    char *model_path, *coordinator_endpoint, *listen, *advertise;
-    char *key_file, *server_key, *allow_file;
-    bool is_insecure;
-    char *format; /* for format_set_parse() */
-    int combine;  /* enum combine_mode */
-    char *kernels, *cpus, *cache;
-    bool copies, locks, verifies;
+    struct node_options node;
+    struct weights_options weights;
     int64_t threads, kv_bytes, max_rows, max_seqs, call_timeout_ns, spin_us;
     struct ladder ladder;
 };

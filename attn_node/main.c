@@ -29,27 +29,19 @@ static int wait_for_end(const struct side *s, int fd)
     }
 }
 
-static int start_auth(const struct attn_node_config *c, struct auth **out, struct err *e)
-{
-    struct auth_options o = {.key_file = c->key_file,
-                             .server_key = c->server_key,
-                             .allow_file = c->allow_file,
-                             .is_insecure = c->is_insecure};
-    return auth_start(&o, out, e);
-}
-
 static int run(const struct attn_node_config *c)
 {
     int fd = signals_open();
     struct side *side = NULL;
     struct err e = {0};
     struct side_config config = attn_node_side(c);
-    log_init(c->name, (enum log_level)c->log_level);
-    int rc = cpus_take(c->cpus, &e);
+    struct auth_options auth = node_options_auth(&c->node);
+    log_init(c->node.name, (enum log_level)c->node.log_level);
+    int rc = cpus_take(c->weights.cpus, &e);
     if (rc < 0)
         err_prefix(&e, "compute.cpus");
     else
-        rc = start_auth(c, &config.auth, &e);
+        rc = auth_start(&auth, &config.auth, &e);
     if (rc == 0)
         rc = side_start(&config, &side, &e);
     if (rc < 0) {
@@ -75,7 +67,7 @@ int main(int argc, char **argv)
         break;
     }
     int code = EXIT_MISUSED;
-    if (!c.model_path[0])
+    if (!c.node.model_path[0])
         fprintf(stderr, "attn_node: model.path is not set: name the model's directory in the "
                         "configuration or with --set model.path=DIR\n");
     else

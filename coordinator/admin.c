@@ -135,7 +135,7 @@ static json_t *model_object(const struct hub *h)
     set(o, "fingerprint", json_string(hex));
     char formats[FORMAT_SET_BYTES];
     set(o, "format", json_string(format_set_text(&h->formats, formats)));
-    set(o, "combine", json_string(combine_name((enum combine_mode)h->config->weights_combine)));
+    set(o, "combine", json_string(combine_name((enum combine_mode)h->config->weights.combine)));
     set(o, "layers", json_integer(h->model_config.n_layers));
     set(o, "experts", json_integer(h->model_config.n_experts));
     set(o, "context", json_integer(h->model_config.max_positions));

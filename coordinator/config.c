@@ -8,13 +8,12 @@
 
 #include "base/buf.h"
 #include "base/clock.h"
-#include "base/cpus.h"
 #include "base/mem.h"
-#include "model/format.h"
 #include "rpc/wire.h"
 
 #define FIELD(name) offsetof(struct coordinator_config, name)
 #define LADDER_FIELD(name) FIELD(ladder.name)
+#define WEIGHTS_FIELD(name) FIELD(weights.name)
 
 static const struct conf_option options[] = {
     {"node.name", CONF_STRING, FIELD(node_name), "coordinator", 0, 0, NULL,
@@ -77,25 +76,7 @@ static const struct conf_option options[] = {
     {"attention.spin_us", CONF_INT, FIELD(attention_spin_us), "50", 0, 1000000, NULL,
      "busy-wait before sleeping while experts work"},
     LADDER_OPTIONS(LADDER_FIELD),
-    {"weights.format", CONF_STRING, FIELD(weights_format), "native", 0, 0, NULL,
-     "formats of weights and KV cache: " FORMAT_CHOICES ", or part=FORMAT,... (experts, attention, "
-     "head; kv=" KV_FORMAT_CHOICES "); the same in the whole cluster"},
-    {"weights.combine", CONF_CHOICE, FIELD(weights_combine), "fixed", 0, 0, COMBINE_CHOICES,
-     "how expert outputs come together; the same in the whole cluster"},
-    {"weights.kernels", CONF_STRING, FIELD(weights_kernels), "", 0, 0, NULL,
-     "kernel level of the embedded side; empty: the best for this CPU"},
-    {"weights.copy", CONF_BOOL, FIELD(weights_copies), "false", 0, 0, NULL,
-     "of a packed directory: copy weights into huge pages instead of mapping the files"},
-    {"weights.lock", CONF_BOOL, FIELD(weights_locks), "false", 0, 0, NULL,
-     "of a packed directory: lock what is used into memory"},
-    {"weights.verify", CONF_BOOL, FIELD(weights_verifies), "false", 0, 0, NULL,
-     "of a packed directory: check the hash of all that is read"},
-    {"weights.cache", CONF_STRING, FIELD(weights_cache), "", 0, 0, NULL,
-     "directory in which the first start keeps the model packed, for the next ones to map; empty: "
-     "none"},
-    {"compute.cpus", CONF_STRING, FIELD(compute_cpus), "", 0, 0, NULL,
-     "CPUs for this process alone, such as 0-3,8, or all; its threads are then pinned; empty: "
-     "wherever the system puts them"},
+    WEIGHTS_OPTIONS(WEIGHTS_FIELD),
     {"request.max_tokens", CONF_INT, FIELD(request_max_tokens), "4096", 1, 16777216, NULL,
      "longest answer if the client names no limit"},
     {"request.queue_limit", CONF_INT, FIELD(request_queue_limit), "256", 1, 100000, NULL,
@@ -180,17 +161,12 @@ int coordinator_config_check(const void *config, struct err *e)
                        c->placement_replicas, WIRE_MAX_REPLICAS);
     if (check_security(c, e) < 0)
         return e ? e->code : E_INVALID;
-    struct format_set formats;
-    if (format_set_parse(c->weights_format, &formats, e) < 0)
-        return err_prefix(e, "weights.format");
     if (c->streams_keep_bytes > c->state_max_bytes / 4)
         return err_set(
             e, E_INVALID,
             "streams.keep_bytes (%lld) must be at most a quarter of state.max_bytes (%lld)",
             (long long)c->streams_keep_bytes, (long long)c->state_max_bytes);
-    if (cpus_check(c->compute_cpus, e) < 0)
-        return err_prefix(e, "compute.cpus");
-    return 0;
+    return weights_options_check(&c->weights, e);
 }
 
 int coordinator_replicas(const struct coordinator_config *c)

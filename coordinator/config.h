@@ -6,6 +6,7 @@
 
 #include "attn_node/side.h"
 #include "base/conf.h"
+#include "model/weights_options.h"
 
 struct coordinator_config {
     char *node_name;
@@ -23,10 +24,7 @@ struct coordinator_config {
     int64_t attention_threads, attention_kv_bytes, attention_max_rows, attention_max_seqs;
     int64_t attention_call_timeout_ns, attention_spin_us;
     struct ladder ladder; /* of the embedded side */
-    char *weights_format; /* for format_set_parse() */
-    int weights_combine;
-    char *weights_kernels, *weights_cache, *compute_cpus;
-    bool weights_copies, weights_locks, weights_verifies;
+    struct weights_options weights;
     int64_t request_max_tokens, request_queue_limit, request_timeout_ns;
     int64_t request_patience_ns;
     int64_t schedule_step_rows, schedule_prompt_rows, schedule_queue_ns, schedule_aging_ns;

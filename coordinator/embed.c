@@ -85,15 +85,15 @@ int embed_start(struct loop *l, const struct embed_options *o, struct embed **ou
     m->name = mem_format("%s-attention", c->node_name);
     m->config = (struct side_config){.name = m->name,
                                      .model_dir = c->model_path,
-                                     .cache_dir = c->weights_cache,
+                                     .cache_dir = c->weights.cache,
                                      .coordinator_endpoint = HUB_INPROC_CLUSTER,
                                      .listen_endpoint = "inproc://attention",
                                      .auth = o->auth,
-                                     .checkpoint = {.copies = c->weights_copies,
-                                                    .locks = c->weights_locks,
-                                                    .verifies = c->weights_verifies},
-                                     .combine = (enum combine_mode)c->weights_combine,
-                                     .kernels = c->weights_kernels,
+                                     .checkpoint = {.copies = c->weights.copies,
+                                                    .locks = c->weights.locks,
+                                                    .verifies = c->weights.verifies},
+                                     .combine = (enum combine_mode)c->weights.combine,
+                                     .kernels = c->weights.kernels,
                                      .threads = (int)c->attention_threads,
                                      .kv_bytes = c->attention_kv_bytes,
                                      .max_rows = (int)c->attention_max_rows,
@@ -101,7 +101,7 @@ int embed_start(struct loop *l, const struct embed_options *o, struct embed **ou
                                      .call_timeout_ns = c->attention_call_timeout_ns,
                                      .ladder = c->ladder,
                                      .spin_ns = c->attention_spin_us * CLOCK_US};
-    must_zero(format_set_parse(c->weights_format, &m->config.formats, NULL));
+    m->config.formats = weights_options_formats(&c->weights);
     m->check = (struct loop_timer){.deadline_ns = CLOCK_NEVER, .cb = on_check, .ud = m};
     m->results = queue_new(1);
     loop_add_fd(l, queue_fd(m->results), on_result, m);

@@ -127,7 +127,7 @@ static int read_model(struct hub *h, struct err *e)
     if (rc == 0)
         rc = checkpoint_fingerprint(c, &h->fingerprint, e);
     if (rc == 0) {
-        must_zero(format_set_parse(h->config->weights_format, &h->formats, NULL));
+        h->formats = weights_options_formats(&h->config->weights);
         rc = checkpoint_formats(c, &h->formats, e);
     }
     if (rc == 0)
@@ -169,7 +169,7 @@ static void init_state(struct hub *h)
     const struct coordinator_config *c = h->config;
     struct members_config members = {.fingerprint = h->fingerprint,
                                      .formats = h->formats,
-                                     .combine = (enum combine_mode)c->weights_combine,
+                                     .combine = (enum combine_mode)c->weights.combine,
                                      .lease_ns = c->cluster_lease_ns};
     /* Milliseconds since 1970 are higher than what an earlier coordinator counted up to. */
     struct placement_config placement = {.n_layers =

@@ -127,7 +127,7 @@ static void put_model(const struct hub *h, struct buf *snapshot)
     struct token_log_model m = {
         .fingerprint = h->fingerprint,
         .formats = str_of(format_set_text(&h->formats, formats)),
-        .combine = str_of(combine_name((enum combine_mode)h->config->weights_combine))};
+        .combine = str_of(combine_name((enum combine_mode)h->config->weights.combine))};
     struct buf record = {0};
     token_log_write_model(&m, &record);
     put(snapshot, TOKEN_LOG_MODEL, &record);
@@ -235,7 +235,7 @@ static void load_model(struct loading *g, const struct token_log_model *m)
 {
     char formats[FORMAT_SET_BYTES];
     const struct hub *h = g->hub;
-    const char *combine = combine_name((enum combine_mode)h->config->weights_combine);
+    const char *combine = combine_name((enum combine_mode)h->config->weights.combine);
     g->is_other_model = m->fingerprint != h->fingerprint ||
                         !str_equal(m->formats, str_of(format_set_text(&h->formats, formats))) ||
                         !str_equal(m->combine, str_of(combine));

@@ -52,7 +52,7 @@ static int start_auth(struct program *p, struct err *e)
 
 static int start(struct program *p, struct err *e)
 {
-    int rc = cpus_take(p->config.compute_cpus, e);
+    int rc = cpus_take(p->config.weights.cpus, e);
     if (rc < 0)
         return err_prefix(e, "compute.cpus");
     rc = loop_open(&p->loop, e);

@@ -5,17 +5,12 @@
 
 #include "base/conf.h"
 #include "expert_node/fault.h"
+#include "model/weights_options.h"
+#include "rpc/node_options.h"
 
 struct expert_node_config {
-    char *name;
-    int log_level; /* enum log_level */
-    char *model_path, *coordinator_endpoint, *listen, *advertise;
-    char *key_file, *server_key, *allow_file;
-    bool is_insecure;
-    char *format; /* for format_set_parse() */
-    int combine;  /* enum combine_mode */
-    char *kernels, *cpus, *cache;
-    bool copies, locks, verifies;
+    struct node_options node;
+    struct weights_options weights;
     int64_t drain_timeout_ns;
     int64_t memory_bytes, read_bytes_s, threads, max_rows, spin_us;
     struct fault_options fault;

@@ -30,29 +30,21 @@ static void on_signal(void *ud, int64_t now_ns)
     node_drain(c->node);
 }
 
-static int start_auth(const struct expert_node_config *c, struct auth **out, struct err *e)
-{
-    struct auth_options o = {.key_file = c->key_file,
-                             .server_key = c->server_key,
-                             .allow_file = c->allow_file,
-                             .is_insecure = c->is_insecure};
-    return auth_start(&o, out, e);
-}
-
 static int run(const struct expert_node_config *config)
 {
     struct control control = {.signal_fd = signals_open()};
     struct node *node = NULL;
     struct auth *auth = NULL;
+    struct auth_options keys = node_options_auth(&config->node);
     struct err e = {0};
-    log_init(config->name, (enum log_level)config->log_level);
-    int rc = cpus_take(config->cpus, &e);
+    log_init(config->node.name, (enum log_level)config->node.log_level);
+    int rc = cpus_take(config->weights.cpus, &e);
     if (rc < 0)
         err_prefix(&e, "compute.cpus");
     else
         rc = loop_open(&control.loop, &e);
     if (rc == 0)
-        rc = start_auth(config, &auth, &e);
+        rc = auth_start(&keys, &auth, &e);
     if (rc == 0)
         rc = node_open(config, auth, control.loop, &node, &e);
     if (rc == 0) {
@@ -89,7 +81,7 @@ int main(int argc, char **argv)
         break;
     }
     int code = EXIT_MISUSED;
-    if (!c.model_path[0])
+    if (!c.node.model_path[0])
         fprintf(stderr, "expert_node: model.path is not set: name the model's directory in the "
                         "configuration or with --set model.path=DIR\n");
     else

@@ -192,7 +192,7 @@ static void on_refused(void *ud, const struct err *e)
 static int join(struct node *n, struct err *e)
 {
     struct member_options o = {
-        .coordinator_endpoint = n->config->coordinator_endpoint,
+        .coordinator_endpoint = n->config->node.coordinator_endpoint,
         .auth = n->auth,
         .join =
             {
@@ -202,7 +202,7 @@ static int join(struct node *n, struct err *e)
                 .protocol_version = POLYMATH_PROTOCOL_VERSION,
                 .fingerprint = n->fingerprint,
                 .formats = n->said,
-                .combine = (enum combine_mode)n->config->combine,
+                .combine = (enum combine_mode)n->config->weights.combine,
                 .memory_bytes = n->memory_bytes,
                 .expert_bytes = n->expert_bytes,
                 .max_rows = (uint32_t)n->config->max_rows,
@@ -213,9 +213,9 @@ static int join(struct node *n, struct err *e)
         .on_refused = on_refused,
         .ud = n,
     };
-    snprintf(o.join.name, sizeof(o.join.name), "%s", n->config->name);
-    int rc =
-        endpoint_advertise(worker_endpoint(n->worker), n->config->advertise, o.join.endpoint, e);
+    snprintf(o.join.name, sizeof(o.join.name), "%s", n->config->node.name);
+    int rc = endpoint_advertise(worker_endpoint(n->worker), n->config->node.advertise,
+                                o.join.endpoint, e);
     if (rc < 0)
         return err_prefix(e, "node.advertise");
     snprintf(o.join.kernels, sizeof(o.join.kernels), "%s", n->kernels->name);
@@ -244,23 +244,26 @@ static void log_packing(void *ud, int64_t done_bytes, int64_t total_bytes)
 static int open_model(struct node *n, struct err *e)
 {
     const struct expert_node_config *c = n->config;
-    n->kernels = c->kernels[0] ? kernels_named(c->kernels) : kernels_best();
+    n->kernels = c->weights.kernels[0] ? kernels_named(c->weights.kernels) : kernels_best();
     if (!n->kernels)
-        return err_set(e, E_INVALID, "weights.kernels: \"%s\" does not run here", c->kernels);
+        return err_set(e, E_INVALID, "weights.kernels: \"%s\" does not run here",
+                       c->weights.kernels);
     n->threads = c->threads > 0 ? (int)c->threads : thread_cpu_count();
     n->memory_bytes =
         c->memory_bytes > 0 ? (size_t)c->memory_bytes : mem_available_bytes() / 10 * 8;
     struct model_open_options o = {
-        .model_dir = c->model_path,
-        .cache_dir = c->cache,
-        .checkpoint = {.copies = c->copies, .locks = c->locks, .verifies = c->verifies},
+        .model_dir = c->node.model_path,
+        .cache_dir = c->weights.cache,
+        .checkpoint = {.copies = c->weights.copies,
+                       .locks = c->weights.locks,
+                       .verifies = c->weights.verifies},
         .kernels = n->kernels,
         .n_threads = n->threads,
         .packing = log_packing,
         .ud = n,
     };
     struct model_opened opened;
-    must_zero(format_set_parse(c->format, &o.formats, NULL));
+    must_zero(format_set_parse(c->weights.format, &o.formats, NULL));
     int rc = model_open(&o, &opened, e);
     n->checkpoint = opened.checkpoint;
     n->said = opened.said;
@@ -302,13 +305,13 @@ static int open_rooms(struct node *n, struct err *e)
         .retired = n->retired,
     };
     struct worker_options w = {
-        .name = n->config->name,
-        .endpoint = n->config->listen,
+        .name = n->config->node.name,
+        .endpoint = n->config->node.listen,
         .auth = n->auth,
         .config = checkpoint_config(n->checkpoint),
         .fingerprint = n->fingerprint,
         .formats = n->held,
-        .combine = (enum combine_mode)n->config->combine,
+        .combine = (enum combine_mode)n->config->weights.combine,
         .kernels = n->kernels,
         .threads = n->threads,
         .spin_ns = n->config->spin_us * CLOCK_US,
