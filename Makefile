@@ -14,7 +14,7 @@
 V    ?= release
 CC   ?= cc
 B    := build/$(V)
-PKGS := libzmq libprotobuf-c libconfig libmicrohttpd jansson libxxhash libutf8proc libcurl libedit libsodium
+PKGS := libzmq libprotobuf-c libconfig libmicrohttpd jansson libxxhash libutf8proc libcurl libedit libsodium zlib
 TEST_PKGS := libpcre2-8
 
 WARN := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes \
@@ -62,7 +62,8 @@ FLOORS := $(B)/rpc.a $(B)/engine.a $(B)/model.a $(B)/base.a
 $(B)/bin/coordinator: $(B)/coordinator/main.o $(B)/coordinator.a $(B)/attn_node.a $(FLOORS)
 $(B)/bin/attn_node:   $(B)/attn_node/main.o $(B)/attn_node.a $(FLOORS)
 $(B)/bin/expert_node: $(B)/expert_node/main.o $(B)/expert_node.a $(FLOORS)
-$(B)/bin/polymath:    $(call objs,tools) $(FLOORS)
+# Plans and simulations run the coordinator's placement and the attention side's choice.
+$(B)/bin/polymath:    $(call objs,tools) $(B)/coordinator.a $(B)/attn_node.a $(FLOORS)
 $(B)/bin/tests: $(foreach s,$(SUITES),$(call objs,tests/$(s))) $(call objs,tests/lib) \
                 $(patsubst tests/fuzz/%.c,$(B)/tests/fuzz/%.o,$(wildcard tests/fuzz/*.c)) \
                 $(filter-out $(B)/tools/polymath.o,$(call objs,tools)) \

@@ -10,7 +10,8 @@ set -eu
 build='gcc make pkg-config git libc6-dev
     libzmq3-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler libprotobuf-dev
     libconfig-dev libopenblas-dev libmicrohttpd-dev libjansson-dev libxxhash-dev
-    libutf8proc-dev libcurl4-openssl-dev libedit-dev libsodium-dev'
+    libutf8proc-dev libcurl4-openssl-dev libedit-dev libsodium-dev
+    zlib1g-dev'
 test='libpcre2-dev clang libclang-rt-14-dev clang-format valgrind curl procps qemu-user'
 
 clients=''

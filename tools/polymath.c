@@ -13,6 +13,7 @@
 #include "tools/load.h"
 #include "tools/logits.h"
 #include "tools/pack.h"
+#include "tools/plan.h"
 #include "tools/quality.h"
 #include "tools/roll.h"
 #include "tools/status.h"
@@ -28,6 +29,7 @@ static const struct verb verbs[] = {
     {"up", "start a coordinator and its nodes on this machine, and keep them running", up_main},
     {"chat", "talk to a running cluster in the terminal", chat_main},
     {"status", "show a running cluster: nodes, placement, requests", status_main},
+    {"plan", "what some machines would hold of a model, may lose, and give", plan_main},
     {"drain", "let an expert node go without anybody noticing", drain_main},
     {"roll", "restart the expert nodes of a running cluster one after another", roll_main},
     {"chaos", "disturb a cluster of its own under load and print what that cost", chaos_main},

@@ -20,10 +20,13 @@ rpc: base proto model
 coordinator: base model rpc attn_node
 attn_node: base model engine rpc
 expert_node: base model engine rpc
-tools: base model engine rpc
+tools: base model engine rpc coordinator attn_node
 RULES
 say 'the coordinator sees more of the attention side than its door' \
     "$(src '#include "attn_node/' | grep '^coordinator/' | grep -v '"attn_node/side.h"')"
+say 'a tool sees more of coordinator and attention side than placement and choice' \
+    "$(src '#include "(coordinator|attn_node)/' | grep '^tools/' |
+       grep -vE '"(coordinator/placement|coordinator/placement_plan|attn_node/choice)\.h"')"
 say 'the coordinator touches tensors' \
     "$(src '#include "model/(tensor|weights|safetensors)\.h"' | grep '^coordinator/')"
 
