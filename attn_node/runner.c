@@ -1,7 +1,7 @@
 /* attn_node/runner.c - see runner.h.
  *
  * Where a step's time went is measured from outside, because the engine has no clock: the
- * experts' share inside moe_remote, the head's from the end of the last layer (a probe) to
+ * experts' share inside moe_remote, the head's from the end of the last layer to
  * the end of sampling, and attention is the rest. */
 #include "attn_node/runner.h"
 
@@ -142,17 +142,15 @@ static void tear_down(struct runner *r)
 
 /* ---- a step -------------------------------------------------------------------------- */
 
-static void note_layer(void *ud, int layer, const float *x, int n_rows,
-                       const struct routing *routing)
+static void note_layer(void *ud, int layer, const struct routing *routing)
 {
     struct runner *r = ud;
-    (void)x;
-    if (!routing)
-        return;
-    size_t expert_layer = (size_t)(layer - r->config->n_dense_layers);
-    _Atomic uint32_t *chosen = r->chosen + expert_layer * (size_t)r->config->n_experts;
-    for (int i = 0; i < n_rows * r->config->top_k; i++)
-        atomic_fetch_add_explicit(&chosen[routing->experts[i]], 1, memory_order_relaxed);
+    if (routing) {
+        size_t expert_layer = (size_t)(layer - r->config->n_dense_layers);
+        _Atomic uint32_t *chosen = r->chosen + expert_layer * (size_t)r->config->n_experts;
+        for (int i = 0; i < routing->n_rows * routing->top_k; i++)
+            atomic_fetch_add_explicit(&chosen[routing->experts[i]], 1, memory_order_relaxed);
+    }
     if (layer == r->config->n_layers - 1)
         r->layers_done_ns = clock_now_ns();
 }
@@ -223,8 +221,10 @@ static int run_layers(struct runner *r, const struct runner_job *job, const floa
                       struct err *e)
 {
     const struct wire_step *w = job->step;
-    struct step step = {
-        .n_seqs = (int)w->n_seqs, .seqs = r->step_seqs, .probe = note_layer, .probe_ud = r};
+    struct step step = {.n_seqs = (int)w->n_seqs,
+                        .seqs = r->step_seqs,
+                        .layer_done = note_layer,
+                        .layer_done_ud = r};
     int n_logits = 0;
     moe_remote_begin_step(r->moe, w->step, job->trace_id, job->deadline_ns);
     int rc = forward_step(r->forward, r->kv, &step, &moe_remote_ops, r->moe, logits, &n_logits);

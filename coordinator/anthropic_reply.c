@@ -85,6 +85,8 @@ static json_t *message(const struct openai_model *m, const struct request *r, js
     json_put(o, "content", content);
     put_stop(r, o);
     json_put(o, "usage", usage(r));
+    if (r->is_degraded)
+        json_put(o, "degraded", json_true());
     return o;
 }
 
@@ -241,6 +243,8 @@ static void write_end(const struct request *r, struct buf *out)
     put_stop(r, delta);
     json_put(o, "delta", delta);
     json_put(o, "usage", usage(r));
+    if (r->is_degraded)
+        json_put(o, "degraded", json_true());
     event("message_delta", o, out);
     event("message_stop", json_object(), out);
 }

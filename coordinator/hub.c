@@ -32,7 +32,7 @@ static void perform(struct hub *h, const struct sched_action *a)
         hub_moved(h, a->seq, a->side);
         break;
     case SCHED_TOKEN:
-        hub_token(h, a->seq, a->sampled, a->finish);
+        hub_token(h, a);
         break;
     case SCHED_FAIL:
         hub_failed(h, a);

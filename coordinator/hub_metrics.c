@@ -40,6 +40,8 @@ static void write_requests(struct metrics *m, const struct hub *h)
         metrics_label(m, "outcome", names[i]);
         metrics_int(m, c->outcomes[i]);
     }
+    counter(m, "requests_degraded_total", c->degraded,
+            "Requests of which experts were left out (round.degraded).");
     metrics_family(m, "bad_requests_total", METRICS_COUNTER, "Requests refused, by reason.");
     for (int i = 0; i < HUB_MAX_REASONS && c->bad[i].name; i++) {
         metrics_label(m, "reason", c->bad[i].name);

@@ -328,17 +328,29 @@ static void count_token(struct hub *h, struct hub_request *r)
     h->counters.output_tokens++;
 }
 
-void hub_token(struct hub *h, uint64_t seq, const struct sampled *sampled, enum sched_finish finish)
+static void mark_degraded(struct hub *h, struct hub_request *r)
 {
-    struct hub_request *r = find(h, seq);
+    if (r->request.is_degraded)
+        return;
+    r->request.is_degraded = true;
+    h->counters.degraded++;
+    log_warn("request.degraded", "request=%s after_tokens=%zu", r->request.id,
+             r->request.output.len);
+}
+
+void hub_token(struct hub *h, const struct sched_action *a)
+{
+    struct hub_request *r = find(h, a->seq);
     must(r);
     count_token(h, r);
-    r->last_finish = finish;
-    bool over = request_token(&r->request, sampled, finish);
-    hub_log_token(h, r, sampled);
+    r->last_finish = a->finish;
+    if (a->is_degraded)
+        mark_degraded(h, r);
+    bool over = request_token(&r->request, a->sampled, a->finish);
+    hub_log_token(h, r, a->sampled);
     /* A stop string is the request's own end: the scheduler is to hear of it. */
-    if (over && finish == SCHED_GOES_ON)
-        cancel_seq(h, seq);
+    if (over && a->finish == SCHED_GOES_ON)
+        cancel_seq(h, a->seq);
     if (r->request.streams)
         give_events(h, r);
     if (over) {

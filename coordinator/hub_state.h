@@ -85,6 +85,7 @@ struct hub_counters {
         const char *name; /* static */
         int64_t n;
     } bad[HUB_MAX_REASONS]; /* bad requests by reason */
+    int64_t degraded;       /* requests of which experts were left out */
     int64_t prompt_tokens, output_tokens, steps, step_failures, step_rows;
     int64_t replays, replayed_tokens; /* sequences that moved, and what was fed again for it */
     int64_t attention_us, experts_us, head_us; /* where the steps' time went */
@@ -185,8 +186,7 @@ void hub_log_end(struct hub *h, const struct hub_request *r, enum token_log_outc
 bool hub_log_has(const struct hub *h, const struct hub_request *r);
 void hub_started(struct hub *h, uint64_t seq);
 void hub_moved(struct hub *h, uint64_t seq, uint32_t side);
-void hub_token(struct hub *h, uint64_t seq, const struct sampled *sampled,
-               enum sched_finish finish);
+void hub_token(struct hub *h, const struct sched_action *a);
 void hub_failed(struct hub *h, const struct sched_action *a);
 
 /* hub_cluster.c: nodes. */

@@ -68,6 +68,7 @@ struct request {
     size_t n_sent;             /* tokens already sent */
     struct request_part part;  /* that the next event goes on with, if it is of its kind */
     uint64_t seen;             /* events up to this id need not be written: openai_write_events() */
+    bool is_degraded;          /* experts were left out: the answer is marked, from there on */
     enum sched_finish finish;
     int code; /* of a failure */
     char error[SCHED_TEXT_BYTES];

@@ -369,6 +369,7 @@ static void advance(struct sched *s, struct sched_seq *q, const struct wire_step
     q->n_replays = 0;
     struct sched_action *a = sched_act(out, SCHED_TOKEN, q->want.seq, q->side->limits.id);
     a->sampled = &sample->sampled;
+    a->is_degraded = q->is_degraded;
     a->finish = is_stop(&q->want, sample->sampled.token) ? SCHED_STOP
                 : q->n_output >= q->want.max_tokens      ? SCHED_LENGTH
                                                          : SCHED_GOES_ON;
@@ -497,6 +498,7 @@ static void step_done(struct sched *s, const struct sched_event *e, struct sched
     const struct wire_step_sample *next = e->reply->samples;
     for (uint32_t i = 0; i < d->message.n_seqs; i++) {
         const struct wire_step_sample *sample = d->step_seqs[i].sample ? next++ : NULL;
+        d->in_step[i]->is_degraded |= e->reply->degraded;
         if (!d->in_step[i]->is_doomed)
             advance(s, d->in_step[i], sample, e->now_ns, out);
     }

@@ -117,6 +117,7 @@ struct sched_action {
     uint64_t seq;
     const struct wire_step *step;
     const struct sampled *sampled;
+    bool is_degraded; /* with SCHED_TOKEN: experts were left out in its step or one before */
     enum sched_finish finish;
     int code;
     int retry_s; /* of E_BUSY: when to come again */

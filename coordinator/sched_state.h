@@ -31,9 +31,10 @@ struct sched_seq {
     int64_t submitted_ns, started_ns;
     int64_t stalled_ns; /* since when it makes no progress; SCHED_NEVER: it does */
     bool is_started, is_lost;
-    bool is_sent;    /* the side may know it */
-    bool is_decoded; /* in the side's decoding list */
-    bool is_doomed;  /* ended while in flight: released when the step is over */
+    bool is_sent;     /* the side may know it */
+    bool is_degraded; /* experts were left out of what its tokens came from */
+    bool is_decoded;  /* in the side's decoding list */
+    bool is_doomed;   /* ended while in flight: released when the step is over */
 };
 
 struct sched_side {

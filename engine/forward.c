@@ -392,6 +392,9 @@ int forward_step(struct forward *f, struct kv *kv, const struct step *s, const s
         if (rc < 0)
             return rc;
         probe(f, s, layer, n_rows);
+        if (s->layer_done)
+            s->layer_done(s->layer_done_ud, layer,
+                          n_rows > 0 && layer >= f->config.n_dense_layers ? &f->routing : NULL);
     }
     if (n_wanted > 0)
         run_head(f, n_wanted);

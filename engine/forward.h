@@ -47,6 +47,11 @@ struct step {
      * layer sees, ascending; NULL where that is all of them. */
     void (*probe_blocks)(void *ud, int layer, int row, int kv_head, const int32_t *blocks);
     void *probe_ud;
+    /* Optional, for whoever counts and measures: after every layer; `r` is what the router chose for
+     * the rows that went through its experts, NULL if none did (a dense layer; the last one of a
+     * step without logits).  Unlike a probe it changes nothing. */
+    void (*layer_done)(void *ud, int layer, const struct routing *r);
+    void *layer_done_ud;
 };
 
 struct forward;

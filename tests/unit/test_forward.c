@@ -200,7 +200,8 @@ TEST(forward_gives_the_logits_that_were_asked_for)
 
 struct counted {
     struct moe_local *moe;
-    int rows[LAYERS]; /* that were scattered for each layer */
+    int rows[LAYERS];   /* that were scattered for each layer */
+    int routed[LAYERS]; /* that whoever measures was told of */
 };
 
 static int counting_scatter(void *ud, int lane, const struct moe_rows *rows)
@@ -218,7 +219,13 @@ static int counting_gather(void *ud, int lane, float *x)
 
 static const struct moe_ops counting_ops = {.scatter = counting_scatter, .gather = counting_gather};
 
-/* In the last layer only keys and values of the other rows are needed. */
+static void count_routed(void *ud, int layer, const struct routing *r)
+{
+    struct counted *c = ud;
+    c->routed[layer] += r ? r->n_rows : 0;
+}
+
+/* In the last layer only keys and values of the other rows are needed; measuring changes nothing. */
 TEST(forward_sends_to_the_last_experts_only_rows_whose_logits_are_wanted)
 {
     struct rng r = test_rng();
@@ -235,6 +242,8 @@ TEST(forward_sends_to_the_last_experts_only_rows_whose_logits_are_wanted)
     int n;
     for (int wanted = 2; wanted >= 0; wanted--) {
         struct counted c = {.moe = m.moe};
+        step.layer_done = wanted == 2 ? NULL : count_routed;
+        step.layer_done_ud = &c;
         for (int i = 0; i < 2; i++) {
             CHECK_INT(kv_reserve(m.kv, &seqs[i], seqs[i].length + 5 + i), 0);
             parts[i] = (struct step_seq){.kv = &seqs[i],
@@ -248,6 +257,8 @@ TEST(forward_sends_to_the_last_experts_only_rows_whose_logits_are_wanted)
         CHECK_INT(c.rows[0], 11);
         CHECK_INT(c.rows[LAYERS - 2], 11);
         CHECK_INT(c.rows[LAYERS - 1], wanted);
+        for (int layer = 0; layer < LAYERS && step.layer_done; layer++)
+            CHECK_INT(c.routed[layer], c.rows[layer]);
     }
     for (int i = 0; i < 2; i++)
         kv_truncate(m.kv, &seqs[i], 0);
