@@ -98,6 +98,9 @@ $(B)/base/version.o: $(B)/.commit
 $(B)/.commit: FORCE
 	@mkdir -p $(@D); echo '$(COMMIT)' | cmp -s - $@ || echo '$(COMMIT)' >$@
 
+# The pages are part of the program (.incbin).
+$(B)/coordinator/web.o: $(wildcard coordinator/web/*)
+
 # Generated code is not committed and not warned about.
 $(B)/proto/%.pb-c.c $(B)/proto/%.pb-c.h: proto/%.proto
 	@mkdir -p $(@D) && protoc-c --proto_path=proto --c_out=$(@D) $<

@@ -19,8 +19,8 @@
 #include "rpc/api_key.h"
 
 enum access_level { ACCESS_OPEN, ACCESS_CLIENT, ACCESS_ADMIN };
-/* What a path asks for: /health and /ready are open; /metrics, /cluster and /admin/... are the
- * operators'; the rest needs a key. */
+/* What a path asks for: /health, /ready and the pages (/, /web/...) are open; /metrics, /cluster,
+ * /admin/... and /debug/... are the operators'; the rest needs a key. */
 enum access_level access_level_of(const char *path);
 
 /* Owner: coordinator loop.  Valid while it is in the file or something of it runs. */

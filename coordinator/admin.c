@@ -168,3 +168,84 @@ void admin_cluster(const struct hub *h, struct buf *out)
     set(o, "tokens", tokens);
     dump(o, out);
 }
+
+/* ---- what the operations page asks for: hub_admin.c has the form ----------------------------- */
+
+/* What live copies an expert has, and the first one's node; -1: none. */
+static int live_copies(const struct placement_expert *e, int *home)
+{
+    int n = 0;
+    *home = -1;
+    for (int i = 0; i < PLACEMENT_PLACES; i++)
+        if (e->places[i].state == PLACE_LIVE && n++ == 0)
+            *home = e->places[i].node;
+    return n;
+}
+
+static void write_layer(const struct placement *p, uint32_t layer, json_t *load, json_t *copies,
+                        json_t *homes)
+{
+    size_t first = (size_t)layer * p->config.n_experts;
+    struct buf text[3] = {{0}};
+    double most = 0;
+    for (size_t i = 0; i < p->config.n_experts; i++)
+        most = p->load[first + i] > most ? p->load[first + i] : most;
+    for (size_t i = 0; i < p->config.n_experts; i++) {
+        int home, n = live_copies(&p->experts[first + i], &home);
+        double share = most > 0 ? p->load[first + i] / most : 0;
+        buf_printf(&text[0], "%02x", (unsigned)(share * 255 + 0.5));
+        buf_printf(&text[1], "%d", n);
+        buf_printf(&text[2], "%02x", home >= 0 && home < 255 ? (unsigned)home : 255u);
+    }
+    json_t *to[3] = {load, copies, homes};
+    for (int i = 0; i < 3; i++) {
+        must_zero(json_array_append_new(to[i], json_stringn(text[i].data, text[i].len)));
+        buf_fini(&text[i]);
+    }
+}
+
+static void append_text(json_t *list, const char *text)
+{
+    json_t *v = json_string(text);
+    must_zero(json_array_append_new(list, v ? v : json_string("?")));
+}
+
+void admin_heat(const struct hub *h, struct buf *out)
+{
+    const struct placement *p = &h->placement;
+    json_t *o = json_object(), *nodes = json_array(), *load = json_array();
+    json_t *copies = json_array(), *homes = json_array();
+    for (int i = 0; i < p->n_nodes && i < 255; i++) {
+        bool is_there = p->nodes[i].presence != PLACEMENT_FREE;
+        append_text(nodes, is_there ? p->nodes[i].table.name : "");
+    }
+    for (uint32_t i = 0; i < p->config.n_layers; i++)
+        write_layer(p, i, load, copies, homes);
+    set(o, "layers", json_integer(p->config.n_layers));
+    set(o, "experts", json_integer(p->config.n_experts));
+    set(o, "nodes", nodes);
+    set(o, "load", load);
+    set(o, "copies", copies);
+    set(o, "homes", homes);
+    dump(o, out);
+}
+
+void admin_events(const struct hub *h, uint64_t after, struct buf *out)
+{
+    json_t *o = json_object(), *list = json_array();
+    char coordinator[24];
+    snprintf(coordinator, sizeof coordinator, "%016" PRIx64, h->id_base);
+    for (const struct event *e; (e = events_after(&h->events, after)); after = e->id) {
+        json_t *v = json_object();
+        set(v, "id", json_integer((json_int_t)e->id));
+        set(v, "time_ms", json_integer(e->time_us / 1000));
+        set(v, "level", json_string(events_level_name(e->level)));
+        set(v, "kind", json_string(e->kind));
+        set(v, "text", json_string(e->text));
+        must_zero(json_array_append_new(list, v));
+    }
+    set(o, "coordinator", json_string(coordinator));
+    set(o, "last", json_integer((json_int_t)h->events.last));
+    set(o, "events", list);
+    dump(o, out);
+}

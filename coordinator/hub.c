@@ -85,6 +85,8 @@ void hub_refresh(struct hub *h)
     for (int i = 0; i < 2; i++)
         if (h->servers[i])
             server_set_serving(h->servers[i], ready);
+    hub_tell(h, ready ? EVENTS_GOOD : EVENTS_BAD, ready ? "cluster ready" : "cluster not ready",
+             "%s", h->why_not);
     if (ready)
         log_info("cluster.ready", "epoch=%llu nodes=%d attention=%d",
                  (unsigned long long)h->placement.epoch, members_count(&h->members, NODE_EXPERT),
@@ -101,6 +103,7 @@ static void on_tick(void *ud, int64_t now_ns)
     hub_refresh(h);
     hub_run(h);
     hub_request_tick(h, now_ns);
+    hub_trace_tick(h, now_ns);
     access_tick(h->access, now_ns);
     hub_log_tick(h);
     if (h->draining && (h->n_requests == 0 || now_ns >= h->drain_deadline_ns))
@@ -258,6 +261,7 @@ void hub_close(struct hub **hp)
     placement_fini(&h->placement);
     members_fini(&h->members);
     traffic_fini(&h->traffic);
+    hub_trace_close(h);
     tokenizer_free(&h->tokenizer);
     mem_free(h->model_name);
     mem_free(h);

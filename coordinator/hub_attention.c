@@ -50,6 +50,7 @@ static void side_down(struct hub *h, struct hub_attention *a, const char *why)
     uint32_t n = sched_side_seqs(&h->sched, a->node_id);
     log_warn("attention.down", "node_id=%u sequences=%u why=%s", a->node_id, n,
              log_quote(why).text);
+    hub_tell(h, EVENTS_BAD, "attention down", "%u sequences move: %s", n, why);
     a->n_releases = 0;
     struct sched_event e = {.kind = SCHED_SIDE_DOWN,
                             .now_ns = clock_now_ns(),
@@ -145,6 +146,7 @@ static void on_described(void *ud, const struct reply *r)
     log_info("attention.up", "name=%s kv_tokens=%llu max_rows=%u max_seqs=%u kernels=%s",
              channel_peer_name(a->channel), (unsigned long long)d->kv_pages_total * d->page_tokens,
              d->max_rows, d->max_seqs, d->kernels);
+    hub_tell(a->hub, EVENTS_GOOD, "attention up", "%s", channel_peer_name(a->channel));
     hub_refresh(a->hub);
 }
 
@@ -242,6 +244,8 @@ static void on_step_done(void *ud, const struct reply *r)
         hub_cluster_judge(h, reply);
     }
     if (rc < 0) {
+        hub_trace_step(h, a, r, NULL);
+        hub_tell(h, EVENTS_WARN, "step failed", "%s: %s", channel_peer_name(a->channel), e.text);
         step_failed(a, rc, e.text);
         /* Somebody else has taken it over, or has done so for a while. */
         if (rc == E_DENIED)
@@ -269,6 +273,15 @@ static void on_step_done(void *ud, const struct reply *r)
     hub_run(h);
 }
 
+static void note_sent(struct hub_attention *a, const struct wire_step *step)
+{
+    a->sent_ns = clock_now_ns();
+    a->sent_rows = step->n_tokens;
+    a->sent_seqs = step->n_seqs;
+    for (uint32_t i = 0; i < step->n_seqs && i < TRACE_STEP_SEQS; i++)
+        a->first_seqs[i] = step->seqs[i].seq;
+}
+
 void hub_attention_send(struct hub *h, uint32_t node_id, const struct wire_step *step)
 {
     struct hub_attention *a = find(h, node_id);
@@ -284,10 +297,12 @@ void hub_attention_send(struct hub *h, uint32_t node_id, const struct wire_step 
                         .payloads = &payload,
                         .n_payloads = 1,
                         .deadline_ns = clock_now_ns() + allowed_ns,
+                        .trace_id = hub_trace_is_on(h) ? step->step : 0,
                         .done = on_step_done,
                         .ud = a};
     uint64_t id;
     a->step = step->step;
+    note_sent(a, step);
     h->counters.step_rows += step->n_tokens;
     stats_record(&h->counters.rows_of_step, step->n_tokens);
     int rc = channel_call(a->channel, &call, &id);

@@ -52,6 +52,8 @@ static void node_gone(struct hub *h, uint32_t node_id, const char *name, enum no
 {
     int64_t live_before = h->placement.n_live;
     log_info("node.gone", "name=%s id=%u why=%s", name, node_id, log_quote(why).text);
+    hub_tell(h, loss == PLACEMENT_LEFT ? EVENTS_INFO : EVENTS_BAD, "node gone", "%s: %s", name,
+             why);
     h->counters.nodes_lost++;
     if (role == NODE_ATTENTION) {
         renew_callers(h);
@@ -70,6 +72,7 @@ static void node_joined(struct hub *h, const struct node *n)
 {
     const struct wire_join *j = &n->join;
     h->counters.joins++;
+    hub_tell(h, EVENTS_INFO, "node joined", "%s on %s", j->name, j->host);
     log_info("node.joined", "name=%s id=%u role=%s endpoint=%s host=%s pid=%u experts_room=%lld",
              j->name, n->id, node_role_name(j->role), j->endpoint, j->host, j->pid,
              (long long)(j->role == NODE_EXPERT ? capacity_of(j) : 0));
@@ -138,6 +141,7 @@ static void on_join(void *ud, struct server_call *call, const struct server_requ
         rc = members_join(&h->members, &j, clock_now_ns(), &joined, &e);
     if (rc < 0) {
         h->counters.joins_refused++;
+        hub_tell(h, EVENTS_WARN, "node refused", "%s", e.text);
         log_warn("node.refused", "why=%s", log_quote(e.text).text);
         server_fail(&call, rc, "%s", e.text);
         return;
@@ -161,11 +165,14 @@ static void on_join(void *ud, struct server_call *call, const struct server_requ
 static void take_report(struct hub *h, const struct node *n, enum node_state before)
 {
     const struct wire_heartbeat *b = &n->last;
-    if (n->state != before && n->state == NODE_READY)
+    if (n->state != before && n->state == NODE_READY) {
+        hub_tell(h, EVENTS_GOOD, "node ready", "%s", n->join.name);
         log_info("node.ready", "name=%s id=%u experts=%u", n->join.name, n->id, b->experts_held);
+    }
     if (n->join.role != NODE_EXPERT)
         return;
     if (n->state == NODE_DRAINING && before != NODE_DRAINING) {
+        hub_tell(h, EVENTS_WARN, "node draining", "%s", n->join.name);
         log_info("node.draining", "name=%s id=%u", n->join.name, n->id);
         placement_drain(&h->placement, n->id);
         hub_place(h, clock_now_ns());
@@ -354,6 +361,8 @@ static void set_trust(struct hub *h, const struct node *n, int64_t now_ns)
 {
     log_warn("node.trust", "name=%s id=%u trust=%s", n->join.name, n->id,
              node_trust_name(n->trust));
+    hub_tell(h, n->trust == NODE_TRUSTED ? EVENTS_GOOD : EVENTS_BAD, "node trust", "%s is %s",
+             n->join.name, node_trust_name(n->trust));
     placement_trust(&h->placement, n->id, n->trust, now_ns);
 }
 

@@ -13,6 +13,7 @@
 #include "coordinator/anthropic.h"
 #include "coordinator/dialect.h"
 #include "coordinator/hub_state.h"
+#include "coordinator/web.h"
 
 static const char JSON[] = "application/json";
 enum { MAX_KEY_BYTES = 200 };
@@ -248,13 +249,17 @@ static void generate(struct hub *h, struct http_exchange *x, const struct http_m
     struct hub_request *r =
         hub_request_new(h, kind, h->id_base + ++h->n_ids, clock_unix_us() / 1000000);
     r->access = access;
+    const char *client_id = hub_client_id(x);
+    snprintf(r->client_id, sizeof r->client_id, "%s", client_id ? client_id : "");
     if (admit(h, r, m, &e) < 0) {
-        http_add_header(x, "X-Request-Id", r->request.id);
+        hub_name_answer(x, &r->request);
         hub_request_free(h, &r);
         refuse(h, x, &e);
         return;
     }
     request_queued(&r->request);
+    log_debug("request.admitted", "request=%s client_id=%s prompt_tokens=%zu max_tokens=%u",
+              r->request.id, r->client_id, r->request.prompt.len, r->request.max_tokens);
     r->is_kept = h->journal || key;
     r->owner = owner_of(x);
     if (r->is_kept) {
@@ -386,6 +391,9 @@ static const struct {
     {"/cluster", "GET", cluster},
     {"/metrics", "GET", metrics},
     {"/admin/drain", "POST", hub_admin_drain},
+    {"/admin/heat", "GET", hub_admin_heat},
+    {"/admin/events", "GET", hub_admin_events},
+    {"/debug/trace", "GET", hub_trace_ask},
 };
 
 static bool is_method(const struct http_message *m, const char *method)
@@ -418,6 +426,20 @@ static void not_found(struct hub *h, struct http_exchange *x, const struct http_
     hub_reply_error(x, &e);
 }
 
+/* true: it was one of the pages' files. */
+static bool page(struct http_exchange *x, const char *path)
+{
+    struct web_file file;
+    if (!web_find(path, &file))
+        return false;
+    http_add_header(x, "Content-Security-Policy", web_policy);
+    http_add_header(x, "X-Content-Type-Options", "nosniff");
+    http_add_header(x, "Referrer-Policy", "no-referrer");
+    http_add_header(x, "Cache-Control", "no-cache");
+    http_reply(x, 200, file.content_type, file.data);
+    return true;
+}
+
 static void on_request(void *ud, struct http_exchange *x, const struct http_message *m)
 {
     struct hub *h = ud;
@@ -439,13 +461,16 @@ static void on_request(void *ud, struct http_exchange *x, const struct http_mess
     }
     if (strncmp(m->path, STREAMS, sizeof STREAMS - 1) == 0 && is_method(m, "GET"))
         stream_again(h, x, m);
+    else if (is_method(m, "GET") && page(x, m->path))
+        return;
     else
         not_found(h, x, m);
 }
 
 static void on_gone(void *ud, struct http_exchange *x)
 {
-    hub_client_gone(ud, x);
+    if (!hub_trace_gone(ud, x))
+        hub_client_gone(ud, x);
 }
 
 int hub_http_open(struct hub *h, struct err *e)

@@ -146,6 +146,7 @@ void hub_request_cancel(struct hub *h, struct hub_request *r)
     cancel_seq(h, r->request.seq);
     hub_log_end(h, r, TOKEN_LOG_FORGOTTEN);
     h->counters.outcomes[HUB_CANCELLED]++;
+    hub_trace_request(h, r);
     hub_request_free(h, &r);
 }
 
@@ -275,6 +276,7 @@ static void complete(struct hub *h, struct hub_request *r, enum hub_outcome outc
 {
     bool failed = r->request.state == REQUEST_FAILED;
     h->counters.outcomes[outcome]++;
+    hub_trace_request(h, r);
     if (outcome == HUB_OK)
         stats_record(&h->counters.request_us, (clock_now_ns() - r->received_ns) / CLOCK_US);
     hub_log_end(h, r, failed ? TOKEN_LOG_FAILED : TOKEN_LOG_DONE);
@@ -304,7 +306,8 @@ void hub_started(struct hub *h, uint64_t seq)
     if (r->request.state != REQUEST_QUEUED)
         return;
     request_started(&r->request);
-    stats_record(&h->counters.queue_us, (clock_now_ns() - r->received_ns) / CLOCK_US);
+    r->started_ns = clock_now_ns();
+    stats_record(&h->counters.queue_us, (r->started_ns - r->received_ns) / CLOCK_US);
 }
 
 void hub_moved(struct hub *h, uint64_t seq, uint32_t side)
@@ -320,9 +323,10 @@ void hub_moved(struct hub *h, uint64_t seq, uint32_t side)
 static void count_token(struct hub *h, struct hub_request *r)
 {
     int64_t now_ns = clock_now_ns();
-    if (r->request.output.len == 0)
+    if (r->request.output.len == 0) {
         stats_record(&h->counters.first_token_us, (now_ns - r->received_ns) / CLOCK_US);
-    else if (r->token_ns)
+        r->first_ns = now_ns;
+    } else if (r->token_ns)
         stats_record(&h->counters.token_gap_us, (now_ns - r->token_ns) / CLOCK_US);
     r->token_ns = now_ns;
     h->counters.output_tokens++;
@@ -368,8 +372,8 @@ void hub_request_fail(struct hub *h, struct hub_request *r, int code, const char
     request_failed(&r->request, code, text);
     bool refused = code == E_BUSY || code == E_RANGE;
     if (!refused)
-        log_warn("request.failed", "request=%s code=%s why=%s", r->request.id, err_name(code),
-                 log_quote(text).text);
+        log_warn("request.failed", "request=%s client_id=%s code=%s why=%s", r->request.id,
+                 log_quote(r->client_id).text, err_name(code), log_quote(text).text);
     complete(h, r, refused ? HUB_REFUSED : HUB_FAILED);
 }
 
@@ -440,6 +444,22 @@ static void catch_up(struct hub *h, struct hub_request *r, struct hub_client *c)
     c->ends = r->is_over;
 }
 
+/* Letters, digits and a few signs: it goes into log lines and headers. */
+const char *hub_client_id(const struct http_exchange *x)
+{
+    static const char chars[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:";
+    const char *id = http_request_header(x, "X-Request-Id");
+    size_t n = id ? strlen(id) : 0;
+    return n > 0 && n < TRACE_ID_BYTES && strspn(id, chars) == n ? id : NULL;
+}
+
+void hub_name_answer(struct http_exchange *x, const struct request *q)
+{
+    const char *theirs = hub_client_id(x);
+    http_add_header(x, "X-Request-Id", theirs ? theirs : q->id);
+}
+
 void hub_attach(struct hub *h, struct hub_request *r, struct http_exchange *x, uint64_t seen)
 {
     struct hub_client *c = mem_alloc(sizeof *c);
@@ -449,7 +469,7 @@ void hub_attach(struct hub *h, struct hub_request *r, struct http_exchange *x, u
                              .seen = seen,
                              .written_ns = clock_now_ns()};
     http_set_user(x, c);
-    http_add_header(x, "X-Request-Id", r->request.id);
+    hub_name_answer(x, &r->request);
     http_add_header(x, "request-id", r->request.id); /* as Anthropic's clients look for it */
     list_push_back(&r->clients, &c->link);
     r->alone_ns = 0;

@@ -1,10 +1,12 @@
 /* coordinator/hub_state.h - the hub's state, shared by hub*.c and admin.c only. */
 #pragma once
 
+#include "base/clock.h"
 #include "base/list.h"
 #include "base/stats.h"
 #include "coordinator/access.h"
 #include "coordinator/config.h"
+#include "coordinator/events.h"
 #include "coordinator/http.h"
 #include "coordinator/hub.h"
 #include "coordinator/journal.h"
@@ -14,6 +16,7 @@
 #include "coordinator/request.h"
 #include "coordinator/sched.h"
 #include "coordinator/token_log.h"
+#include "coordinator/trace.h"
 #include "coordinator/traffic.h"
 #include "rpc/auth.h"
 #include "rpc/channel.h"
@@ -46,8 +49,9 @@ struct hub_request {
     struct list link; /* in hub.requests, or in hub.kept once it is over */
     struct request request;
     struct list clients;
-    int64_t received_ns, alone_ns; /* since when nobody waits for it; 0: somebody does */
-    int64_t token_ns;              /* when its newest token came; 0: none yet */
+    int64_t received_ns, alone_ns;          /* since when nobody waits for it; 0: somebody does */
+    int64_t started_ns, first_ns, token_ns; /* left the queue, first and newest token; 0: not yet */
+    char client_id[TRACE_ID_BYTES];         /* X-Request-Id as it came; "": none */
     bool is_kept, is_over;
     struct access_key *access; /* whose limits it counts against; NULL: nobody's, or over */
     uint64_t owner;            /* hash of the credentials that it came with */
@@ -72,7 +76,10 @@ struct hub_attention {
     uint64_t step, session;
     uint32_t kv_pages_free;
     struct wire_ladder_counters ladder; /* as it said last */
-    uint64_t *releases;                 /* to be said with the next flush */
+    int64_t sent_ns;                    /* of the newest step, and what it consists of */
+    uint32_t sent_rows, sent_seqs;
+    uint64_t first_seqs[TRACE_STEP_SEQS];
+    uint64_t *releases; /* to be said with the next flush */
     size_t n_releases, releases_room;
 };
 
@@ -132,6 +139,10 @@ struct hub {
     int64_t drain_deadline_ns;
     struct hub_counters counters;
     struct traffic traffic;
+    struct events events;
+    struct trace *trace; /* NULL: nobody has asked for one */
+    struct http_exchange *trace_reader;
+    int64_t trace_until_ns; /* 0: it is being written */
 };
 
 /* hub.c: an event for the scheduler, and what follows from it. */
@@ -159,6 +170,9 @@ struct hub_request *hub_request_by_key(const struct hub *h, uint64_t owner, cons
 /* Gives `x` the answer from after event `seen` on, now and as it comes; the whole one if the request
  * is no stream. */
 void hub_attach(struct hub *h, struct hub_request *r, struct http_exchange *x, uint64_t seen);
+/* X-Request-Id as the client gave it, or NULL; and the answer's: the same, or our own. */
+const char *hub_client_id(const struct http_exchange *x);
+void hub_name_answer(struct http_exchange *x, const struct request *q);
 void hub_client_gone(struct hub *h, struct http_exchange *x);
 /* The request is in the log: what its clients were not given yet goes out. */
 void hub_request_release(struct hub *h, struct hub_request *r);
@@ -212,12 +226,32 @@ void hub_attention_close(struct hub *h);
 void hub_watch_step(struct hub *h, struct hub_attention *a, const struct reply *r,
                     const struct wire_step_reply *step);
 
-/* hub_admin.c: what operators may do. */
+/* A line for whoever watches (events.h). */
+#define hub_tell(h, level, kind, ...) \
+    events_add(&(h)->events, clock_unix_us(), level, kind, __VA_ARGS__)
+
+/* hub_trace.c: a recording of the next seconds. */
+void hub_trace_ask(struct hub *h, struct http_exchange *x, const struct http_message *m);
+bool hub_trace_is_on(const struct hub *h);
+/* true: it was the reader of a trace, which is over now. */
+bool hub_trace_gone(struct hub *h, const struct http_exchange *x);
+void hub_trace_tick(struct hub *h, int64_t now_ns);
+void hub_trace_close(struct hub *h);
+void hub_trace_step(struct hub *h, const struct hub_attention *a, const struct reply *r,
+                    const struct wire_step_report *report);
+void hub_trace_request(struct hub *h, const struct hub_request *r);
+
+/* hub_admin.c: what operators may do, and what their page asks for. */
+void hub_admin_heat(struct hub *h, struct http_exchange *x, const struct http_message *m);
+void hub_admin_events(struct hub *h, struct http_exchange *x, const struct http_message *m);
 void hub_admin_drain(struct hub *h, struct http_exchange *x, const struct http_message *m);
 
 /* admin.c: what operators see. */
 void admin_ready(const struct hub *h, struct buf *out);
 void admin_cluster(const struct hub *h, struct buf *out);
+/* Load, copies and places of all experts; what happened after the event `after`. */
+void admin_heat(const struct hub *h, struct buf *out);
+void admin_events(const struct hub *h, uint64_t after, struct buf *out);
 
 /* hub_metrics.c: all of it for Prometheus. */
 void hub_write_metrics(const struct hub *h, struct buf *out);

@@ -19,9 +19,11 @@ void hub_watch_step(struct hub *h, struct hub_attention *a, const struct reply *
                     const struct wire_step_reply *step)
 {
     traffic_add_ladder(&h->traffic, &a->ladder, &step->ladder);
-    if (r->n_payloads == 0)
-        return;
     struct wire_step_report *report = NULL;
+    if (r->n_payloads == 0) {
+        hub_trace_step(h, a, r, NULL);
+        return;
+    }
     struct str payload = {.ptr = r->payloads[0].data, .len = r->payloads[0].size_bytes};
     struct err e = {0};
     if (wire_step_report_decode(payload, &report, &e) < 0) {
@@ -30,5 +32,6 @@ void hub_watch_step(struct hub *h, struct hub_attention *a, const struct reply *
         return;
     }
     take_report(h, report);
+    hub_trace_step(h, a, r, report);
     mem_free(report);
 }

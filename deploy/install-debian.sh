@@ -3,7 +3,7 @@
 # that is there already.  `make deps` calls it; so do `make run` and `.ci/run`.
 #
 #   deploy/install-debian.sh           libraries and tools to build, run and test
-#   deploy/install-debian.sh --clients node and npm for `make test-clients`, if there is no npm
+#   deploy/install-debian.sh --clients for `make test-clients`: chromium; node and npm, if there is no npm
 #   deploy/install-debian.sh --check   print what is missing; exit 1 if anything is
 set -eu
 
@@ -15,8 +15,9 @@ build='gcc make pkg-config git libc6-dev
 test='libpcre2-dev clang libclang-rt-14-dev clang-format valgrind curl procps qemu-user'
 
 clients=''
-if [ "${1:-}" = --clients ] && ! command -v npm >/dev/null; then
-    clients='nodejs npm'
+if [ "${1:-}" = --clients ]; then
+    clients='chromium fonts-dejavu-core'
+    command -v npm >/dev/null || clients="$clients nodejs npm"
 fi
 
 missing=''

@@ -3,6 +3,7 @@ import { runAll, startCluster } from './harness.mjs';
 import './openai.mjs';
 import './anthropic.mjs';
 import './oracles.mjs';
+import './dashboard.mjs';
 
 const [bin, model, ...filter] = process.argv.slice(2);
 const cluster = await startCluster(bin, model);

@@ -1,5 +1,6 @@
 /* tests/cluster/test_watch.c - what operators see of a running cluster. */
 #include <ctype.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,8 +8,10 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/thread.h"
 #include "tests/lib/cluster.h"
 #include "tests/lib/test.h"
+#include "tools/http_client.h"
 
 static const char GREEDY[] = "{\"prompt\":[5,17,99,200,31,7],\"max_tokens\":24,\"temperature\":0,"
                              "\"ignore_eos\":true}";
@@ -121,6 +124,29 @@ static void check_with_promtool(const struct cluster *c)
     buf_fini(&said);
 }
 
+/* Every name in the dashboard that is shipped is one that the cluster tells. */
+static void check_dashboard(const struct cluster *c)
+{
+    struct buf text = {0};
+    char *path = mem_format("%s/deploy/grafana.json", test_source_dir()), name[96];
+    int n = 0;
+    CHECK_INT(buf_read_file(&text, path, 1 << 20, NULL), 0);
+    json_t *root = json_loadb(text.data, text.len, 0, NULL);
+    CHECK(root);
+    buf_putc(&text, '\0');
+    for (const char *at = text.data; (at = strstr(at, "polymath_")); at += strlen(name), n++) {
+        snprintf(name, sizeof name, "%.*s", (int)strspn(at, "abcdefghijklmnopqrstuvwxyz_"), at);
+        char *key = mem_format("\n%s", name);
+        if (!strstr(c->answer.data, key))
+            test_fail(__FILE__, __LINE__, "the dashboard asks for %s", name);
+        mem_free(key);
+    }
+    CHECK(n > 20);
+    json_decref(root);
+    buf_fini(&text);
+    mem_free(path);
+}
+
 static double sum_over_nodes(struct cluster *c, const char *name)
 {
     double sum = 0;
@@ -146,6 +172,7 @@ TEST_WITHIN(metrics_tell_what_the_cluster_did, 120)
     CHECK_INT(cluster_ask(&c, "/metrics", NULL), 200);
     check_exposition(c.answer.data);
     check_with_promtool(&c);
+    check_dashboard(&c);
     CHECK_INT(metric(&c, "polymath_requests_total{outcome=\"ok\"}"), 4);
     CHECK_INT(metric(&c, "polymath_requests_total{outcome=\"refused\"}"), 1);
     CHECK_INT(metric(&c, "polymath_generated_tokens_total"), 96);
@@ -168,5 +195,144 @@ TEST_WITHIN(metrics_tell_what_the_cluster_did, 120)
     CHECK(sum_over_nodes(&c, "polymath_node_compute_seconds_total") < call_s);
     CHECK(metric(&c, "polymath_layer_rounds_total{layer=\"0\"}") > 0);
     CHECK(metric(&c, "polymath_layer_experts_seconds_total{layer=\"1\"}") > 0);
+    cluster_stop(&c);
+}
+
+/* ---- /debug/trace, and request ids ---------------------------------------------------------- */
+
+struct asked {
+    char url[96];
+    struct buf answer;
+    int status;
+};
+
+static void fetch_trace(struct thread *t, void *arg)
+{
+    struct asked *a = arg;
+    thread_ready(t, 0, NULL);
+    struct http_client *client = http_client_new();
+    struct http_exchange x = {.url = a->url, .timeout_ns = 60 * CLOCK_S};
+    CHECK_INT(http_exchange(client, &x, &a->status, &a->answer, NULL), 0);
+    http_client_free(&client);
+}
+
+static long long number_of(json_t *event, const char *path)
+{
+    return (long long)json_integer_value(cluster_at(event, path));
+}
+
+/* The step that a span belongs to, by its number. */
+static json_t *step_of(json_t *trace, long long step)
+{
+    for (size_t i = 0; i < json_array_size(trace); i++) {
+        json_t *e = json_array_get(trace, i);
+        if (strcmp(json_string_value(cluster_at(e, "name")), "step") == 0 &&
+            number_of(e, "args.step") == step)
+            return e;
+    }
+    return NULL;
+}
+
+/* Inside its step, and its parts inside it. */
+static void check_span(json_t *trace, json_t *e)
+{
+    json_t *step = step_of(trace, number_of(e, "args.step"));
+    CHECK(step);
+    long long begin = number_of(e, "ts"), end = begin + number_of(e, "dur");
+    long long from = number_of(step, "ts"), to = from + number_of(step, "dur");
+    CHECK(begin >= from && end <= to + 2); /* each number is cut to whole microseconds */
+    long long parts = number_of(e, "args.queue_us") + number_of(e, "args.compute_us") +
+                      number_of(e, "args.wire_us");
+    if (strncmp(json_string_value(cluster_at(e, "name")), "layer ", 6) == 0)
+        CHECK_INT(parts, number_of(e, "dur"));
+}
+
+TEST_WITHIN(a_trace_tells_where_the_steps_went, 120)
+{
+    struct cluster c;
+    struct thread *reader = NULL;
+    struct asked a = {0};
+    int n_steps = 0, n_attention = 0, n_rounds = 0, n_calls = 0, n_requests = 0;
+    cluster_start(&c, 2, 0, NULL);
+    CHECK_INT(cluster_ask(&c, "/debug/trace?seconds=61", NULL), 400);
+    CHECK_INT(cluster_ask(&c, "/debug/trace?seconds=", NULL), 400);
+    snprintf(a.url, sizeof a.url, "%s/debug/trace?seconds=2", c.url);
+    CHECK_INT(thread_start("reader", fetch_trace, &a, &reader, NULL), 0);
+    clock_sleep_until(clock_now_ns() + 500 * CLOCK_MS);
+    CHECK_INT(cluster_ask(&c, "/debug/trace?seconds=1", NULL), 409);
+    CHECK_INT(cluster_ask(&c, "/v1/completions", GREEDY), 200);
+    thread_stop(&reader, NULL, NULL);
+    CHECK_INT(a.status, 200);
+    json_t *trace = json_loadb(a.answer.data, a.answer.len, 0, NULL);
+    CHECK(json_is_array(trace));
+    for (size_t i = 0; i < json_array_size(trace); i++) {
+        json_t *e = json_array_get(trace, i);
+        const char *name = json_string_value(cluster_at(e, "name"));
+        bool is_span = strncmp(name, "attention ", 10) == 0 || strncmp(name, "experts ", 8) == 0 ||
+                       strncmp(name, "layer ", 6) == 0;
+        n_steps += strcmp(name, "step") == 0;
+        n_attention += strncmp(name, "attention ", 10) == 0;
+        n_rounds += strncmp(name, "experts ", 8) == 0;
+        n_calls += strncmp(name, "layer ", 6) == 0;
+        n_requests += strcmp(name, "request") == 0;
+        if (is_span)
+            check_span(trace, e);
+    }
+    json_t *model = cluster_ask_json(&c, "/cluster", NULL);
+    int n_layers = (int)number_of(model, "model.layers");
+    json_decref(model);
+    CHECK_INT(n_requests, 1);
+    CHECK_INT(n_steps, 24);
+    CHECK_INT(n_attention, n_steps * n_layers);
+    CHECK_INT(n_rounds, n_steps * n_layers);
+    CHECK(n_calls >= n_rounds);
+    json_decref(trace);
+    buf_fini(&a.answer);
+    /* And off again: the next one begins with nothing. */
+    json_t *empty = cluster_ask_json(&c, "/debug/trace?seconds=1", NULL);
+    CHECK(json_array_size(empty) < 8);
+    json_decref(empty);
+    cluster_stop(&c);
+}
+
+/* ---- the pages and what they ask for --------------------------------------------------------- */
+
+TEST_WITHIN(pages_and_their_data_are_served, 120)
+{
+    struct cluster c;
+    cluster_start(&c, 2, 0, NULL);
+    CHECK_INT(cluster_ask(&c, "/", NULL), 200);
+    buf_putc(&c.answer, '\0');
+    CHECK_HAS(c.answer.data, "<title>Polymath</title>");
+    CHECK_INT(cluster_ask(&c, "/web/ops.js", NULL), 200);
+    CHECK_INT(cluster_ask(&c, "/web/nothing.js", NULL), 404);
+    CHECK_INT(cluster_ask(&c, "/web/../config.c", NULL), 404);
+    json_t *heat = cluster_ask_json(&c, "/admin/heat", NULL);
+    size_t n_experts = (size_t)number_of(heat, "experts");
+    CHECK_INT(json_array_size(cluster_at(heat, "copies")), number_of(heat, "layers"));
+    CHECK_INT(json_array_size(cluster_at(heat, "nodes")), 2);
+    CHECK_INT(strlen(json_string_value(cluster_at(heat, "load.0"))), 2 * n_experts);
+    const char *copies = json_string_value(cluster_at(heat, "copies.1"));
+    const char *homes = json_string_value(cluster_at(heat, "homes.1"));
+    CHECK_INT(strspn(copies, "1"), n_experts);
+    CHECK_INT(strspn(homes, "01"), 2 * n_experts);
+    json_decref(heat);
+    json_t *events = cluster_ask_json(&c, "/admin/events", NULL);
+    long long last = number_of(events, "last");
+    CHECK_INT(json_array_size(cluster_at(events, "events")), last);
+    CHECK(last >= 4);
+    json_decref(events);
+    cluster_kill(&c, "expert-1", SIGKILL);
+    cluster_wait_not_ready(&c, 20);
+    char path[64];
+    snprintf(path, sizeof path, "/admin/events?after=%lld", last);
+    events = cluster_ask_json(&c, path, NULL);
+    CHECK_INT(number_of(events, "events.0.id"), last + 1);
+    json_decref(events);
+    CHECK_INT(cluster_ask(&c, path, NULL), 200);
+    buf_putc(&c.answer, '\0');
+    CHECK_HAS(c.answer.data, "node gone");
+    CHECK_HAS(c.answer.data, "cluster not ready");
+    CHECK_INT(cluster_ask(&c, "/admin/events?after=-1", NULL), 400);
     cluster_stop(&c);
 }

@@ -130,6 +130,11 @@ TEST(access_knows_paths)
     CHECK_INT(access_level_of("/admin"), ACCESS_ADMIN);
     CHECK_INT(access_level_of("/admin/drain"), ACCESS_ADMIN);
     CHECK_INT(access_level_of("/administer"), ACCESS_CLIENT);
+    CHECK_INT(access_level_of("/debug/trace"), ACCESS_ADMIN);
+    CHECK_INT(access_level_of("/admin/heat"), ACCESS_ADMIN);
+    CHECK_INT(access_level_of("/"), ACCESS_OPEN);
+    CHECK_INT(access_level_of("/web/style.css"), ACCESS_OPEN);
+    CHECK_INT(access_level_of("/web"), ACCESS_CLIENT);
     CHECK_INT(access_level_of(""), ACCESS_CLIENT);
 }
 
