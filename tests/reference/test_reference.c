@@ -23,6 +23,8 @@ struct reference {
     const char *name;
     struct safetensors *file;
     struct tensor prompt, hidden, routed, logits, continuation, continuation_logits;
+    bool has_selected;
+    struct tensor selected; /* I32 [sparse layers, T, KV heads, blocks], -1 where there are fewer */
 };
 
 /* What is computed, compared on the way by the probe. */
@@ -31,6 +33,7 @@ struct comparison {
     const struct model_config *config;
     int n_prompt;
     double worst_hidden; /* in standard deviations */
+    int n_chosen;        /* rows and KV heads that saw less than everything */
 };
 
 static struct tensor tensor_named(const struct reference *r, const char *name, enum dtype dtype)
@@ -57,6 +60,7 @@ static void open_reference(struct reference *r, const char *name)
     r->logits = tensor_named(r, "logits", DTYPE_F32);
     r->continuation = tensor_named(r, "continuation", DTYPE_I32);
     r->continuation_logits = tensor_named(r, "continuation_logits", DTYPE_F32);
+    r->has_selected = safetensors_find(r->file, "selected", &r->selected);
 }
 
 /* Elements first .. first+n-1 of a tensor of 4-byte elements, copied: data may be misaligned. */
@@ -95,7 +99,7 @@ static int by_value(const void *a, const void *b)
 static void compare_routing(const struct comparison *c, int layer, const struct routing *routing)
 {
     size_t k = (size_t)c->config->top_k, n = (size_t)c->n_prompt * k;
-    int32_t *want = slice(&c->ref->routed, (size_t)layer * n, n);
+    int32_t *want = slice(&c->ref->routed, (size_t)(layer - c->config->n_dense_layers) * n, n);
     for (size_t row = 0; row < (size_t)c->n_prompt; row++) {
         int32_t got[MODEL_MAX_TOP_K];
         for (size_t i = 0; i < k; i++)
@@ -119,6 +123,25 @@ static void on_probe(void *ud, int layer, const float *x, int n_rows, const stru
         compare_routing(c, layer, r);
 }
 
+/* What a row sees: equal to the block. */
+static void on_blocks(void *ud, int layer, int row, int kv_head, const int32_t *blocks)
+{
+    struct comparison *c = ud;
+    if (c->n_prompt < 0)
+        return;
+    const struct sparse_config *s = &c->config->sparse;
+    CHECK(c->ref->has_selected && row < c->n_prompt);
+    size_t at = ((size_t)(layer - s->n_full_layers) * (size_t)c->n_prompt + (size_t)row) *
+                    (size_t)s->n_heads +
+                (size_t)kv_head;
+    int32_t *want = slice(&c->ref->selected, at * (size_t)s->top_k, (size_t)s->top_k);
+    int own = row / s->block_size;
+    for (int i = 0; i < s->top_k; i++)
+        CHECK_INT(blocks ? blocks[i] : i <= own ? i : -1, want[i]);
+    c->n_chosen += blocks != NULL;
+    mem_free(want);
+}
+
 static const float *run_step(struct tiny_model *m, struct kv_seq *seq, const int32_t *tokens,
                              int n_tokens, struct comparison *c)
 {
@@ -127,7 +150,8 @@ static const float *run_step(struct tiny_model *m, struct kv_seq *seq, const int
                             .n_tokens = n_tokens,
                             .tokens = tokens,
                             .all_logits = true};
-    struct step step = {.n_seqs = 1, .seqs = &part, .probe = on_probe, .probe_ud = c};
+    struct step step = {
+        .n_seqs = 1, .seqs = &part, .probe = on_probe, .probe_blocks = on_blocks, .probe_ud = c};
     const float *logits;
     int n;
     CHECK_INT(forward_step(m->forward, m->kv, &step, &moe_local_ops, m->moe, &logits, &n), 0);
@@ -168,8 +192,11 @@ static void compare(const struct reference *ref, const struct tiny_model_options
 {
     struct tiny_model m;
     struct kv_seq seq = {0};
-    tiny_model_open(&m, ref->dir, o);
-    size_t n_prompt = (size_t)ref->prompt.dims[0], vocab = (size_t)m.config->vocab_size;
+    struct tiny_model_options options = *o;
+    size_t n_prompt = (size_t)ref->prompt.dims[0];
+    options.max_rows = (int)n_prompt;
+    tiny_model_open(&m, ref->dir, &options);
+    size_t vocab = (size_t)m.config->vocab_size;
     struct comparison c = {.ref = ref, .config = m.config, .n_prompt = (int)n_prompt};
     int32_t *prompt = slice(&ref->prompt, 0, n_prompt);
     float *want = slice(&ref->logits, 0, n_prompt * vocab);
@@ -180,6 +207,7 @@ static void compare(const struct reference *ref, const struct tiny_model_options
     test_say("%s, %s, combine %s: of the standard deviation, logits differ by %.1e, the "
              "continuation's by %.1e, hidden states by %.1e",
              ref->name, o->format, combine_name(o->combine), worst, later, c.worst_hidden);
+    CHECK(!ref->has_selected || c.n_chosen > 0);
     CHECK(worst <= TOLERANCE);
     CHECK(later <= TOLERANCE);
     CHECK(c.worst_hidden <= TOLERANCE);
