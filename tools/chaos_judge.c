@@ -215,6 +215,7 @@ void chaos_judge(const struct chaos_record *r, struct chaos_verdict *v)
     for (int i = 0; i < r->n_streams; i++) {
         const struct chaos_stream *s = &r->streams[i];
         v->n_resumed += s->n_resumes > 0;
+        v->n_refused += s->n_refusals > 0;
         v->n_changed += r->answers && is_changed(s, &r->answers[s->prompt]);
         if (s->n_tokens > 0)
             v->first_token_ns = longer(v->first_token_ns, s->times_ns[0] - s->began_ns);
@@ -227,44 +228,66 @@ void chaos_judge(const struct chaos_record *r, struct chaos_verdict *v)
     judge_speed(r, v);
 }
 
-static void clause(struct buf *out, const char *text)
+int64_t chaos_most_pause_ns(const struct chaos_verdict *v, const struct chaos_target *t)
+{
+    return t->pause_ms < 0 ? -1 : t->pause_ms * CLOCK_MS + t->pause_steps * v->still_pause_ns;
+}
+
+/* Begins a clause. */
+static struct buf *clause(struct buf *out)
 {
     if (out->len > 0)
         buf_puts(out, "; ");
-    buf_puts(out, text);
+    return out;
 }
 
-void chaos_misses(const struct chaos_verdict *v, const struct chaos_target *t, int64_t whole_ns,
-                  struct buf *out)
+static void miss_streams(const struct chaos_verdict *v, const struct chaos_target *t,
+                         struct buf *out)
 {
-    char text[160];
-    int64_t most_ns = t->pause_ms * CLOCK_MS + t->pause_steps * v->still_pause_ns;
+    int64_t most_ns = chaos_most_pause_ns(v, t);
     if (v->n_requests == 0)
-        clause(out, "no request was made");
-    if (v->n_lost > 0) {
-        snprintf(text, sizeof text, "%d request%s lost", v->n_lost, v->n_lost == 1 ? "" : "s");
-        clause(out, text);
-    }
-    if (v->n_changed > 0) {
-        snprintf(text, sizeof text, "%d stream%s with other tokens", v->n_changed,
-                 v->n_changed == 1 ? "" : "s");
-        clause(out, text);
-    }
-    if (t->pause_ms >= 0 && v->pause_p99_ns > most_ns) {
-        snprintf(text, sizeof text, "a pause of %lld ms, at most %lld",
-                 (long long)(v->pause_p99_ns / CLOCK_MS), (long long)(most_ns / CLOCK_MS));
-        clause(out, text);
-    }
-    if (t->outage_once && v->n_outages > v->n_faults) {
-        snprintf(text, sizeof text, "%d pauses for %d fault%s", v->n_outages, v->n_faults,
-                 v->n_faults == 1 ? "" : "s");
-        clause(out, text);
-    }
-    if (whole_ns < 0)
-        clause(out, "redundancy did not come back");
-    else if (t->whole_s > 0 && whole_ns > t->whole_s * CLOCK_S) {
-        snprintf(text, sizeof text, "redundancy came back after %.1f s, at most %d",
-                 (double)whole_ns / CLOCK_S, t->whole_s);
-        clause(out, text);
-    }
+        buf_puts(clause(out), "no request was made");
+    if (v->n_lost > 0)
+        buf_printf(clause(out), "%d request%s lost", v->n_lost, v->n_lost == 1 ? "" : "s");
+    if (v->n_changed > 0)
+        buf_printf(clause(out), "%d stream%s with other tokens", v->n_changed,
+                   v->n_changed == 1 ? "" : "s");
+    if (most_ns >= 0 && v->pause_p99_ns > most_ns)
+        buf_printf(clause(out), "a pause of %lld ms, at most %lld",
+                   (long long)(v->pause_p99_ns / CLOCK_MS), (long long)(most_ns / CLOCK_MS));
+    if (t->outage_once && v->n_outages > v->n_faults)
+        buf_printf(clause(out), "%d pauses for %d fault%s", v->n_outages, v->n_faults,
+                   v->n_faults == 1 ? "" : "s");
+    if (t->refusal && v->n_refused == 0)
+        buf_printf(clause(out), "nobody was refused because \"%s\"", t->refusal);
+}
+
+static void miss_whole(const struct chaos_target *t, const struct chaos_measures *m,
+                       struct buf *out)
+{
+    double took_s = (double)m->whole_ns / CLOCK_S;
+    if (m->whole_ns < 0)
+        buf_puts(clause(out), "redundancy did not come back");
+    else if (t->whole_s > 0 && m->whole_ns > t->whole_s * CLOCK_S)
+        buf_printf(clause(out), "redundancy came back after %.1f s, at most %d", took_s,
+                   t->whole_s);
+    else if (t->whole_as_start && m->whole_ns > m->lease_ns + m->start_ns)
+        buf_printf(
+            clause(out),
+            "redundancy came back after %.1f s; the lease is %.1f s, reading all took %.1f s",
+            took_s, (double)m->lease_ns / CLOCK_S, (double)m->start_ns / CLOCK_S);
+}
+
+void chaos_misses(const struct chaos_verdict *v, const struct chaos_target *t,
+                  const struct chaos_measures *m, struct buf *out)
+{
+    double percent = m->remaining_per_s > 0 ? 100 * m->after_per_s / m->remaining_per_s : 0;
+    miss_streams(v, t, out);
+    miss_whole(t, m, out);
+    if (t->rate_percent > 0 && percent < t->rate_percent)
+        buf_printf(clause(out), "%.0f tokens/s afterwards, %.0f %% of what the others give alone",
+                   m->after_per_s, percent);
+    if (t->growth_mib > 0 && m->growth_bytes > (int64_t)t->growth_mib << 20)
+        buf_printf(clause(out), "a process grew by %.1f MiB, at most %d",
+                   (double)m->growth_bytes / (1 << 20), t->growth_mib);
 }

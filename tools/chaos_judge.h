@@ -21,7 +21,8 @@ struct chaos_stream {
     int n_tokens, room;
     bool is_complete; /* ended as it was asked to */
     int n_resumes;
-    char error[CHAOS_ERROR_BYTES]; /* why not */
+    int n_refusals;                /* how often it was refused for the reason that is expected */
+    char error[CHAOS_ERROR_BYTES]; /* why it did not end as asked */
 };
 void chaos_stream_token(struct chaos_stream *s, int32_t token, int64_t now_ns);
 void chaos_stream_fini(struct chaos_stream *s);
@@ -41,7 +42,7 @@ struct chaos_record {
 };
 
 struct chaos_verdict {
-    int n_requests, n_lost, n_changed, n_resumed, n_faults;
+    int n_requests, n_lost, n_changed, n_resumed, n_refused, n_faults;
     int64_t still_pause_ns; /* longest undisturbed */
     int64_t pause_ns;       /* longest since the first fault */
     int64_t pause_from_ns;  /* when it began */
@@ -60,13 +61,29 @@ struct chaos_verdict {
 
 void chaos_judge(const struct chaos_record *r, struct chaos_verdict *v);
 
+/* What was measured beside the clients' streams.  Zero: not asked. */
+struct chaos_measures {
+    int64_t start_ns; /* from the first process's start to full redundancy */
+    int64_t lease_ns; /* after which a silent node is given up */
+    int64_t whole_ns; /* longest time back to it after a fault; -1: it never came back */
+    /* all clients' tokens a second after the fault, and with the same nodes without it */
+    double after_per_s, remaining_per_s;
+    int64_t growth_bytes; /* of the process that grew most, while it was attacked */
+    long long n_attacks;
+};
+
 /* What is promised.  A pause may last pause_ms and pause_steps steps. */
 struct chaos_target {
     int pause_ms, pause_steps; /* -1 ms: any */
     bool outage_once;          /* at most one outage for each fault */
     int whole_s;               /* full redundancy again within this time; 0: not asked */
+    bool whole_as_start; /* and, after the lease, within the time in which all was read first */
+    int rate_percent;    /* after_per_s is at least so much of remaining_per_s; 0: not asked */
+    int growth_mib;      /* no process grows by more; 0: not asked */
+    const char *refusal; /* requests were refused for this reason; NULL: not asked */
 };
-/* Appends one clause for each promise that was not kept ("2 requests lost; ..."); `whole_ns` is
- * the longest time to full redundancy, -1 if it never came back. */
-void chaos_misses(const struct chaos_verdict *v, const struct chaos_target *t, int64_t whole_ns,
-                  struct buf *out);
+/* The longest pause that is allowed; -1: any. */
+int64_t chaos_most_pause_ns(const struct chaos_verdict *v, const struct chaos_target *t);
+/* Appends one clause for each promise that was not kept ("2 requests lost; ..."). */
+void chaos_misses(const struct chaos_verdict *v, const struct chaos_target *t,
+                  const struct chaos_measures *m, struct buf *out);

@@ -20,6 +20,7 @@ struct client {
     int index;
     struct thread *thread;
     struct http_client *http;
+    int url; /* whom it asks */
     struct chaos_stream *streams;
     int n_streams, room;
     struct stats_counter n_tokens;
@@ -127,7 +128,7 @@ static char *body_of(const struct chaos_prompt *p)
 static bool exchange(struct reading *r, const char *body, const char *key, int64_t timeout_ns)
 {
     const struct chaos_load *l = r->client->load;
-    const char *base = l->options.url;
+    const char *base = l->options.urls[r->client->url];
     bool resumes = r->id[0] != 0;
     char *url = resumes ? mem_format("%s/v1/streams/%s", base, r->id)
                         : mem_format("%s/v1/completions", base);
@@ -148,6 +149,8 @@ static bool exchange(struct reading *r, const char *body, const char *key, int64
     int rc = http_exchange(r->client->http, &x, &status, &answer, &e);
     if (rc == 0 && status != 200)
         http_error_text(&answer, status, &e);
+    if (rc == 0 && status == 503 && l->options.refusal && strstr(e.text, l->options.refusal))
+        r->stream->n_refusals++;
     /* what came after the end of a stream that is complete is nobody's loss */
     if (!r->stream->is_complete && !r->stream->error[0] && (rc < 0 || status != 200)) {
         struct str text = str_of(e.text);
@@ -188,6 +191,7 @@ static void play(struct client *c, int prompt)
         if (again_ns > deadline_ns)
             break;
         r.stream->n_resumes++;
+        c->url = (c->url + 1) % l->options.n_urls;
         clock_sleep_until(again_ns);
     }
     r.stream->ended_ns = clock_now_ns();
@@ -225,6 +229,8 @@ int chaos_load_start(const struct chaos_load_options *o, struct chaos_load **out
         c->http = http_client_new();
     }
     int rc = 0;
+    for (int i = 0; i < o->n_clients && rc == 0 && o->key_path; i++)
+        rc = http_client_use_key(l->clients[i].http, o->key_path, e);
     for (int i = 0; i < o->n_clients && rc == 0; i++)
         rc = thread_start("client", client_main, &l->clients[i], &l->clients[i].thread, e);
     if (rc < 0) {

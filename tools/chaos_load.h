@@ -3,7 +3,8 @@
  * Every client is a thread with one request at a time; it writes down each token and when it
  * came.  A patient client is one whose coordinator may die: it asks for its stream again by id
  * (GET /v1/streams/{id}, Last-Event-ID), or posts again under the same idempotency key if it
- * has seen nothing yet, and goes on where it was.  Any other client tries once.
+ * has seen nothing yet, at the other coordinator if there are two, and goes on where it was.
+ * Any other client tries once.
  *
  * Owner: the thread that started it; the streams are the clients' until chaos_load_end(). */
 #pragma once
@@ -14,7 +15,7 @@
 #include "base/err.h"
 #include "tools/chaos_judge.h"
 
-enum { CHAOS_PROMPT_TOKENS = 40, CHAOS_MAX_CLIENTS = 64 };
+enum { CHAOS_PROMPT_TOKENS = 40, CHAOS_MAX_CLIENTS = 64, CHAOS_MAX_URLS = 2 };
 
 struct chaos_prompt {
     int32_t ids[CHAOS_PROMPT_TOKENS];
@@ -28,12 +29,15 @@ void chaos_prompts_make(struct chaos_prompt *prompts, int n, int max_tokens, uin
 enum chaos_patience { CHAOS_TRY_ONCE, CHAOS_RESUME };
 
 struct chaos_load_options {
-    const char *url; /* borrowed, as are the prompts */
+    const char *urls[CHAOS_MAX_URLS]; /* borrowed, as is all else */
+    int n_urls;
+    const char *key_path; /* holds the clients' API key; NULL: none */
     const struct chaos_prompt *prompts;
     int n_prompts, n_clients;
     int n_rounds; /* each prompt so often, then the clients end; 0: until chaos_load_end() */
     enum chaos_patience patience;
-    int64_t timeout_ns; /* for one request, resumed or not */
+    const char *refusal; /* 503 with this text is counted; NULL: none */
+    int64_t timeout_ns;  /* for one request, resumed or not */
 };
 
 struct chaos_load;

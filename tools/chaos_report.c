@@ -15,13 +15,18 @@ static double ms(int64_t ns)
     return (double)ns / CLOCK_MS;
 }
 
+static bool was_run(const struct chaos_result *r)
+{
+    return r->outcome == CHAOS_KEPT || r->outcome == CHAOS_MISSED;
+}
+
 void chaos_print_head(struct buf *out)
 {
     buf_puts(out,
-             "             requests  lost  other  faults  pause ms  p99 ms  still  first  whole  "
-             "tokens/s   retries/\n"
-             "scenario                     tokens                           ms     ms      s  "
-             "still/then hedges\n");
+             "             requests  lost  other  faults  longest pause ms   still  first  whole  "
+             "tokens/s     retries/hedges/\n"
+             "scenario                     tokens            p99    limit    ms     ms      s  "
+             "still/then   replays\n");
 }
 
 static void count_or_dash(long long n, char text[24])
@@ -42,31 +47,61 @@ static const char *time_text(int64_t unix_us, char text[32])
     return text;
 }
 
+static void print_numbers(const struct chaos_scenario *s, const struct chaos_result *r,
+                          struct buf *out)
+{
+    const struct chaos_verdict *v = &r->verdict;
+    char retries[24], hedges[24], replays[24], whole[24] = "-", limit[24] = "any";
+    int64_t most_ns = chaos_most_pause_ns(v, &s->target);
+    count_or_dash(r->retries, retries);
+    count_or_dash(r->hedges, hedges);
+    count_or_dash(r->replays, replays);
+    if (r->measures.whole_ns > 0)
+        snprintf(whole, sizeof whole, "%.2f", (double)r->measures.whole_ns / CLOCK_S);
+    if (most_ns >= 0)
+        snprintf(limit, sizeof limit, "%.0f", ms(most_ns));
+    buf_printf(out, "%8d %5d %6d %7d %6.0f %6.0f %6s %7.1f %6.0f %6s %5.0f/%-5.0f %4s/%s/%-3s ",
+               v->n_requests, v->n_lost, v->n_changed, v->n_faults, ms(v->pause_ns),
+               ms(v->pause_p99_ns), limit, ms(v->still_pause_ns), ms(v->first_token_ns), whole,
+               v->still_tokens_per_s, v->tokens_per_s, retries, hedges, replays);
+}
+
+/* What only some scenarios measure. */
+static void print_findings(const struct chaos_scenario *s, const struct chaos_result *r,
+                           struct buf *out)
+{
+    static const char indent[] = "               ";
+    const struct chaos_measures *m = &r->measures;
+    const struct chaos_verdict *v = &r->verdict;
+    if (r->outcome == CHAOS_MISSED && r->pause_from_us > 0)
+        buf_printf(out, "%sthe longest pause began at %s\n", indent,
+                   time_text(r->pause_from_us, (char[32]){0}));
+    if (m->remaining_per_s > 0)
+        buf_printf(out,
+                   "%s%.0f tokens/s without the silent node, %.0f %% of what the others give\n",
+                   indent, m->after_per_s, 100 * m->after_per_s / m->remaining_per_s);
+    if (m->n_attacks > 0)
+        buf_printf(out, "%s%lld attacks; no process grew by more than %.1f MiB\n", indent,
+                   m->n_attacks, (double)m->growth_bytes / (1 << 20));
+    if (v->n_refused > 0)
+        buf_printf(out, "%s%d of the requests were refused for a while: %s\n", indent, v->n_refused,
+                   s->target.refusal);
+    for (int i = 0; i < v->n_errors; i++)
+        buf_printf(out, "%s%d x %s\n", indent, v->errors[i].n, v->errors[i].text);
+}
+
 void chaos_print_result(const struct chaos_scenario *s, const struct chaos_result *r,
                         struct buf *out)
 {
-    const struct chaos_verdict *v = &r->verdict;
     buf_printf(out, "%-12s ", s->name);
-    if (r->outcome == CHAOS_KEPT || r->outcome == CHAOS_MISSED) {
-        char retries[24], hedges[24], whole[24] = "-";
-        count_or_dash(r->retries, retries);
-        count_or_dash(r->hedges, hedges);
-        if (r->whole_ns > 0)
-            snprintf(whole, sizeof whole, "%.2f", (double)r->whole_ns / CLOCK_S);
-        buf_printf(out, "%8d %5d %6d %7d %9.1f %7.1f %6.1f %6.0f %6s %5.0f/%-5.0f %4s/%-5s ",
-                   v->n_requests, v->n_lost, v->n_changed, v->n_faults, ms(v->pause_ns),
-                   ms(v->pause_p99_ns), ms(v->still_pause_ns), ms(v->first_token_ns), whole,
-                   v->still_tokens_per_s, v->tokens_per_s, retries, hedges);
-    }
+    if (was_run(r))
+        print_numbers(s, r, out);
     buf_puts(out, outcome_names[r->outcome]);
     if (r->why.len > 0)
         buf_printf(out, ": %s", r->why.data);
     buf_puts(out, "\n");
-    if (r->outcome == CHAOS_MISSED && r->pause_from_us > 0)
-        buf_printf(out, "               the longest pause began at %s\n",
-                   time_text(r->pause_from_us, (char[32]){0}));
-    for (int i = 0; i < v->n_errors; i++)
-        buf_printf(out, "               %d x %s\n", v->errors[i].n, v->errors[i].text);
+    if (was_run(r))
+        print_findings(s, r, out);
 }
 
 static void set(json_t *object, const char *key, json_t *value)
@@ -83,6 +118,7 @@ static json_t *verdict_object(const struct chaos_verdict *v)
     set(o, "lost", json_integer(v->n_lost));
     set(o, "other_tokens", json_integer(v->n_changed));
     set(o, "resumed", json_integer(v->n_resumed));
+    set(o, "refused", json_integer(v->n_refused));
     set(o, "faults", json_integer(v->n_faults));
     set(o, "pauses", json_integer(v->n_outages));
     set(o, "pause_ms", json_real(ms(v->pause_ns)));
@@ -97,22 +133,40 @@ static json_t *verdict_object(const struct chaos_verdict *v)
     return o;
 }
 
+static void set_measures(json_t *o, const struct chaos_measures *m)
+{
+    set(o, "start_s", json_real((double)m->start_ns / CLOCK_S));
+    if (m->whole_ns != 0)
+        set(o, "whole_s", m->whole_ns < 0 ? json_null() : json_real((double)m->whole_ns / CLOCK_S));
+    if (m->remaining_per_s > 0) {
+        set(o, "after_tokens_per_s", json_real(m->after_per_s));
+        set(o, "remaining_tokens_per_s", json_real(m->remaining_per_s));
+    }
+    if (m->n_attacks > 0) {
+        set(o, "attacks", json_integer(m->n_attacks));
+        set(o, "growth_bytes", json_integer(m->growth_bytes));
+    }
+}
+
 void chaos_print_json(const struct chaos_scenario *s, const struct chaos_result *r, struct buf *out)
 {
-    bool was_run = r->outcome == CHAOS_KEPT || r->outcome == CHAOS_MISSED;
-    json_t *o = was_run ? verdict_object(&r->verdict) : json_object();
+    json_t *o = was_run(r) ? verdict_object(&r->verdict) : json_object();
     set(o, "scenario", json_string(s->name));
     set(o, "outcome", json_string(outcome_names[r->outcome]));
     if (r->why.len > 0)
         set(o, "why", json_string(r->why.data));
     if (r->pause_from_us > 0)
         set(o, "pause_from", json_string(time_text(r->pause_from_us, (char[32]){0})));
-    if (was_run && r->whole_ns != 0)
-        set(o, "whole_s", r->whole_ns < 0 ? json_null() : json_real((double)r->whole_ns / CLOCK_S));
-    if (r->retries >= 0)
+    if (was_run(r)) {
+        int64_t most_ns = chaos_most_pause_ns(&r->verdict, &s->target);
+        set(o, "limit_ms", most_ns < 0 ? json_null() : json_real(ms(most_ns)));
+        set_measures(o, &r->measures);
+    }
+    if (r->retries >= 0) {
         set(o, "retries", json_integer(r->retries));
-    if (r->hedges >= 0)
         set(o, "hedges", json_integer(r->hedges));
+        set(o, "replays", json_integer(r->replays));
+    }
     char *text = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(6) | JSON_SORT_KEYS);
     must(text);
     buf_printf(out, "%s\n", text);

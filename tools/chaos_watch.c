@@ -17,16 +17,25 @@ static long long number(const json_t *object, const char *key)
 /* Copies of experts that can be used, and whether anything is still to come. */
 struct census {
     long long live, wanted;
-    int n_ready, n_experts, n_idle; /* idle: an expert node that has got nothing yet */
+    int n_ready, n_crew, n_experts, n_idle; /* idle: an expert node that has got nothing yet */
 };
 
-static void count_node(const json_t *node, struct census *c)
+static bool is_of(const struct chaos_crew *crew, long long pid)
+{
+    for (int i = 0; i < crew->n_pids; i++)
+        if (crew->pids[i] == pid)
+            return true;
+    return false;
+}
+
+static void count_node(const json_t *node, const struct chaos_crew *crew, struct census *c)
 {
     const char *role = json_string_value(json_object_get(node, "role"));
     const char *state = json_string_value(json_object_get(node, "state"));
     if (!role || !state || strcmp(state, "ready") != 0)
         return;
     c->n_ready++;
+    c->n_crew += is_of(crew, number(node, "pid"));
     if (strcmp(role, "expert") != 0)
         return;
     c->n_experts++;
@@ -35,31 +44,32 @@ static void count_node(const json_t *node, struct census *c)
     c->wanted += number(node, "experts_wanted");
 }
 
-bool chaos_is_whole(struct str text, int replicas, int n_nodes)
+bool chaos_is_whole(struct str text, const struct chaos_crew *crew)
 {
     json_t *root = json_loadb(text.ptr, text.len, 0, NULL);
     const json_t *coverage = json_object_get(root, "coverage");
     const json_t *nodes = json_object_get(root, "nodes");
     struct census c = {0};
     for (size_t i = 0; i < json_array_size(nodes); i++)
-        count_node(json_array_get(nodes, i), &c);
+        count_node(json_array_get(nodes, i), crew, &c);
     long long experts = number(coverage, "experts");
-    int copies = replicas < c.n_experts ? replicas : c.n_experts;
+    int copies = crew->replicas < c.n_experts ? crew->replicas : c.n_experts;
     bool whole = json_is_true(json_object_get(root, "ready")) && experts > 0 &&
-                 number(coverage, "live") == experts && c.n_ready >= n_nodes && c.n_idle == 0 &&
+                 number(coverage, "live") == experts && c.n_crew == crew->n_pids &&
+                 c.n_ready == c.n_crew + crew->has_embedded && c.n_idle == 0 &&
                  c.live >= experts * copies && c.live == c.wanted;
     json_decref(root);
     return whole;
 }
 
-bool chaos_watch_is_whole(struct http_client *http, const char *url, int replicas, int n_nodes)
+bool chaos_watch_is_whole(struct http_client *http, const char *url, const struct chaos_crew *crew)
 {
     struct buf answer = {0};
     char *path = mem_format("%s/cluster", url);
     int status = 0;
     struct http_exchange x = {.url = path, .timeout_ns = CLOCK_S};
     bool whole = http_exchange(http, &x, &status, &answer, NULL) == 0 && status == 200 &&
-                 chaos_is_whole(buf_str(&answer), replicas, n_nodes);
+                 chaos_is_whole(buf_str(&answer), crew);
     mem_free(path);
     buf_fini(&answer);
     return whole;

@@ -2,16 +2,24 @@
 #pragma once
 
 #include <stdbool.h>
+#include <sys/types.h>
 
 #include "base/buf.h"
 #include "tools/http_client.h"
 
+/* Who shall be there. */
+struct chaos_crew {
+    int replicas;
+    const pid_t *pids; /* of the nodes' processes */
+    int n_pids;
+    bool has_embedded; /* and the coordinator's own attention side */
+};
 /* /cluster: every expert has `replicas` live holders (as many as there are nodes, if fewer),
- * nothing is still to be loaded, requests are accepted, `n_nodes` nodes are ready, and every
- * expert node has its share. */
-bool chaos_watch_is_whole(struct http_client *http, const char *url, int replicas, int n_nodes);
+ * nothing is still to be loaded, requests are accepted, the crew and nobody else is ready, and
+ * every expert node has its share. */
+bool chaos_watch_is_whole(struct http_client *http, const char *url, const struct chaos_crew *crew);
 /* The same of a /cluster body. */
-bool chaos_is_whole(struct str cluster_json, int replicas, int n_nodes);
+bool chaos_is_whole(struct str cluster_json, const struct chaos_crew *crew);
 
 /* Sum of the counters of a /metrics text whose name has `word` in it; -1: there is none. */
 long long chaos_metric(struct str metrics, const char *word);

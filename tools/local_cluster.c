@@ -78,6 +78,31 @@ static char *cluster_endpoint(const struct local_cluster *r)
     return mem_format("ipc://%s/cluster.sock", r->run_dir);
 }
 
+/* The standby is the last process, on the last host but the clients'. */
+static int standby_host(const struct local_cluster *r)
+{
+    return 1 + r->n_experts + r->n_attention;
+}
+
+static char *standby_endpoint(const struct local_cluster *r)
+{
+    if (r->net)
+        return mem_format("tcp://%s:%d", chaos_net_address(r->net, standby_host(r)), CLUSTER_PORT);
+    return mem_format("ipc://%s/standby.sock", r->run_dir);
+}
+
+/* Where nodes join. */
+static char *coordinators(const struct local_cluster *r)
+{
+    char *first = cluster_endpoint(r);
+    if (!r->standby_port)
+        return first;
+    char *second = standby_endpoint(r), *both = mem_format("%s,%s", first, second);
+    mem_free(first);
+    mem_free(second);
+    return both;
+}
+
 static struct local_process *add_node(struct local_cluster *r, const char *program,
                                       const char *prefix, int index)
 {
@@ -85,7 +110,7 @@ static struct local_process *add_node(struct local_cluster *r, const char *progr
     snprintf(name, sizeof name, "%s-%d", prefix, index);
     int host = r->n_processes;
     struct local_process *p = add_process(r, program, name);
-    char *cluster = cluster_endpoint(r);
+    char *cluster = coordinators(r);
     setting(p, mem_format("coordinator.endpoint=%s", cluster));
     if (r->net)
         setting(p,
@@ -127,19 +152,35 @@ static void place_expert(struct local_cluster *r, struct local_process *p, int i
     own_cpus(p, &cpus);
 }
 
+static struct local_process *add_coordinator(struct local_cluster *r, const char *name,
+                                             const char *host, int port, char *listen)
+{
+    struct local_process *p = add_process(r, "coordinator", name);
+    setting(p, mem_format("http.host=%s", host));
+    setting(p, mem_format("http.port=%d", port));
+    setting(p, mem_format("cluster.listen=%s", listen));
+    mem_free(listen);
+    setting(p, mem_format("attention.embedded=%s", r->n_attention ? "false" : "true"));
+    if (!r->n_attention)
+        place_side(r, p, "attention", 0);
+    return p;
+}
+
+static void add_standby(struct local_cluster *r)
+{
+    const char *host = r->net ? chaos_net_address(r->net, standby_host(r)) : r->host;
+    struct local_process *p =
+        add_coordinator(r, "standby", host, r->standby_port, standby_endpoint(r));
+    setting(p, mem_string("state.standby=true"));
+    own_settings(r, p, "coordinator");
+}
+
 void local_cluster_plan(struct local_cluster *r)
 {
     r->n_sides = r->n_attention ? r->n_attention : 1;
     r->plan = cpu_plan_new(thread_cpu_count(), r->n_sides, r->n_experts, r->threads);
-    struct local_process *p = add_process(r, "coordinator", "coordinator");
-    setting(p, mem_format("http.host=%s", r->host));
-    setting(p, mem_format("http.port=%d", r->port));
-    char *cluster = cluster_endpoint(r);
-    setting(p, mem_format("cluster.listen=%s", cluster));
-    mem_free(cluster);
-    setting(p, mem_format("attention.embedded=%s", r->n_attention ? "false" : "true"));
-    if (!r->n_attention)
-        place_side(r, p, "attention", 0);
+    struct local_process *p =
+        add_coordinator(r, "coordinator", r->host, r->port, cluster_endpoint(r));
     own_settings(r, p, "coordinator");
     for (int i = 0; i < r->n_experts; i++) {
         p = add_node(r, "expert_node", "expert", i);
@@ -151,6 +192,8 @@ void local_cluster_plan(struct local_cluster *r)
         place_side(r, p, "compute", i);
         own_settings(r, p, "attn_node");
     }
+    if (r->standby_port)
+        add_standby(r);
 }
 
 struct local_process *local_cluster_find(struct local_cluster *r, const char *name)

@@ -19,8 +19,9 @@
 
 enum {
     LOCAL_CLUSTER_MAX_NODES = 64,
+    LOCAL_CLUSTER_MAX_PROCESSES = 2 * LOCAL_CLUSTER_MAX_NODES + 2,
     LOCAL_CLUSTER_MAX_ARGUMENTS = 96,
-    LOCAL_CLUSTER_MAX_SETTINGS = 48
+    LOCAL_CLUSTER_MAX_SETTINGS = 192
 };
 
 struct local_process {
@@ -38,6 +39,9 @@ struct local_cluster {
     const char *settings[LOCAL_CLUSTER_MAX_SETTINGS];
     int n_settings;
     int n_experts, n_attention, port;
+    /* A second coordinator, "standby", that waits for the first one's state directory (which a
+     * setting names); it serves on this port then.  0: none. */
+    int standby_port;
     int threads;      /* of each expert node; 0: the CPUs are divided */
     int death_signal; /* what processes get if the supervisor dies */
     /* Process i (the coordinator is 0) runs on host i; NULL: all on this host, over ipc. */
@@ -47,7 +51,7 @@ struct local_cluster {
     int n_sides;
     char *bin_dir, *run_dir, *url; /* url: NULL until known */
     bool run_dir_is_ours;
-    struct local_process processes[2 * LOCAL_CLUSTER_MAX_NODES + 1];
+    struct local_process processes[LOCAL_CLUSTER_MAX_PROCESSES];
     int n_processes;
 };
 
@@ -55,7 +59,7 @@ struct local_cluster {
 int local_cluster_open(struct local_cluster *r, const char *dir, struct err *e);
 /* One more "WHO.KEY=VALUE"; false if there are too many. */
 bool local_cluster_set(struct local_cluster *r, const char *setting);
-/* Coordinator, expert nodes, attention nodes with all their options; starts none. */
+/* Coordinator, expert nodes, attention nodes, standby with all their options; starts none. */
 void local_cluster_plan(struct local_cluster *r);
 /* NULL if there is none of that name. */
 struct local_process *local_cluster_find(struct local_cluster *r, const char *name);

@@ -39,7 +39,7 @@ struct up {
     struct local_cluster cluster;
     const char *ask;
     bool was_ready;
-    struct fate fates[2 * LOCAL_CLUSTER_MAX_NODES + 1]; /* beside the cluster's processes */
+    struct fate fates[LOCAL_CLUSTER_MAX_PROCESSES]; /* beside the cluster's processes */
     pid_t asking;
     struct http_client *http;
     char last_why[256];

@@ -96,7 +96,7 @@ TEST(chaos_refuses_what_it_does_not_know)
     CHECK_HAS(output.data, "out of range");
     CHECK_INT(chaos((const char *const[]){"--list", NULL}, &output), 0);
     CHECK_HAS(output.data, "attention");
-    CHECK_INT(chaos((const char *const[]){"--scenario", "cut", NULL}, &output), 0);
+    CHECK_INT(chaos((const char *const[]){"--scenario", "blackhole", NULL}, &output), 0);
     CHECK_HAS(output.data, "skipped");
     buf_fini(&output);
 }

@@ -133,13 +133,18 @@ TEST(chaos_percentile_is_over_the_faults)
     CHECK_INT(v.n_changed, 0); /* nothing to compare with */
 }
 
-static char *misses(struct chaos_verdict v, struct chaos_target t, int64_t whole_ns)
+static char *all_misses(struct chaos_verdict v, struct chaos_target t, struct chaos_measures m)
 {
     static struct buf out;
     buf_reset(&out);
     buf_puts(&out, "");
-    chaos_misses(&v, &t, whole_ns, &out);
+    chaos_misses(&v, &t, &m, &out);
     return out.data;
+}
+
+static char *misses(struct chaos_verdict v, struct chaos_target t, int64_t whole_ns)
+{
+    return all_misses(v, t, (struct chaos_measures){.whole_ns = whole_ns});
 }
 
 TEST(chaos_promises_are_checked_one_by_one)
@@ -173,45 +178,93 @@ TEST(chaos_promises_are_checked_one_by_one)
     CHECK_STR(misses(v, t, 3 * CLOCK_S), "");
 }
 
-#define NODE(role, state, live, wanted) \
-    "{\"role\":\"" role "\",\"state\":\"" state "\",\"experts_live\":" #live \
+TEST(chaos_measures_have_limits_too)
+{
+    static const struct chaos_verdict fine = {.n_requests = 5, .n_refused = 1};
+    CHECK_INT(chaos_most_pause_ns(&fine, &(struct chaos_target){.pause_ms = -1}), -1);
+    CHECK_INT(chaos_most_pause_ns(&(struct chaos_verdict){.still_pause_ns = 7},
+                                  &(struct chaos_target){.pause_ms = 1, .pause_steps = 2}),
+              CLOCK_MS + 14);
+    struct chaos_target t = {.pause_ms = -1,
+                             .whole_as_start = true,
+                             .rate_percent = 95,
+                             .growth_mib = 2,
+                             .refusal = "the log has stopped"};
+    struct chaos_measures m = {.start_ns = 3 * CLOCK_S,
+                               .lease_ns = CLOCK_S,
+                               .whole_ns = 3 * CLOCK_S,
+                               .after_per_s = 96,
+                               .remaining_per_s = 100,
+                               .growth_bytes = 2 << 20};
+    CHECK_STR(all_misses(fine, t, m), "");
+    m.whole_ns = 5 * CLOCK_S;
+    CHECK_HAS(all_misses(fine, t, m), "after 5.0 s; the lease is 1.0 s, reading all took 3.0 s");
+    m.whole_ns = 0;
+    m.after_per_s = 90;
+    CHECK_HAS(all_misses(fine, t, m), "90 tokens/s afterwards, 90 % of what the others give");
+    m.after_per_s = m.remaining_per_s = 0;
+    CHECK_HAS(all_misses(fine, t, m), "0 tokens/s afterwards");
+    m.after_per_s = m.remaining_per_s = 100;
+    m.growth_bytes++;
+    CHECK_HAS(all_misses(fine, t, m), "a process grew by 2.0 MiB, at most 2");
+    m.growth_bytes = 0;
+    CHECK_HAS(all_misses((struct chaos_verdict){.n_requests = 5}, t, m),
+              "nobody was refused because \"the log has stopped\"");
+}
+
+#define NODE_OF(pid, role, state, live, wanted) \
+    "{\"pid\":" #pid ",\"role\":\"" role "\",\"state\":\"" state "\",\"experts_live\":" #live \
     ",\"experts_wanted\":" #wanted "}"
+#define NODE(role, state, live, wanted) NODE_OF(11, role, state, live, wanted)
+#define OTHER(role, state, live, wanted) NODE_OF(12, role, state, live, wanted)
 #define CLUSTER(ready, experts, live, nodes) \
     "{\"ready\":" ready ",\"coverage\":{\"experts\":" #experts ",\"live\":" #live \
     "},\"nodes\":[" nodes "]}"
 
 TEST(chaos_whole_means_every_copy_is_there)
 {
+    static const pid_t pids[] = {11, 12};
     static const struct {
         const char *json;
-        int replicas, n_nodes;
-        bool whole;
+        int replicas, n_pids;
+        bool has_embedded, whole;
     } cases[] = {
-        {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6) "," NODE("expert", "ready", 6, 6)), 2,
-         2, true},
+        {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6) "," OTHER("expert", "ready", 6, 6)), 2,
+         2, false, true},
+        /* somebody who should be dead is still there; another is there in place of one of ours */
+        {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6) "," OTHER("expert", "ready", 6, 6)), 2,
+         1, false, false},
+        {CLUSTER("true", 6, 6,
+                 NODE("expert", "ready", 6, 6) "," NODE_OF(13, "expert", "ready", 6, 6)),
+         2, 2, false, false},
         /* fewer nodes than copies: as many as there are nodes */
-        {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6)), 2, 1, true},
-        {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6)), 2, 2, false},
-        {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6) "," NODE("expert", "ready", 5, 6)), 2,
-         2, false},
-        {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6) "," NODE("expert", "loading", 6, 6)),
-         1, 2, false},
-        {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6) "," NODE("expert", "ready", 0, 0)), 1,
-         2, false},
+        {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6)), 2, 1, false, true},
+        {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6)), 2, 2, false, false},
+        {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6) "," OTHER("expert", "ready", 5, 6)), 2,
+         2, false, false},
+        {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6) "," OTHER("expert", "loading", 6, 6)),
+         1, 2, false, false},
+        {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6) "," OTHER("expert", "ready", 0, 0)), 1,
+         2, false, false},
         {CLUSTER("true", 6, 6,
                  NODE("expert", "ready", 6, 6) ",{\"role\":\"attention\",\"state\":"
-                                               "\"ready\"}"),
-         1, 2, true},
-        {CLUSTER("false", 6, 6, NODE("expert", "ready", 6, 6)), 1, 1, false},
-        {CLUSTER("true", 6, 5, NODE("expert", "ready", 6, 6)), 1, 1, false},
-        {"{}", 1, 0, false},
-        {"[1,", 1, 0, false},
-        {"", 1, 0, false},
+                                               "\"ready\",\"pid\":9}"),
+         1, 1, true, true},
+        {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6)), 1, 1, true, false},
+        {CLUSTER("false", 6, 6, NODE("expert", "ready", 6, 6)), 1, 1, false, false},
+        {CLUSTER("true", 6, 5, NODE("expert", "ready", 6, 6)), 1, 1, false, false},
+        {"{}", 1, 0, false, false},
+        {"[1,", 1, 0, false, false},
+        {"", 1, 0, false, false},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
-        if (chaos_is_whole(str_of(cases[i].json), cases[i].replicas, cases[i].n_nodes) !=
-            cases[i].whole)
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct chaos_crew crew = {.replicas = cases[i].replicas,
+                                  .pids = pids,
+                                  .n_pids = cases[i].n_pids,
+                                  .has_embedded = cases[i].has_embedded};
+        if (chaos_is_whole(str_of(cases[i].json), &crew) != cases[i].whole)
             test_fail(__FILE__, __LINE__, "case %zu: %s", i, cases[i].json);
+    }
 }
 
 TEST(chaos_metrics_are_summed_by_a_part_of_their_name)
@@ -241,17 +294,23 @@ TEST(chaos_scenarios_are_whole_and_named_once)
                   1);
         for (int i = 0; i < CHAOS_MAX_STEPS && s->steps[i].act != CHAOS_END; i++) {
             const struct chaos_step *step = &s->steps[i];
-            bool has_who =
-                step->act != CHAOS_WAIT && step->act != CHAOS_WHOLE && step->act != CHAOS_AGAIN;
+            static const enum chaos_act of_all[] = {CHAOS_WAIT, CHAOS_WHOLE,          CHAOS_AGAIN,
+                                                    CHAOS_RATE, CHAOS_RATE_OF_OTHERS, CHAOS_FILL,
+                                                    CHAOS_FREE, CHAOS_ATTACK};
+            bool has_who = true;
+            for (size_t k = 0; k < sizeof of_all / sizeof of_all[0]; k++)
+                has_who = has_who && step->act != of_all[k];
             if ((step->who != NULL) != has_who)
                 test_fail(__FILE__, __LINE__, "%s: step %d", s->name, i);
             if (step->who && strcmp(step->who, "spare") == 0)
                 CHECK(s->has_spare);
             if (step->act >= CHAOS_CUT && step->act <= CHAOS_HEAL)
                 CHECK(s->needs_hosts);
+            if (step->act == CHAOS_FILL)
+                CHECK(s->small_state && s->target.refusal);
         }
         for (int i = 0; i < CHAOS_MAX_SETTINGS && s->settings[i]; i++)
-            CHECK(s->needs && strchr(s->settings[i], '='));
+            CHECK(strchr(s->settings[i], '='));
     }
     CHECK(n > 10);
     CHECK(chaos_scenario_named("no such") == NULL);
@@ -278,7 +337,8 @@ TEST(chaos_prompts_repeat_with_their_seed)
 
 TEST(chaos_results_are_printed_as_a_line_and_as_json)
 {
-    struct chaos_result r = {.outcome = CHAOS_MISSED, .retries = -1, .hedges = 4, .whole_ns = -1};
+    struct chaos_result r = {.outcome = CHAOS_MISSED, .retries = -1, .hedges = 4, .replays = 2};
+    r.measures = (struct chaos_measures){.whole_ns = -1, .n_attacks = 5, .growth_bytes = 3 << 20};
     r.verdict = (struct chaos_verdict){.n_requests = 12, .n_lost = 1, .pause_ns = 2 * CLOCK_S};
     r.verdict.n_errors = 1;
     r.verdict.errors[0].n = 1;
@@ -289,7 +349,8 @@ TEST(chaos_results_are_printed_as_a_line_and_as_json)
     chaos_print_result(chaos_scenario_named("kill"), &r, &text);
     CHECK_HAS(text.data, "MISSED: 1 request lost");
     CHECK_HAS(text.data, "1 x HTTP #: \"gone\"");
-    CHECK_HAS(text.data, "-/4");
+    CHECK_HAS(text.data, "-/4/2");
+    CHECK_HAS(text.data, "5 attacks; no process grew by more than 3.0 MiB");
     chaos_print_json(chaos_scenario_named("kill"), &r, &json);
     CHECK_HAS(json.data, "\"scenario\":\"kill\"");
     CHECK_HAS(json.data, "\"whole_s\":null");
@@ -298,21 +359,4 @@ TEST(chaos_results_are_printed_as_a_line_and_as_json)
     buf_fini(&text);
     buf_fini(&json);
     buf_fini(&r.why);
-}
-
-TEST(chaos_knows_options_by_their_whole_name)
-{
-    struct chaos c = {0};
-    buf_puts(&c.coordinator_help, "usage: ...\n  placement.replicas\n      copies (1)\n"
-                                  "  state.directory\n  http.port  a port, see http.host");
-    buf_puts(&c.expert_help, "");
-    CHECK(chaos_knows(&c, "coordinator.placement.replicas"));
-    CHECK(chaos_knows(&c, "coordinator.http.port"));
-    CHECK(chaos_knows(&c, "coordinator.http.host"));
-    CHECK(!chaos_knows(&c, "coordinator.state.dir"));
-    CHECK(!chaos_knows(&c, "coordinator.replicas"));
-    CHECK(!chaos_knows(&c, "expert_node.placement.replicas"));
-    CHECK(!chaos_knows(&c, "placement.replicas"));
-    buf_fini(&c.coordinator_help);
-    buf_fini(&c.expert_help);
 }
