@@ -19,7 +19,7 @@
 #include "rpc/link.h"
 #include "rpc/wire.h"
 
-enum { MAX_TARGETS = 160, NOISE_BYTES = 70000, MAX_HELD = 48, MESSAGES = 40, CONNECT_MS = 500 };
+enum { MAX_TARGETS = 160, NOISE_BYTES = 70000, MAX_HELD = 48, MESSAGES = 40, CONNECT_MS = 100 };
 
 struct attack {
     struct chaos_attack_options options;
@@ -157,6 +157,7 @@ static void as_peer(struct attack *a, const char *endpoint)
     if (link_open(&o, &l, NULL) < 0)
         return;
     int64_t deadline_ns = clock_now_ns() + CONNECT_MS * CLOCK_MS;
+    a->n++; /* where there are keys, it ends with the handshake */
     while (!link_is_connected(l) && clock_now_ns() < deadline_ns) {
         link_wait(&l, 1, -1, clock_now_ns() + 10 * CLOCK_MS, 0);
         link_next_event(l);
