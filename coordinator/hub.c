@@ -224,7 +224,10 @@ int hub_open(struct loop *l, const struct coordinator_config *c, struct auth *au
     h->model.created_s = clock_unix_us() / 1000000;
     collect_stop_ids(h);
     init_state(h);
-    rc = hub_log_open(h, e);
+    /* Before the log: the requests that it brings back are submitted at once. */
+    rc = access_open(c->api_keys_file, clock_now_ns(), &h->access, e);
+    if (rc == 0)
+        rc = hub_log_open(h, e);
     if (rc == 0)
         rc = hub_cluster_open(h, e);
     if (rc == 0)

@@ -486,9 +486,7 @@ int hub_http_open(struct hub *h, struct err *e)
                              .on_gone = on_gone,
                              .on_refused = on_refused,
                              .ud = h};
-    int rc = access_open(c->api_keys_file, clock_now_ns(), &h->access, e);
-    if (rc == 0)
-        rc = http_open(h->loop, &o, &h->http, e);
+    int rc = http_open(h->loop, &o, &h->http, e);
     if (rc < 0)
         return rc;
     log_info("http.ready", "url=%s", http_url(h->http));

@@ -161,9 +161,8 @@ static int open_net(struct chaos_state *r, struct err *e)
     const struct chaos_options *o = &r->chaos->options;
     /* the last one is the clients' */
     int n = 2 + r->cluster.n_experts + r->cluster.n_attention + r->scenario->has_standby;
-    int rc = chaos_net_open(n, &o->wire, &r->net, e);
-    if (rc < 0)
-        return rc;
+    if (chaos_net_open(n, &o->wire, &r->net, e) < 0)
+        return e->code = E_DENIED;
     r->cluster.net = r->net;
     r->cluster.host = chaos_net_address(r->net, 0);
     if (chaos_net_enter(r->net, n - 1) < 0)
@@ -178,10 +177,10 @@ static int mount_state(struct chaos_state *r, struct err *e)
     snprintf(options, sizeof options, "size=%dm,mode=0700", STATE_MIB);
     if (!r->chaos->has_own_mounts &&
         (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0))
-        return err_set_errno(e, errno, "a mount of our own");
+        return err_set(e, E_DENIED, "mounts of our own: %s", strerror(errno));
     r->chaos->has_own_mounts = true;
     if (mount("polymath-chaos", r->state_dir, "tmpfs", 0, options) < 0)
-        return err_set_errno(e, errno, "mount a tmpfs");
+        return err_set(e, E_DENIED, "mount a tmpfs: %s", strerror(errno));
     r->has_state_mount = true;
     return 0;
 }
@@ -312,8 +311,8 @@ int chaos_wait_whole(struct chaos_state *r, int64_t within_ns, struct err *e)
         int rc = chaos_pass(r, clock_now_ns() + 20 * CLOCK_MS, e);
         if (rc < 0)
             return rc;
-        if (r->result->why.len > 0 && !r->load)
-            return err_set(e, E_UNAVAILABLE, "the cluster does not start");
+        if (r->result->why.len > 0)
+            return err_set(e, E_UNAVAILABLE, "the cluster is not whole: %s", r->result->why.data);
     }
     return 0;
 }

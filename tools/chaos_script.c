@@ -217,9 +217,9 @@ static int act_whole(struct chaos_state *r, struct err *e)
     int64_t took_ns = clock_now_ns() - r->changed_ns;
     if (rc == 0 && r->n_faults && m->whole_ns >= 0 && took_ns > m->whole_ns)
         m->whole_ns = took_ns;
-    if (rc == E_DEADLINE)
+    if (rc == E_DEADLINE || rc == E_UNAVAILABLE)
         m->whole_ns = -1;
-    return rc == E_DEADLINE ? 0 : rc;
+    return m->whole_ns < 0 ? 0 : rc;
 }
 
 /* ---- the script ---------------------------------------------------------------------------------- */
@@ -301,7 +301,7 @@ int chaos_play(struct chaos_state *r, struct err *e)
         int rc = act(r, &steps[i], e);
         if (rc < 0)
             return rc;
-        if (r->result->measures.whole_ns < 0)
+        if (r->result->measures.whole_ns < 0 || r->result->why.len > 0)
             return 0;
     }
     return 0;
