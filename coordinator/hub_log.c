@@ -205,6 +205,7 @@ static void on_stopped(void *ud, const char *why)
         struct sched_event e = {
             .kind = SCHED_CANCEL, .now_ns = clock_now_ns(), .seq = r->request.seq};
         hub_event(h, &e);
+        hub_request_unsay(r); /* tokens of an answer that cannot be asked for again */
         hub_request_fail(h, r, E_UNAVAILABLE, text);
     }
 }

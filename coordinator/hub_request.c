@@ -233,6 +233,15 @@ void hub_request_release(struct hub *h, struct hub_request *r)
     }
 }
 
+void hub_request_unsay(struct hub_request *r)
+{
+    for (struct list *l = r->clients.next; l != &r->clients; l = l->next) {
+        struct hub_client *c = LIST_ITEM(l, struct hub_client, link);
+        must(!c->begun);
+        buf_reset(&c->held);
+    }
+}
+
 /* ---- delivery ----------------------------------------------------------------------------- */
 
 /* What the newest token has to say, to everyone who has not heard it in an earlier stream. */

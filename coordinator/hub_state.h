@@ -176,6 +176,8 @@ void hub_name_answer(struct http_exchange *x, const struct request *q);
 void hub_client_gone(struct hub *h, struct http_exchange *x);
 /* The request is in the log: what its clients were not given yet goes out. */
 void hub_request_release(struct hub *h, struct hub_request *r);
+/* What its clients were to be given is forgotten; they have been given nothing yet. */
+void hub_request_unsay(struct hub_request *r);
 /* Nobody wants it any more. */
 void hub_request_cancel(struct hub *h, struct hub_request *r);
 void hub_request_fail(struct hub *h, struct hub_request *r, int code, const char *text);
