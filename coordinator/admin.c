@@ -87,15 +87,23 @@ static const struct hub_attention *attention(const struct hub *h, uint32_t id)
     return NULL;
 }
 
+/* Between the moment in which the sides lose a node and its lease's end it is "silent". */
+static const char *state_name(const struct node *n)
+{
+    if (n->state == NODE_GONE)
+        return node_state_name(n->state);
+    if (n->trust != NODE_TRUSTED)
+        return node_trust_name(n->trust);
+    return n->doubted_ns != 0 ? "silent" : node_state_name(n->state);
+}
+
 static json_t *node_object(const struct hub *h, const struct node *n, int64_t now_ns)
 {
     json_t *o = json_object();
     set(o, "id", json_integer(n->id));
     set(o, "name", json_string(n->join.name));
     set(o, "role", json_string(node_role_name(n->join.role)));
-    bool is_doubtful = n->trust != NODE_TRUSTED && n->state != NODE_GONE;
-    set(o, "state",
-        json_string(is_doubtful ? node_trust_name(n->trust) : node_state_name(n->state)));
+    set(o, "state", json_string(state_name(n)));
     set(o, "incarnation", json_integer((json_int_t)(n->join.incarnation >> 1)));
     set(o, "endpoint", json_string(n->join.endpoint));
     set(o, "host", json_string(n->join.host));

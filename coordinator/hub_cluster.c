@@ -9,6 +9,8 @@
 #include "base/mem.h"
 #include "coordinator/hub_state.h"
 
+#define TABLE_EVERY_NS (25 * CLOCK_MS)
+
 /* ---- placement ----------------------------------------------------------------------------- */
 
 static uint64_t oldest_epoch(const struct hub *h)
@@ -126,6 +128,16 @@ static bool is_caller(const struct node *n, const struct server_request *r)
     return !n || !r->key[0] || strcmp(n->join.public_key, r->key) == 0;
 }
 
+/* A side learns of a new table with its heartbeats; until then it does not know who took over from a
+ * node that died, and if a second one dies its streams stand still. */
+static uint32_t heartbeat_ms(const struct hub *h, enum node_role role)
+{
+    int64_t every_ns = h->config->cluster_heartbeat_ns;
+    if (role == NODE_ATTENTION && every_ns > TABLE_EVERY_NS)
+        every_ns = TABLE_EVERY_NS;
+    return (uint32_t)(every_ns / CLOCK_MS);
+}
+
 static void on_join(void *ud, struct server_call *call, const struct server_request *r)
 {
     struct hub *h = ud;
@@ -152,8 +164,7 @@ static void on_join(void *ud, struct server_call *call, const struct server_requ
         node_joined(h, joined.node);
     struct wire_join_reply reply = {.node_id = joined.node->id,
                                     .epoch = h->placement.epoch,
-                                    .heartbeat_ms =
-                                        (uint32_t)(h->config->cluster_heartbeat_ns / CLOCK_MS),
+                                    .heartbeat_ms = heartbeat_ms(h, j.role),
                                     .lease_ms = (uint32_t)(h->config->cluster_lease_ns / CLOCK_MS)};
     struct buf message = {0};
     wire_join_reply_encode(&reply, &message);
@@ -366,22 +377,41 @@ static void set_trust(struct hub *h, const struct node *n, int64_t now_ns)
     placement_trust(&h->placement, n->id, n->trust, now_ns);
 }
 
+/* A side speaks of the nodes that are not well, or were not; of the others it has answers. */
+static const struct wire_node_health *find_health(const struct wire_step_reply *r, uint32_t node_id)
+{
+    for (uint32_t i = 0; i < r->n_nodes; i++)
+        if (r->nodes[i].node_id == node_id)
+            return &r->nodes[i];
+    return NULL;
+}
+
+static bool judge_node(struct hub *h, const struct node *n, const struct wire_step_reply *r,
+                       int64_t now_ns)
+{
+    static const struct wire_node_health well = {.standing = WIRE_STANDING_GOOD};
+    const struct wire_node_health *w = find_health(r, n->id);
+    if (!w)
+        w = &well;
+    struct members_opinion o = {.node_id = n->id,
+                                .incarnation = w == &well ? n->join.incarnation : w->incarnation,
+                                .is_wrong = w->standing == WIRE_STANDING_WRONG,
+                                .is_silent = w->standing == WIRE_STANDING_SUSPECT ||
+                                             w->standing == WIRE_STANDING_AWAY,
+                                .side_epoch = r->epoch,
+                                .epoch = h->placement.epoch};
+    return members_judge(&h->members, &o, now_ns);
+}
+
 void hub_cluster_judge(struct hub *h, const struct wire_step_reply *r)
 {
     int64_t now_ns = clock_now_ns();
-    for (uint32_t i = 0; i < r->n_nodes; i++) {
-        const struct wire_node_health *w = &r->nodes[i];
-        struct members_opinion o = {.node_id = w->node_id,
-                                    .incarnation = w->incarnation,
-                                    .is_wrong = w->standing == WIRE_STANDING_WRONG,
-                                    .is_silent = w->standing == WIRE_STANDING_SUSPECT ||
-                                                 w->standing == WIRE_STANDING_AWAY,
-                                    .side_epoch = r->epoch,
-                                    .epoch = h->placement.epoch};
-        if (!members_judge(&h->members, &o, now_ns))
+    for (int i = 0; i < h->members.n_nodes; i++) {
+        const struct node *n = h->members.nodes[i];
+        if (n->join.role != NODE_EXPERT || n->state == NODE_GONE || !judge_node(h, n, r, now_ns))
             continue;
         h->counters.nodes_distrusted++;
-        set_trust(h, members_find(&h->members, w->node_id), now_ns);
+        set_trust(h, n, now_ns);
         hub_place(h, now_ns);
     }
 }

@@ -41,6 +41,8 @@
 #define DIAL_POLL_NS (20 * CLOCK_MS)
 /* Of several coordinators: one that has not answered the dial by then leads no more. */
 #define DIAL_NEXT_NS (250 * CLOCK_MS)
+/* Of a member whose heartbeats are more frequent. */
+#define LEAST_PATIENCE_NS (250 * CLOCK_MS)
 
 enum { MEMBER_MAX_HEARTBEATS = 8 }; /* under way at a time */
 
@@ -126,11 +128,18 @@ static void dial_next(struct member *m)
     m->backoff_ns = BACKOFF_FIRST_NS;
 }
 
+/* Without a word for so long the coordinator may be gone. */
+static int64_t patience_ns(const struct member *m)
+{
+    int64_t every_ns = m->joined.heartbeat_ms * CLOCK_MS;
+    return every_ns > LEAST_PATIENCE_NS ? every_ns : LEAST_PATIENCE_NS;
+}
+
 static void lose(struct member *m, const char *why)
 {
     log_warn("member.lost", "coordinator=%s node_id=%u why=%s", log_quote(m->endpoint).text,
              m->joined.node_id, log_quote(why).text);
-    m->is_unanswered = clock_now_ns() - m->heard_ns > m->joined.heartbeat_ms * CLOCK_MS;
+    m->is_unanswered = clock_now_ns() - m->heard_ns > patience_ns(m);
     m->backoff_ns = BACKOFF_FIRST_NS;
     go_away(m, 0);
 }
@@ -391,7 +400,7 @@ static void join(struct member *m)
 static bool has_left_us(const struct member *m, int64_t now_ns)
 {
     return m->n_endpoints > 1 && !channel_is_connected(m->channel) &&
-           now_ns - m->heard_ns > m->joined.heartbeat_ms * CLOCK_MS;
+           now_ns - m->heard_ns > patience_ns(m);
 }
 
 static void on_timer(void *ud, int64_t now_ns)
