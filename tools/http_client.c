@@ -65,6 +65,11 @@ int http_client_use_key(struct http_client *c, const char *path, struct err *e)
     return rc;
 }
 
+const char *http_client_key_header(const struct http_client *c)
+{
+    return c->key_header;
+}
+
 /* Hands out the whole lines that have arrived. */
 static bool take_lines(struct receiving *r)
 {

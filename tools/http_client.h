@@ -14,6 +14,8 @@ void http_client_free(struct http_client **c);
 /* Every exchange from now on shows the API key that the file holds (`polymath keys api new ... >FILE`).
  * The errors of safe_file_read(): others must not be able to read it. */
 int http_client_use_key(struct http_client *c, const char *path, struct err *e);
+/* The header line that shows it, or NULL; valid as long as the client. */
+const char *http_client_key_header(const struct http_client *c);
 
 struct http_exchange {
     const char *url;

@@ -11,6 +11,7 @@
 #include "tools/generate.h"
 #include "tools/keys.h"
 #include "tools/load.h"
+#include "tools/loadtest.h"
 #include "tools/logits.h"
 #include "tools/pack.h"
 #include "tools/plan.h"
@@ -39,6 +40,8 @@ static const struct verb verbs[] = {
     {"bench", "measure the inner loops and whole models beside this machine's ceilings",
      bench_main},
     {"pack", "write a checkpoint in the form that the kernels read", pack_main},
+    {"loadtest", "many clients at once: latencies, goodput and errors of a running cluster",
+     loadtest_main},
     {"load", "measure how fast a model's experts are ready, beside reading its files", load_main},
     {"quality", "what a weight format costs in answers, against another", quality_main},
     {"keys", "make and list the keys of programs and clients", keys_main},

@@ -1,0 +1,115 @@
+/* tests/cluster/test_loadtest.c - a busy cluster says no early and nothing else; clients that wait or hang up
+ * cost little and leave nothing.  The short forms of what `polymath loadtest` measures at length. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/buf.h"
+#include "base/mem.h"
+#include "tests/lib/cluster.h"
+#include "tests/lib/test.h"
+
+/* `polymath loadtest --url URL ARGUMENTS`; its output is NUL-terminated. */
+static int loadtest(const struct cluster *c, const char *const *arguments, struct buf *output)
+{
+    const char *all[32] = {"loadtest", "--url", c->url};
+    int n = 3;
+    for (; *arguments; arguments++)
+        all[n++] = *arguments;
+    buf_reset(output);
+    int rc = cluster_run("polymath", all, output);
+    buf_putc(output, '\0');
+    return rc;
+}
+
+static double metric(struct cluster *c, const char *name)
+{
+    CHECK_INT(cluster_ask(c, "/metrics", NULL), 200);
+    char *key = mem_format("\n%s ", name);
+    const char *at = strstr(c->answer.data, key);
+    double v = at ? strtod(at + strlen(key), NULL) : -1;
+    mem_free(key);
+    return v;
+}
+
+static json_t *read_json(const char *path)
+{
+    json_t *root = json_load_file(path, 0, NULL);
+    CHECK(root);
+    return root;
+}
+
+/* More than it can do for long enough: 429 for what is too much, answers for the rest. */
+TEST_WITHIN(overload_is_answered_429_and_nothing_else, 240)
+{
+    static const char *const settings[] = {"attention.max_seqs=4", "request.queue_limit=4", NULL};
+    static const char *const warm[] = {"--clients", "8",        "--requests", "40", "--prompt",
+                                       "8-64",      "--output", "8-32",       NULL};
+    static const char *const mixed[] = {
+        "--clients", "24",         "--seconds", "12",        "--prompt", "8-64",
+        "--output",  "8-32",       "--prefix",  "16",        "--groups", "3",
+        "--json",    "mixed.json", "--svg",     "mixed.svg", NULL};
+    struct cluster c;
+    struct buf output = {0}, plot = {0};
+    cluster_start(&c, 2, 0, settings);
+    CHECK_INT(loadtest(&c, warm, &output), 0);
+    double before = metric(&c, "process_resident_memory_bytes");
+    if (loadtest(&c, mixed, &output) != 0)
+        test_fail(__FILE__, __LINE__, "%s", output.data);
+    test_say("%.*s", (int)strcspn(output.data, "\n"), output.data);
+    json_t *r = read_json("mixed.json");
+    long long ok = (long long)json_integer_value(json_object_get(r, "ok"));
+    long long busy = (long long)json_integer_value(json_object_get(r, "busy"));
+    CHECK(ok > 10);
+    CHECK(busy > 0);
+    CHECK_INT(json_integer_value(json_object_get(r, "failed")), 0);
+    CHECK_INT(json_integer_value(json_object_get(r, "requests")), ok + busy);
+    json_decref(r);
+    CHECK_INT(buf_read_file(&plot, "mixed.svg", 1 << 20, NULL), 0);
+    CHECK(str_find(buf_str(&plot), STR("</svg>")) < plot.len);
+    double grown = metric(&c, "process_resident_memory_bytes") - before;
+    test_say("the coordinator grew by %.1f MB", grown / 1e6);
+    if (!test_is_slow_build()) /* sanitizers keep freed memory */
+        CHECK(grown < 32e6);
+    CHECK_INT(metric(&c, "polymath_requests_total{outcome=\"failed\"}"), 0);
+    CHECK_INT(metric(&c, "polymath_requests_total{outcome=\"cancelled\"}"), 0);
+    buf_fini(&output);
+    buf_fini(&plot);
+    cluster_stop(&c);
+}
+
+TEST_WITHIN(idle_streams_are_cheap_and_hang_ups_leave_nothing, 240)
+{
+    static const char *const settings[] = {"request.queue_limit=2000", "schedule.queue_ms=86400000",
+                                           "http.max_connections=1200", NULL};
+    static const char *const idle[] = {"--idle", "1000", "--hold", "8", "--output", "200", NULL};
+    static const char *const hangup[] = {"--hangup", "1000",     "--clients", "100", "--prompt",
+                                         "4-8",      "--output", "200",       NULL};
+    struct cluster c;
+    struct buf output = {0};
+    cluster_start(&c, 2, 0, settings);
+    if (loadtest(&c, idle, &output) != 0)
+        test_fail(__FILE__, __LINE__, "%s", output.data);
+    const char *figure = strstr(output.data, "connections for ");
+    CHECK(figure);
+    double mb = strtod(figure + strlen("connections for "), NULL);
+    test_say("1,000 idle streams: %.1f MB", mb);
+    if (!test_is_slow_build())
+        CHECK(mb < 100);
+    double before = metric(&c, "process_resident_memory_bytes");
+    if (loadtest(&c, hangup, &output) != 0)
+        test_fail(__FILE__, __LINE__, "%s", output.data);
+    CHECK_HAS(output.data, "0 failed, 1000 hung up");
+    CHECK_INT(metric(&c, "polymath_requests_running"), 0);
+    CHECK_INT(metric(&c, "polymath_requests_queued"), 0);
+    CHECK(metric(&c, "polymath_requests_total{outcome=\"cancelled\"}") >= 1000);
+    CHECK(metric(&c, "polymath_http_connections_open") <= 3);
+    double grown = metric(&c, "process_resident_memory_bytes") - before;
+    test_say("1,000 hang-ups: the coordinator grew by %.1f MB", grown / 1e6);
+    if (!test_is_slow_build())
+        CHECK(grown < 16e6);
+    /* What they held is free: one more is answered, and its pages are all that is used. */
+    CHECK_INT(cluster_ask(&c, "/v1/completions", "{\"prompt\":[5,6],\"max_tokens\":2}"), 200);
+    CHECK(metric(&c, "polymath_kv_pages_used{node=\"coordinator-attention\"}") <= 1);
+    buf_fini(&output);
+    cluster_stop(&c);
+}
