@@ -18,6 +18,7 @@
 #include "base/must.h"
 #include "base/queue.h"
 #include "base/thread.h"
+#include "model/prefix.h"
 
 enum { MAX_HEALTH = 512 /* nodes that one step's reply tells of */ };
 
@@ -43,6 +44,7 @@ struct runner {
     struct sampler *sampler;
     struct step_seq *step_seqs;       /* [max_seqs] */
     struct wire_step_sample *samples; /* [max_seqs] */
+    struct wire_step_opened *opened;  /* [max_seqs] */
     struct wire_node_health *health;  /* [MAX_HEALTH] */
     struct observer *observer;
     struct wire_node_traffic *traffic; /* [MAX_HEALTH] */
@@ -95,7 +97,8 @@ static int set_up(struct runner *r, struct err *e)
         return err_prefix(e, "attention.kv_bytes");
     atomic_store(&r->pages_total, kv_pages_total(r->kv));
     atomic_store(&r->pages_free, kv_pages_free(r->kv));
-    r->seqs = seqs_new(r->kv, o->max_seqs);
+    r->seqs = seqs_new(r->kv, o->max_seqs, o->keeps_prefixes,
+                       prefix_seed(o->fingerprint, (int)o->formats.kv));
     r->sampler = sampler_new(r->config->vocab_size);
     struct moe_remote_options m = {
         .kernels = o->kernels,
@@ -120,6 +123,7 @@ static int set_up(struct runner *r, struct err *e)
     r->moe = moe_remote_new(&m);
     r->step_seqs = mem_array((size_t)o->max_seqs, sizeof(*r->step_seqs));
     r->samples = mem_array((size_t)o->max_seqs, sizeof(*r->samples));
+    r->opened = mem_array((size_t)o->max_seqs, sizeof(*r->opened));
     r->health = mem_array(MAX_HEALTH, sizeof(*r->health));
     r->traffic = mem_array(MAX_HEALTH, sizeof(*r->traffic));
     return 0;
@@ -135,6 +139,7 @@ static void tear_down(struct runner *r)
     pool_free(&r->compute.pool);
     mem_free(r->step_seqs);
     mem_free(r->samples);
+    mem_free(r->opened);
     mem_free(r->health);
     observer_free(&r->observer);
     mem_free(r->traffic);
@@ -160,7 +165,7 @@ static uint32_t sample_rows(struct runner *r, const struct wire_step *step, cons
 {
     uint32_t n = 0;
     for (uint32_t i = 0; i < step->n_seqs; i++) {
-        if (!step->seqs[i].sample)
+        if (r->step_seqs[i].no_logits)
             continue;
         struct wire_step_sample *s = &r->samples[n];
         struct sample_history history = seqs_history(r->seqs, (int)i);
@@ -185,6 +190,17 @@ static void encode_report(struct runner *r, struct runner_job *job, int64_t now_
     wire_step_report_encode(&report, &job->report);
 }
 
+/* How much of the sequences that began in this step was there already. */
+static uint32_t list_opened(struct runner *r, const struct wire_step *step)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < step->n_seqs; i++)
+        if (step->seqs[i].position == 0 && r->step_seqs[i].position > 0)
+            r->opened[n++] = (struct wire_step_opened){
+                .seq = step->seqs[i].seq, .n_cached = (uint32_t)r->step_seqs[i].position};
+    return n;
+}
+
 static void encode_reply(struct runner *r, struct runner_job *job, uint32_t n_samples,
                          int64_t begun_ns)
 {
@@ -195,6 +211,8 @@ static void encode_reply(struct runner *r, struct runner_job *job, uint32_t n_sa
         .epoch = moe_remote_epoch(r->moe),
         .n_samples = n_samples,
         .samples = r->samples,
+        .n_opened = list_opened(r, job->step),
+        .opened = r->opened,
         .attention_us = attention_ns > 0 ? (uint64_t)(attention_ns / CLOCK_US) : 0,
         .experts_us = (uint64_t)(experts_ns / CLOCK_US),
         .head_us = (uint64_t)((now_ns - r->layers_done_ns) / CLOCK_US),
@@ -263,7 +281,7 @@ static bool is_everything_checked(const struct runner *r)
 static int doubt_sequences(struct runner *r, int code)
 {
     log_error("session.doubted", "sequences=%d", seqs_count(r->seqs));
-    seqs_clear(r->seqs);
+    seqs_clear_all(r->seqs);
     return code == E_ABORTED ? E_PRECONDITION : code;
 }
 
@@ -299,7 +317,7 @@ static int run_step(struct runner *r, struct runner_job *job)
         return fail_step(r, job, rc, begun_ns);
     }
     uint32_t n_samples = sample_rows(r, job->step, logits);
-    seqs_commit(r->seqs);
+    seqs_commit(r->seqs, moe_remote_left_out(r->moe) == 0);
     encode_reply(r, job, n_samples, begun_ns);
     return 0;
 }

@@ -46,8 +46,9 @@ struct runner_options {
     struct format_set formats;
     enum combine_mode combine;
     const struct kernels *kernels;
-    int threads;      /* at least 1 */
-    int64_t kv_bytes; /* 0: a quarter of the memory that is free */
+    int threads;         /* at least 1 */
+    int64_t kv_bytes;    /* 0: a quarter of the memory that is free */
+    bool keeps_prefixes; /* seqs_new() */
     int max_rows, max_seqs, max_jobs;
     int64_t call_timeout_ns, spin_ns;
     struct ladder ladder;

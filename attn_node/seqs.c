@@ -19,11 +19,13 @@ struct seq {
     int n_tokens, tokens_size;
     uint32_t n_prompt;
     struct sampling sampling;
-    bool is_in_step, is_opened_by_step;
+    bool is_in_step, is_opened_by_step, is_inexact;
 };
 
 struct seqs {
     struct kv *kv;
+    bool keeps;
+    uint64_t seed;
     int max_seqs, n_seqs;
     struct seq *all;  /* [max_seqs] */
     struct seq *idle; /* places that hold no sequence */
@@ -33,11 +35,13 @@ struct seqs {
     int n_in_step;
 };
 
-struct seqs *seqs_new(struct kv *kv, int max_seqs)
+struct seqs *seqs_new(struct kv *kv, int max_seqs, bool keeps, uint64_t seed)
 {
     must(max_seqs > 0);
     struct seqs *s = mem_alloc(sizeof(*s));
     s->kv = kv;
+    s->keeps = keeps;
+    s->seed = seed;
     s->max_seqs = max_seqs;
     s->n_buckets = 16;
     while (s->n_buckets < 2 * (uint64_t)max_seqs)
@@ -131,13 +135,22 @@ void seqs_clear(struct seqs *s)
     must(s->n_seqs == 0);
 }
 
+void seqs_clear_all(struct seqs *s)
+{
+    seqs_clear(s);
+    kv_forget(s->kv);
+}
+
 /* ---- a step -------------------------------------------------------------------------- */
 
 static int check_seq(struct seqs *s, const struct wire_step_seq *w, int *n_new, struct err *e)
 {
     if (w->n_tokens == 0)
         return err_set(e, E_INVALID, "sequence %" PRIu64 ": a step without tokens", w->seq);
-    if (w->n_tokens > INT32_MAX || w->position > INT32_MAX - w->n_tokens)
+    if (w->n_ahead > 0 && w->position != 0)
+        return err_set(e, E_INVALID, "sequence %" PRIu64 ": only a beginning has tokens ahead",
+                       w->seq);
+    if ((uint64_t)w->position + w->n_tokens + w->n_ahead > INT32_MAX)
         return err_set(e, E_INVALID, "sequence %" PRIu64 ": position %u is out of range", w->seq,
                        w->position);
     struct seq *q = *place_of(s, w->seq);
@@ -175,6 +188,7 @@ static void open_seq(struct seqs *s, struct seq *q, const struct wire_step_seq *
     kv_truncate(s->kv, &q->kv, 0);
     q->committed = q->n_tokens = 0;
     q->is_opened_by_step = true;
+    q->is_inexact = false;
     q->n_prompt = w->n_prompt;
     q->sampling = w->sampling ? *w->sampling : (struct sampling){0};
 }
@@ -202,19 +216,26 @@ static int take_seq(struct seqs *s, const struct wire_step_seq *w, const int32_t
     must(q);
     s->in_step[s->n_in_step++] = q;
     q->is_in_step = true;
-    if (w->position == 0)
+    int given = (int)(w->n_tokens + w->n_ahead), position = (int)w->position, adopted = 0;
+    if (position == 0) {
         open_seq(s, q, w);
-    int rc = kv_reserve(s->kv, &q->kv, (int)(w->position + w->n_tokens));
+        /* The last token is always fed: it gives the next one. */
+        if (s->keeps)
+            adopted = kv_adopt(s->kv, &q->kv, s->seed, tokens, given - 1);
+    }
+    int rows = given - adopted < (int)w->n_tokens ? given - adopted : (int)w->n_tokens;
+    int end = position + adopted + rows;
+    int rc = kv_reserve(s->kv, &q->kv, end);
     if (rc < 0)
-        return err_set(e, rc, "sequence %" PRIu64 ": no KV pages for positions below %u, %d free",
-                       w->seq, w->position + w->n_tokens, kv_pages_free(s->kv));
-    log_tokens(q, tokens, (int)w->n_tokens);
+        return err_set(e, rc, "sequence %" PRIu64 ": no KV pages for positions below %d, %d free",
+                       w->seq, end, kv_pages_free(s->kv));
+    log_tokens(q, tokens, adopted + rows);
     *out = (struct step_seq){
         .kv = &q->kv,
-        .position = (int)w->position,
-        .n_tokens = (int)w->n_tokens,
-        .tokens = tokens,
-        .no_logits = !w->sample,
+        .position = position + adopted,
+        .n_tokens = rows,
+        .tokens = tokens + adopted,
+        .no_logits = !w->sample || adopted + rows < given,
     };
     return 0;
 }
@@ -232,16 +253,19 @@ int seqs_begin(struct seqs *s, const struct wire_step *step, struct step_seq *ou
             seqs_roll_back(s);
             return rc;
         }
-        tokens += step->seqs[i].n_tokens;
+        tokens += step->seqs[i].n_tokens + step->seqs[i].n_ahead;
     }
     return 0;
 }
 
-void seqs_commit(struct seqs *s)
+void seqs_commit(struct seqs *s, bool is_exact)
 {
     for (int i = 0; i < s->n_in_step; i++) {
         struct seq *q = s->in_step[i];
         must(q->kv.length == q->n_tokens);
+        q->is_inexact |= !is_exact;
+        if (s->keeps && !q->is_inexact)
+            kv_keep(s->kv, &q->kv, s->seed, q->tokens);
         q->committed = q->kv.length;
         q->is_in_step = q->is_opened_by_step = false;
     }

@@ -141,6 +141,7 @@ static void on_describe(void *ud, struct server_call *call, const struct server_
         .fingerprint = s->fingerprint,
         .epoch = s->epoch,
         .session = runner_session(s->runner),
+        .keeps_prefixes = s->config.keeps_prefixes,
         .kv_pages_total = (uint32_t)runner_kv_pages_total(s->runner),
         .kv_pages_free = (uint32_t)runner_kv_pages_free(s->runner),
         .page_tokens = KV_PAGE_TOKENS,
@@ -428,6 +429,7 @@ static int open_side(struct side *s, struct err *e)
         .kernels = s->kernels,
         .threads = s->threads,
         .kv_bytes = c->kv_bytes,
+        .keeps_prefixes = c->keeps_prefixes,
         .max_rows = c->max_rows,
         .max_seqs = c->max_seqs,
         .max_jobs = MAX_CALLS + 3, /* a table, its call to wake and that to stop */

@@ -29,6 +29,7 @@ struct side_config {
     const char *kernels;     /* NULL or "": the best */
     int threads;             /* 0: all CPUs that the process may use */
     int64_t kv_bytes;        /* 0: a quarter of the memory that is free at start */
+    bool keeps_prefixes;     /* KV pages, while their memory is not needed */
     int max_rows, max_seqs;  /* of one step; sequences with KV */
     int64_t call_timeout_ns; /* one layer's experts must have answered by then */
     struct ladder ladder;    /* what is done about trouble with expert nodes */

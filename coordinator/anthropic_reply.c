@@ -43,9 +43,9 @@ void anthropic_write_error(const struct openai_error *e, struct buf *out)
 static json_t *usage(const struct request *r)
 {
     json_t *o = json_object();
-    json_put(o, "input_tokens", json_integer((json_int_t)r->prompt.len));
+    json_put(o, "input_tokens", json_integer((json_int_t)(r->prompt.len - r->n_cached)));
     json_put(o, "cache_creation_input_tokens", json_integer(0));
-    json_put(o, "cache_read_input_tokens", json_integer(0));
+    json_put(o, "cache_read_input_tokens", json_integer((json_int_t)r->n_cached));
     json_put(o, "output_tokens", json_integer((json_int_t)r->output.len));
     return o;
 }

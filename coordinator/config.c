@@ -67,6 +67,8 @@ static const struct conf_option options[] = {
      "compute threads of the embedded side; 0: all CPUs"},
     {"attention.kv_bytes", CONF_BYTES, FIELD(attention_kv_bytes), "0", 0, 0, NULL,
      "memory for the KV cache; 0: a quarter of what is free"},
+    {"attention.prefix_cache", CONF_BOOL, FIELD(attention_keeps_prefixes), "true", 0, 0, NULL,
+     "keep KV pages, while their memory is not needed, for prompts that begin the same"},
     {"attention.max_rows", CONF_INT, FIELD(attention_max_rows), "256", 1, 65536, NULL,
      "tokens of one step"},
     {"attention.max_seqs", CONF_INT, FIELD(attention_max_seqs), "64", 1, 4096, NULL,

@@ -96,6 +96,7 @@ int embed_start(struct loop *l, const struct embed_options *o, struct embed **ou
                                      .kernels = c->weights.kernels,
                                      .threads = (int)c->attention_threads,
                                      .kv_bytes = c->attention_kv_bytes,
+                                     .keeps_prefixes = c->attention_keeps_prefixes,
                                      .max_rows = (int)c->attention_max_rows,
                                      .max_seqs = (int)c->attention_max_seqs,
                                      .call_timeout_ns = c->attention_call_timeout_ns,

@@ -69,6 +69,7 @@ static void side_up(struct hub *h, struct hub_attention *a)
                             .now_ns = clock_now_ns(),
                             .side = {.id = a->node_id,
                                      .pages = d->kv_pages_total,
+                                     .keeps_prefixes = d->keeps_prefixes,
                                      .page_tokens = d->page_tokens,
                                      .max_rows = d->max_rows,
                                      .max_seqs = d->max_seqs}};

@@ -355,6 +355,7 @@ void hub_token(struct hub *h, const struct sched_action *a)
 {
     struct hub_request *r = find(h, a->seq);
     must(r);
+    r->request.n_cached = a->n_cached;
     count_token(h, r);
     r->last_finish = a->finish;
     if (a->is_degraded)
@@ -427,6 +428,7 @@ static int repeat(const struct hub *h, const struct hub_request *r, uint64_t see
     out->max_tokens = q->max_tokens;
     out->sampling.seed = q->sampling.seed;
     out->seen = seen;
+    out->n_cached = q->n_cached;
     request_queued(out);
     request_started(out);
     for (size_t i = 0; i < q->output.len; i++) {

@@ -175,7 +175,10 @@ static json_t *finish_reason(const struct request *r)
 static json_t *usage(const struct request *r)
 {
     json_t *o = json_object();
+    json_t *details = json_object();
+    json_put(details, "cached_tokens", json_integer((json_int_t)r->n_cached));
     json_put(o, "prompt_tokens", json_integer((json_int_t)r->prompt.len));
+    json_put(o, "prompt_tokens_details", details);
     json_put(o, "completion_tokens", json_integer((json_int_t)r->output.len));
     json_put(o, "total_tokens", json_integer((json_int_t)(r->prompt.len + r->output.len)));
     return o;

@@ -62,6 +62,7 @@ struct request {
 
     /* what came out */
     struct tokens output;
+    uint32_t n_cached;       /* tokens of the prompt that an attention side still had */
     struct sampled *samples; /* beside `output`, if log-probabilities or hashes are wanted */
     size_t samples_room;
     struct output_events said; /* not yet sent */

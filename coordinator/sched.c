@@ -44,6 +44,7 @@ static void free_side(struct sched_side *d)
     mem_free(d->in_step);
     mem_free(d->step_seqs);
     mem_free(d->step_tokens);
+    sched_prefix_close(d);
     mem_free(d);
 }
 
@@ -163,6 +164,8 @@ static void leave_side(struct sched_seq *q, enum told told, struct sched_actions
     q->side = NULL;
     q->pages = 0;
     q->fed = q->chunk = 0;
+    q->n_blocks = 0;
+    q->block_number = 0;
     q->is_sent = q->is_decoded = false;
 }
 
@@ -305,7 +308,7 @@ static void side_up(struct sched *s, const struct sched_side_limits *l)
     list_init(&d->doomed);
     d->in_step = mem_array(d->limits.max_seqs, sizeof(struct sched_seq *));
     d->step_seqs = mem_array(d->limits.max_seqs, sizeof *d->step_seqs);
-    d->step_tokens = mem_array(d->limits.max_rows, sizeof *d->step_tokens);
+    sched_prefix_open(d);
     s->sides = mem_resize(s->sides, (size_t)(s->n_sides + 1) * sizeof(struct sched_side *));
     s->sides[s->n_sides++] = d;
     s->had_side = true;
@@ -329,6 +332,50 @@ static void side_down(struct sched *s, const struct sched_event *e, struct sched
     free_side(d);
 }
 
+/* ---- a step's answer; the side is outside ------------------------------------------------- */
+
+struct cursor {
+    const struct wire_step_reply *reply;
+    uint32_t n_samples, n_opened; /* that were read */
+};
+/* What the answer says of one of the step's sequences. */
+struct part {
+    uint32_t n_cached;                     /* of its tokens, that were there when it began */
+    uint32_t end;                          /* the position that it has come to */
+    const struct wire_step_sample *sample; /* NULL: it has none yet */
+};
+
+/* false if it cannot be the answer to that. */
+static bool read_part(const struct wire_step_seq *w, struct cursor *c, struct part *out)
+{
+    const struct wire_step_reply *r = c->reply;
+    uint32_t known_end = w->position + w->n_tokens + w->n_ahead;
+    *out = (struct part){.end = w->position + w->n_tokens};
+    if (c->n_opened < r->n_opened && r->opened[c->n_opened].seq == w->seq) {
+        out->n_cached = r->opened[c->n_opened++].n_cached;
+        if (w->position != 0 || out->n_cached >= known_end)
+            return false;
+        out->end =
+            out->n_cached < known_end - w->n_tokens ? out->n_cached + w->n_tokens : known_end;
+    }
+    if (!w->sample || out->end < known_end)
+        return true;
+    if (c->n_samples >= r->n_samples || r->samples[c->n_samples].seq != w->seq)
+        return false;
+    out->sample = &r->samples[c->n_samples++];
+    return true;
+}
+
+static bool is_answer_to(const struct sched_side *d, const struct wire_step_reply *r)
+{
+    struct cursor c = {.reply = r};
+    struct part part;
+    for (uint32_t i = 0; i < d->message.n_seqs; i++)
+        if (!read_part(&d->step_seqs[i], &c, &part))
+            return false;
+    return c.n_samples == r->n_samples && c.n_opened == r->n_opened;
+}
+
 /* ---- events: a step that succeeded ------------------------------------------------------ */
 
 static bool is_stop(const struct sched_submit *w, int32_t token)
@@ -346,11 +393,27 @@ static void note_life(struct sched *s, const struct sched_seq *q, int64_t now_ns
     s->life_ns = s->life_ns ? s->life_ns - s->life_ns / 8 + took_ns / 8 : took_ns;
 }
 
-/* One sequence's part of a step that was done; `sample` is NULL if none was asked for. */
-static void advance(struct sched *s, struct sched_seq *q, const struct wire_step_sample *sample,
-                    int64_t now_ns, struct sched_actions *out)
+/* It has begun on its side: what was there already need not be fed. */
+static void note_beginning(struct sched *s, struct sched_seq *q, uint32_t n_cached)
 {
-    q->fed += q->chunk;
+    uint32_t of_prompt = n_cached < q->want.n_prompt ? n_cached : q->want.n_prompt;
+    if (n_cached < sched_prefix_match(q->side, q))
+        sched_prefix_correct(q->side, q, n_cached);
+    if (!q->has_begun)
+        q->n_cached = of_prompt;
+    q->has_begun = true;
+    s->n_cached_tokens += n_cached;
+}
+
+/* One sequence's part of a step that was done. */
+static void advance(struct sched *s, struct sched_seq *q, const struct part *part, int64_t now_ns,
+                    struct sched_actions *out)
+{
+    const struct wire_step_sample *sample = part->sample;
+    if (q->fed == 0)
+        note_beginning(s, q, part->n_cached);
+    q->fed = part->end;
+    sched_prefix_learn(q->side, q);
     q->chunk = 0;
     q->stalled_ns = SCHED_NEVER;
     if (!sample)
@@ -370,6 +433,7 @@ static void advance(struct sched *s, struct sched_seq *q, const struct wire_step
     struct sched_action *a = sched_act(out, SCHED_TOKEN, q->want.seq, q->side->limits.id);
     a->sampled = &sample->sampled;
     a->is_degraded = q->is_degraded;
+    a->n_cached = q->n_cached;
     a->finish = is_stop(&q->want, sample->sampled.token) ? SCHED_STOP
                 : q->n_output >= q->want.max_tokens      ? SCHED_LENGTH
                                                          : SCHED_GOES_ON;
@@ -377,19 +441,6 @@ static void advance(struct sched *s, struct sched_seq *q, const struct wire_step
         return;
     note_life(s, q, now_ns);
     end(s, q, out);
-}
-
-/* Do the samples name the sequences that asked for one, in order?  The side is outside. */
-static bool is_answer_to(const struct sched_side *d, const struct wire_step_reply *r)
-{
-    uint32_t k = 0;
-    for (uint32_t i = 0; i < d->message.n_seqs; i++)
-        if (d->step_seqs[i].sample) {
-            if (k >= r->n_samples || r->samples[k].seq != d->step_seqs[i].seq)
-                return false;
-            k++;
-        }
-    return k == r->n_samples;
 }
 
 static void note_success(struct sched_side *d, int64_t now_ns)
@@ -495,12 +546,13 @@ static void step_done(struct sched *s, const struct sched_event *e, struct sched
     d->step = 0;
     note_success(d, e->now_ns);
     d->pages_free = e->reply->kv_pages_free;
-    const struct wire_step_sample *next = e->reply->samples;
+    struct cursor c = {.reply = e->reply};
     for (uint32_t i = 0; i < d->message.n_seqs; i++) {
-        const struct wire_step_sample *sample = d->step_seqs[i].sample ? next++ : NULL;
+        struct part part;
+        must(read_part(&d->step_seqs[i], &c, &part));
         d->in_step[i]->is_degraded |= e->reply->degraded;
         if (!d->in_step[i]->is_doomed)
-            advance(s, d->in_step[i], sample, e->now_ns, out);
+            advance(s, d->in_step[i], &part, e->now_ns, out);
     }
     drop_doomed(d, TELL_SIDE, out);
 }

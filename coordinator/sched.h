@@ -13,7 +13,8 @@
  * KV pages are given as they are needed.  When a side has none left, the last in line there (lowest
  * class, youngest) makes place and is replayed later; so does a lower class for a higher one that
  * waits.  Among the sides that have room, the one with the least to do per free KV memory gets the
- * next sequence.
+ * next sequence; but one that seems to keep more of its beginning is preferred, unless a token
+ * costs several times as much there.
  *
  * Trouble: what a side holds is a function of the tokens that it was fed, and sampling one of
  * (sampling, n_prompt, tokens), so nothing is lost with a side or a step:
@@ -77,6 +78,7 @@ struct sched_submit {
 struct sched_side_limits {
     uint32_t id; /* the attention side's node id */
     uint32_t pages, page_tokens, max_rows, max_seqs;
+    bool keeps_prefixes; /* and so wants all tokens of a sequence at its beginning */
 };
 
 enum sched_event_kind {
@@ -120,7 +122,8 @@ struct sched_action {
     bool is_degraded; /* with SCHED_TOKEN: experts were left out in its step or one before */
     enum sched_finish finish;
     int code;
-    int retry_s; /* of E_BUSY: when to come again */
+    int retry_s;       /* of E_BUSY: when to come again */
+    uint32_t n_cached; /* of SCHED_TOKEN: tokens of the prompt that were not fed */
     char text[SCHED_TEXT_BYTES];
 };
 /* The caller's; all-zero is empty.  sched_step() appends. */
@@ -142,6 +145,7 @@ struct sched {
     int n_queued, n_running; /* running: on a side, or lost */
     uint64_t last_step, last_order;
     uint64_t n_preempted;            /* sequences that made place for others */
+    uint64_t n_cached_tokens;        /* that need not be fed, because a side had them */
     int64_t life_ns;                 /* that a sequence runs, smoothed; 0: unknown */
     bool had_side;                   /* before the first one nobody loses patience */
     char why_down[SCHED_TEXT_BYTES]; /* the latest SIDE_DOWN's text */

@@ -15,7 +15,8 @@ enum {
      * somewhere before it has to make place. */
     HEADROOM_PAGES = 2,
     TOP_PRIORITY = 9,
-    SHARE_UNIT = 1024, /* counted for a row of a key with share 1 */
+    COST_FOR_PREFIX = 3, /* so much dearer may a side be that has a part of the sequence */
+    SHARE_UNIT = 1024,   /* counted for a row of a key with share 1 */
 };
 
 /* ---- keys -------------------------------------------------------------------------------- */
@@ -238,19 +239,28 @@ static bool only_sick(const struct sched *s, const struct sched_submit *w)
     return true;
 }
 
-/* The cheapest side among those that can take it now. */
+/* The side among those that can take it now that has the longest beginning of it, if that is not
+ * too dear; or else the cheapest. */
 static struct sched_side *side_for(const struct sched *s, const struct sched_seq *q)
 {
-    struct sched_side *best = NULL;
+    struct sched_side *cheapest = NULL, *longest = NULL;
+    uint32_t most = 0;
     bool sick_too = only_sick(s, &q->want);
     for (int i = 0; i < s->n_sides; i++) {
         struct sched_side *d = s->sides[i];
         if (!has_room(d, q) || (is_sick(d) && !sick_too))
             continue;
-        if (!best || cost_on(s, d, &q->want) < cost_on(s, best, &q->want))
-            best = d;
+        if (!cheapest || cost_on(s, d, &q->want) < cost_on(s, cheapest, &q->want))
+            cheapest = d;
+        uint32_t match = s->n_sides > 1 ? sched_prefix_match(d, q) : 0;
+        if (match > most) {
+            most = match;
+            longest = d;
+        }
     }
-    return best;
+    bool is_worth_it = longest && cost_on(s, longest, &q->want) / COST_FOR_PREFIX <=
+                                      cost_on(s, cheapest, &q->want);
+    return is_worth_it ? longest : cheapest;
 }
 
 /* ---- making room ------------------------------------------------------------------------------ */

@@ -1,32 +1,40 @@
 /* coordinator/sched_plan.c - what is in an attention side's next step; see sched.h.
  *
  * One budget of rows: first a row for every sequence that decodes, then chunks of prompts, in the
- * order of their turns. */
+ * order of their turns.  Who begins with what another one is just computing waits for that. */
+#include "base/mem.h"
 #include "base/must.h"
 #include "coordinator/sched_state.h"
 
-static int32_t token_at(const struct sched_seq *q, uint32_t position)
+static void put_token(struct sched_side *d, int32_t token)
 {
-    if (position < q->want.n_prompt)
-        return q->want.prompt[position];
-    must(position - q->want.n_prompt < q->want.output->len);
-    return q->want.output->ids[position - q->want.n_prompt];
+    if (d->n_step_tokens == d->step_tokens_room) {
+        d->step_tokens_room = d->step_tokens_room ? 2 * d->step_tokens_room : 256;
+        d->step_tokens = mem_resize(d->step_tokens, d->step_tokens_room * sizeof *d->step_tokens);
+    }
+    d->step_tokens[d->n_step_tokens++] = token;
 }
 
+/* A side that keeps prefixes is given all tokens at the beginning, and computes so many rows behind
+ * what it has of them. */
 static void add_rows(struct sched_side *d, struct sched_seq *q, uint32_t rows)
 {
     struct wire_step *m = &d->message;
     must(m->n_seqs < d->limits.max_seqs && m->n_tokens + rows <= d->limits.max_rows);
+    uint32_t left = sched_known(q) - q->fed;
+    uint32_t ahead = q->fed == 0 && d->limits.keeps_prefixes ? left - rows : 0;
     d->in_step[m->n_seqs] = q;
     d->step_seqs[m->n_seqs++] =
         (struct wire_step_seq){.seq = q->want.seq,
                                .position = q->fed,
                                .n_tokens = rows,
-                               .sample = q->fed + rows == sched_known(q),
+                               .n_ahead = ahead,
+                               .sample = rows + ahead == left,
                                .n_prompt = q->fed == 0 ? q->want.n_prompt : 0,
                                .sampling = q->fed == 0 ? q->want.sampling : NULL};
-    for (uint32_t i = 0; i < rows; i++)
-        d->step_tokens[m->n_tokens++] = token_at(q, q->fed + i);
+    for (uint32_t i = 0; i < rows + ahead; i++)
+        put_token(d, sched_token_at(q, q->fed + i));
+    m->n_tokens += rows;
     q->chunk = rows;
     q->is_sent = true;
     sched_charge(q->key, rows);
@@ -67,7 +75,8 @@ static struct sched_seq *next_prompt(const struct sched *s, const struct sched_s
     struct sched_seq *best = NULL;
     for (struct list *l = d->prefilling.next; l != &d->prefilling; l = l->next) {
         struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
-        if (q->chunk == 0 && (!best || sched_goes_before(s, q, best, now_ns)))
+        if (q->chunk == 0 && !sched_prefix_is_coming(d, q) &&
+            (!best || sched_goes_before(s, q, best, now_ns)))
             best = q;
     }
     return best;
@@ -77,7 +86,8 @@ static void add_prompts(struct sched *s, struct sched_side *d, uint32_t rows, in
 {
     struct sched_seq *q;
     while (rows > 0 && (q = next_prompt(s, d, now_ns))) {
-        uint32_t left = sched_known(q) - q->fed, chunk = left < rows ? left : rows;
+        uint32_t there = q->fed == 0 ? sched_prefix_match(d, q) : q->fed;
+        uint32_t left = sched_known(q) - there, chunk = left < rows ? left : rows;
         add_rows(d, q, chunk);
         rows -= chunk;
     }
@@ -85,7 +95,8 @@ static void add_prompts(struct sched *s, struct sched_side *d, uint32_t rows, in
 
 void sched_plan(struct sched *s, struct sched_side *d, int64_t now_ns, struct sched_actions *out)
 {
-    d->message = (struct wire_step){.seqs = d->step_seqs, .tokens = d->step_tokens};
+    d->message = (struct wire_step){.seqs = d->step_seqs};
+    d->n_step_tokens = 0;
     provide_pages(s, d, now_ns, out);
     uint32_t rows = d->limits.max_rows, kept = 0;
     if (s->config.step_rows > 0 && s->config.step_rows < rows)
@@ -100,6 +111,7 @@ void sched_plan(struct sched *s, struct sched_side *d, int64_t now_ns, struct sc
     add_prompts(s, d, left, now_ns);
     if (d->message.n_seqs == 0)
         return;
+    d->message.tokens = d->step_tokens;
     d->message.step = d->step = ++s->last_step;
     d->sent_ns = now_ns;
     sched_act(out, SCHED_SEND, 0, d->limits.id)->step = &d->message;

@@ -2,6 +2,7 @@
  * and the ends of sequences, sched_place.c who runs where, sched_plan.c what is in a step. */
 #pragma once
 
+#include "base/must.h"
 #include "coordinator/sched.h"
 
 #define SCHED_NEVER INT64_MAX
@@ -27,10 +28,13 @@ struct sched_seq {
     uint32_t fed;            /* tokens whose KV is on the side, as far as we know */
     uint32_t chunk;          /* rows of it in the step in flight; 0: not in it */
     uint32_t n_output;
-    int n_replays; /* since the newest token */
+    uint32_t n_cached;     /* tokens of the prompt that were there when it first began */
+    uint32_t n_blocks;     /* of `fed`, noted as what its side has */
+    uint64_t block_number; /* of the last of them */
+    int n_replays;         /* since the newest token */
     int64_t submitted_ns, started_ns;
     int64_t stalled_ns; /* since when it makes no progress; SCHED_NEVER: it does */
-    bool is_started, is_lost;
+    bool is_started, is_lost, has_begun;
     bool is_sent;     /* the side may know it */
     bool is_degraded; /* experts were left out of what its tokens came from */
     bool is_decoded;  /* in the side's decoding list */
@@ -52,13 +56,25 @@ struct sched_side {
     struct sched_seq **in_step;
     struct wire_step_seq *step_seqs;
     int32_t *step_tokens;
+    size_t n_step_tokens, step_tokens_room;
     struct wire_step message;
+    uint64_t *slots; /* sched_prefix.c; NULL: it keeps nothing */
+    uint64_t n_slots;
+    int32_t *block;
 };
 
 /* Tokens that are known: all of them must be fed before the next one can be sampled. */
 static inline uint32_t sched_known(const struct sched_seq *q)
 {
     return q->want.n_prompt + q->n_output;
+}
+
+static inline int32_t sched_token_at(const struct sched_seq *q, uint32_t position)
+{
+    if (position < q->want.n_prompt)
+        return q->want.prompt[position];
+    must(position - q->want.n_prompt < q->want.output->len);
+    return q->want.output->ids[position - q->want.n_prompt];
 }
 
 /* sched.c */
@@ -90,6 +106,17 @@ void sched_key_leave(struct sched *s, struct sched_key *k);
 /* Requests of that key that wait. */
 uint32_t sched_key_queued(const struct sched *s, uint64_t id);
 void sched_charge(struct sched_key *k, uint32_t rows);
+
+/* sched_prefix.c: a guess of what the side has of a sequence's tokens. */
+void sched_prefix_open(struct sched_side *d);
+void sched_prefix_close(struct sched_side *d);
+/* Tokens from the first on, whole pages, fewer than are known. */
+uint32_t sched_prefix_match(const struct sched_side *d, const struct sched_seq *q);
+/* It has fed more. */
+void sched_prefix_learn(struct sched_side *d, struct sched_seq *q);
+void sched_prefix_correct(struct sched_side *d, const struct sched_seq *q, uint32_t n_cached);
+/* Is another one computing what this one begins with? */
+bool sched_prefix_is_coming(const struct sched_side *d, const struct sched_seq *q);
 
 /* sched_plan.c: fills d->message and sends it, if there is anything to do. */
 void sched_plan(struct sched *s, struct sched_side *d, int64_t now_ns, struct sched_actions *out);

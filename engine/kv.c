@@ -12,7 +12,9 @@
 
 #include "base/mem.h"
 #include "base/must.h"
+#include "engine/pages.h"
 #include "model/halves.h"
+#include "model/prefix.h"
 
 enum { LANES = 16, PIECE = 64 };
 /* 65,536 products of two int8 do not overflow an int32. */
@@ -35,8 +37,7 @@ struct kv {
     size_t page_bytes;
     char *memory; /* [n_pages, page_bytes] */
     size_t memory_bytes;
-    int32_t *free_pages; /* a stack */
-    int n_pages, n_free;
+    struct pages *pages;
 };
 
 static int value_stride_of(const struct model_config *config)
@@ -108,11 +109,7 @@ static int map_pages(struct kv *kv, size_t page_bytes, size_t bytes, struct err 
     /* Advice only: without huge pages it is slower, not wrong. */
     (void)madvise(p, kv->memory_bytes, MADV_HUGEPAGE);
     kv->memory = p;
-    kv->n_pages = kv->n_free = (int)n_pages;
-    kv->free_pages = mem_array(n_pages, sizeof(*kv->free_pages));
-    /* The lowest page lies on top: a lightly used cache touches little memory. */
-    for (int i = 0; i < kv->n_pages; i++)
-        kv->free_pages[i] = kv->n_pages - 1 - i;
+    kv->pages = pages_new((int)n_pages, KV_PAGE_TOKENS);
     return 0;
 }
 
@@ -151,19 +148,24 @@ void kv_close(struct kv **kv)
         return;
     if ((*kv)->memory)
         must_zero(munmap((*kv)->memory, (*kv)->memory_bytes));
-    mem_free((*kv)->free_pages);
+    pages_free(&(*kv)->pages);
     mem_free(*kv);
     *kv = NULL;
 }
 
 int kv_pages_total(const struct kv *kv)
 {
-    return kv->n_pages;
+    return pages_count(kv->pages);
 }
 
 int kv_pages_free(const struct kv *kv)
 {
-    return kv->n_free;
+    return pages_unheld(kv->pages);
+}
+
+int kv_pages_kept(const struct kv *kv)
+{
+    return pages_indexed(kv->pages);
 }
 
 static int pages_for(int n_tokens)
@@ -171,21 +173,27 @@ static int pages_for(int n_tokens)
     return n_tokens / KV_PAGE_TOKENS + (n_tokens % KV_PAGE_TOKENS != 0);
 }
 
+/* Room for the numbers of so many pages. */
+static void make_list(const struct kv *kv, struct kv_seq *s, int wanted)
+{
+    if (wanted <= s->pages_size)
+        return;
+    /* Never more than the cache has: what is wanted came from a request, the bound did not. */
+    int n_pages = pages_count(kv->pages), size = wanted > n_pages / 2 ? n_pages : 2 * wanted;
+    s->pages = mem_resize(s->pages, (size_t)size * sizeof(*s->pages));
+    s->pages_size = size;
+}
+
 int kv_reserve(struct kv *kv, struct kv_seq *s, int n_tokens)
 {
     int wanted = pages_for(n_tokens);
     if (wanted <= s->n_pages)
         return 0;
-    if (wanted - s->n_pages > kv->n_free)
+    if (wanted - s->n_pages > pages_unheld(kv->pages))
         return E_BUSY;
-    if (wanted > s->pages_size) {
-        /* Never more than the cache has: n_tokens came from a request, the bound did not. */
-        int size = wanted > kv->n_pages / 2 ? kv->n_pages : 2 * wanted;
-        s->pages = mem_resize(s->pages, (size_t)size * sizeof(*s->pages));
-        s->pages_size = size;
-    }
+    make_list(kv, s, wanted);
     while (s->n_pages < wanted)
-        s->pages[s->n_pages++] = kv->free_pages[--kv->n_free];
+        s->pages[s->n_pages++] = pages_take(kv->pages);
     return 0;
 }
 
@@ -193,15 +201,54 @@ void kv_truncate(struct kv *kv, struct kv_seq *s, int n_tokens)
 {
     must(n_tokens >= 0);
     int keep = pages_for(n_tokens);
-    while (s->n_pages > keep) {
-        must(kv->n_free < kv->n_pages);
-        kv->free_pages[kv->n_free++] = s->pages[--s->n_pages];
-    }
+    must(n_tokens == 0 || keep >= s->n_indexed);
+    /* From the end: pages.h. */
+    while (s->n_pages > keep)
+        pages_give_back(kv->pages, s->pages[--s->n_pages]);
     if (s->length > n_tokens)
         s->length = n_tokens;
     if (n_tokens == 0) {
         mem_free(s->pages);
         *s = (struct kv_seq){0};
+    }
+}
+
+int kv_adopt(struct kv *kv, struct kv_seq *s, uint64_t seed, const int32_t *tokens, int n_tokens)
+{
+    must(s->n_pages == 0 && s->length == 0 && s->n_indexed == 0);
+    s->chain = seed;
+    int32_t before = NO_PAGE;
+    while (n_tokens - s->length >= KV_PAGE_TOKENS && s->n_pages < pages_count(kv->pages)) {
+        const int32_t *block = tokens + s->length;
+        uint64_t chain = prefix_extend(s->chain, block, KV_PAGE_TOKENS);
+        int32_t page = pages_find(kv->pages, chain, before, block);
+        if (page == NO_PAGE)
+            break;
+        make_list(kv, s, s->n_pages + 1);
+        s->pages[s->n_pages++] = before = page;
+        s->length += KV_PAGE_TOKENS;
+        s->n_indexed++;
+        s->chain = chain;
+    }
+    return s->length;
+}
+
+void kv_forget(struct kv *kv)
+{
+    pages_forget(kv->pages);
+}
+
+void kv_keep(struct kv *kv, struct kv_seq *s, uint64_t seed, const int32_t *tokens)
+{
+    if (s->n_indexed == 0)
+        s->chain = seed;
+    while (s->length / KV_PAGE_TOKENS > s->n_indexed) {
+        int i = s->n_indexed;
+        const int32_t *block = tokens + (size_t)i * KV_PAGE_TOKENS;
+        s->chain = prefix_extend(s->chain, block, KV_PAGE_TOKENS);
+        s->pages[i] =
+            pages_index(kv->pages, s->pages[i], s->chain, i > 0 ? s->pages[i - 1] : NO_PAGE, block);
+        s->n_indexed++;
     }
 }
 
@@ -341,6 +388,7 @@ void kv_write(struct kv *kv, const struct kv_seq *s, int layer, int position, co
 {
     int slot = position % KV_PAGE_TOKENS;
     size_t dim = (size_t)kv->head_dim;
+    must(position / KV_PAGE_TOKENS >= s->n_indexed); /* others may read it */
     for (int head = 0; head < kv->n_kv_heads; head++, k += dim, v += dim) {
         char *block = block_at(kv, s, layer, position / KV_PAGE_TOKENS, head);
         switch (kv->format) {

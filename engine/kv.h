@@ -7,6 +7,9 @@
  * them lie, per sparse layer, the index keys of the same positions (engine/msa.h), in f32
  * beside f32 and in bf16 beside the others, laid out as K is.
  *
+ * What a page holds is a function of the tokens up to its end, so sequences that begin alike can
+ * share pages that are full, and such pages are worth keeping after their sequence (pages.h).
+ *
  * Owner: engine thread. */
 #pragma once
 
@@ -24,7 +27,9 @@ struct kv;
 struct kv_seq {
     int32_t *pages;
     int n_pages, pages_size;
-    int length; /* committed positions */
+    int length;     /* committed positions */
+    int n_indexed;  /* pages, from the first, that are in the index: never written again */
+    uint64_t chain; /* prefix_extend() of their tokens */
 };
 
 /* As many pages as `bytes` holds, at least one (E_NOMEM, E_INVALID otherwise).  Memory is
@@ -33,7 +38,9 @@ int kv_open(const struct model_config *config, enum kv_format format, size_t byt
             struct err *e);
 void kv_close(struct kv **kv);
 int kv_pages_total(const struct kv *kv);
+/* Pages that no sequence has; some may be kept for sequences to come, until they are needed. */
 int kv_pages_free(const struct kv *kv);
+int kv_pages_kept(const struct kv *kv); /* in the index */
 /* SIZE_MAX if the exact number does not fit. */
 size_t kv_page_bytes(const struct model_config *config, enum kv_format format);
 enum kv_format kv_format_of(const struct kv *kv);
@@ -41,6 +48,13 @@ enum kv_format kv_format_of(const struct kv *kv);
 int kv_reserve(struct kv *kv, struct kv_seq *s, int n_tokens);
 /* Forgets positions from n_tokens on and gives their pages back; 0 releases everything. */
 void kv_truncate(struct kv *kv, struct kv_seq *s, int n_tokens);
+/* Gives an empty sequence the pages that are kept of these tokens: full ones from the first on,
+ * below n_tokens.  Its length in the end.  `seed`: prefix_seed(), always the same for one cache. */
+int kv_adopt(struct kv *kv, struct kv_seq *s, uint64_t seed, const int32_t *tokens, int n_tokens);
+/* Keeps the pages that the sequence has filled since; tokens [s->length]. */
+void kv_keep(struct kv *kv, struct kv_seq *s, uint64_t seed, const int32_t *tokens);
+/* Nothing that was kept can be found any more; no sequence may have any of it. */
+void kv_forget(struct kv *kv);
 /* Writes k, v [n_kv_heads, head_dim] of one position. */
 void kv_write(struct kv *kv, const struct kv_seq *s, int layer, int position, const float *k,
               const float *v);

@@ -288,8 +288,10 @@ struct wire_step_seq {
     bool sample;                     /* the last row's token is wanted */
     uint32_t n_prompt;               /* with `sampling`: length of the whole prompt */
     const struct sampling *sampling; /* with the first chunk (position 0) only, else NULL */
+    uint32_t n_ahead; /* with the first chunk: more tokens that are known, for what the cache has */
 };
-/* Payload [0]: int32 tokens, seq after seq.  A sequence appears once in a step.
+/* Payload [0]: int32 tokens, seq after seq, n_tokens and n_ahead of each; n_tokens of the step counts
+ * rows.  A sequence appears once in a step.
  * `session` is the coordinator's hold on the side, higher each time that it takes (or again takes)
  * the side over: at a higher one the side forgets all sequences, a lower one is refused. */
 struct wire_step {
@@ -342,6 +344,11 @@ struct wire_node_health {
     uint64_t wrongs;    /* wrong answers */
     uint64_t usual_us;  /* of a small parcel */
 };
+/* A sequence that began with this step: what the cache had of its tokens. */
+struct wire_step_opened {
+    uint64_t seq;
+    uint32_t n_cached; /* at least 1 */
+};
 struct wire_step_reply {
     uint64_t step, epoch;
     uint32_t n_samples;
@@ -352,6 +359,8 @@ struct wire_step_reply {
     struct wire_ladder_counters ladder;
     uint32_t n_nodes; /* at most WIRE_MAX_NODES: those that something is to be said about */
     const struct wire_node_health *nodes;
+    uint32_t n_opened; /* in order of the step's seqs */
+    const struct wire_step_opened *opened;
     /* 0, or E_*: the step failed, of which the call itself says nothing, so that what is known
      * of the nodes gets through; there are no samples then. */
     int code;
@@ -427,6 +436,7 @@ struct wire_attention_description {
     uint32_t protocol_version;
     struct format_set formats;
     enum combine_mode combine;
+    bool keeps_prefixes; /* it takes n_ahead */
     char kernels[WIRE_NAME_BYTES], build[WIRE_TEXT_BYTES];
 };
 void wire_attention_description_encode(const struct wire_attention_description *m,

@@ -41,6 +41,14 @@ static void view_sampling(const struct sampling *s, struct sampling_view *v)
     v->message.bias_values = v->values;
 }
 
+static size_t payload_tokens(const struct wire_step *m)
+{
+    size_t n = m->n_tokens;
+    for (uint32_t i = 0; i < m->n_seqs; i++)
+        n += m->seqs[i].n_ahead;
+    return n;
+}
+
 void wire_step_encode(const struct wire_step *m, struct buf *message, struct blob **payload)
 {
     must(m->n_seqs > 0 && m->n_seqs <= WIRE_MAX_SEQS);
@@ -58,6 +66,7 @@ void wire_step_encode(const struct wire_step *m, struct buf *message, struct blo
         items[i].n_tokens = seq->n_tokens;
         items[i].sample = seq->sample;
         items[i].n_prompt = seq->n_prompt;
+        items[i].n_ahead = seq->n_ahead;
         if (seq->sampling) {
             view_sampling(seq->sampling, view);
             items[i].sampling = &view++->message;
@@ -75,7 +84,7 @@ void wire_step_encode(const struct wire_step *m, struct buf *message, struct blo
     mem_free(views);
     mem_free(pointers);
     mem_free(items);
-    *payload = blob_copy(m->tokens, (size_t)m->n_tokens * sizeof(*m->tokens));
+    *payload = blob_copy(m->tokens, payload_tokens(m) * sizeof(*m->tokens));
 }
 
 /* true if low <= x <= high; false for NaN. */
@@ -136,9 +145,13 @@ static int check_seq(const Polymath__V1__StepSeq *p, const struct wire_step_limi
     if (p->n_tokens == 0 || p->n_tokens > l->max_rows)
         return wire_invalid(e, "seq %llu: %u tokens, 1 to %u are taken", id, p->n_tokens,
                             l->max_rows);
-    if ((uint64_t)p->position + p->n_tokens > l->max_positions)
-        return wire_invalid(e, "seq %llu: %u tokens from position %u, %u positions are possible",
-                            id, p->n_tokens, p->position, l->max_positions);
+    uint64_t end = (uint64_t)p->position + p->n_tokens + p->n_ahead;
+    if (end > l->max_positions)
+        return wire_invalid(e, "seq %llu: %llu tokens from position %u, %u positions are possible",
+                            id, (unsigned long long)end - p->position, p->position,
+                            l->max_positions);
+    if (p->n_ahead > 0 && p->position != 0)
+        return wire_invalid(e, "seq %llu: n_ahead belongs to position 0 and only there", id);
     if ((p->position == 0) != (p->sampling != NULL))
         return wire_invalid(e, "seq %llu: sampling belongs to position 0 and only there", id);
     if (p->sampling && (p->n_prompt == 0 || p->n_prompt > l->max_positions))
@@ -146,9 +159,9 @@ static int check_seq(const Polymath__V1__StepSeq *p, const struct wire_step_limi
     return 0;
 }
 
-static int check_tokens(const int32_t *tokens, uint32_t n, uint32_t vocab_size, struct err *e)
+static int check_tokens(const int32_t *tokens, size_t n, uint32_t vocab_size, struct err *e)
 {
-    for (uint32_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab_size)
             return wire_invalid(e, "token %d of %u", tokens[i], vocab_size);
     return 0;
@@ -185,50 +198,54 @@ static int check_step(const Polymath__V1__StepRequest *p, const struct frame *pa
         return wire_invalid(e, "%zu sequences, 1 to %u are taken", p->n_seqs, l->max_seqs);
     if (p->n_tokens > l->max_rows || p->n_tokens > WIRE_MAX_ROWS)
         return wire_invalid(e, "%u rows, at most %u are taken", p->n_tokens, l->max_rows);
-    if (n_payloads != 1 || payloads[0].size_bytes != (size_t)p->n_tokens * sizeof(int32_t))
-        return wire_invalid(e, "%d payloads, expected one of %u tokens", n_payloads, p->n_tokens);
-    uint64_t sum = 0;
+    uint64_t sum = 0, n_ahead = 0;
     for (size_t i = 0; i < p->n_seqs; i++) {
         int rc = check_seq(p->seqs[i], l, e);
         if (rc < 0)
             return rc;
         sum += p->seqs[i]->n_tokens;
+        n_ahead += p->seqs[i]->n_ahead;
     }
-    return sum == p->n_tokens ? 0
-                              : wire_invalid(e, "%u tokens, the sequences name %llu", p->n_tokens,
-                                             (unsigned long long)sum);
+    if (sum != p->n_tokens)
+        return wire_invalid(e, "%u tokens, the sequences name %llu", p->n_tokens,
+                            (unsigned long long)sum);
+    if (n_payloads != 1 || payloads[0].size_bytes != (sum + n_ahead) * sizeof(int32_t))
+        return wire_invalid(e, "%d payloads, expected one of %llu tokens", n_payloads,
+                            (unsigned long long)(sum + n_ahead));
+    return 0;
 }
 
 /* Step, sequences, their sampling and the tokens in one block, largest alignment first. */
 static int read_step(const Polymath__V1__StepRequest *p, const struct frame *payload,
                      const struct wire_step_limits *l, struct wire_step **out, struct err *e)
 {
-    size_t n_sampling = 0;
+    size_t n_sampling = 0, n_payload = payload->size_bytes / sizeof(int32_t);
     for (size_t i = 0; i < p->n_seqs; i++)
         n_sampling += p->seqs[i]->sampling != NULL;
     struct wire_step *s =
         mem_try_aligned(sizeof(*s) + p->n_seqs * sizeof(struct wire_step_seq) +
-                        n_sampling * sizeof(struct sampling) + p->n_tokens * sizeof(int32_t));
+                        n_sampling * sizeof(struct sampling) + n_payload * sizeof(int32_t));
     if (!s)
         return err_set(e, E_NOMEM, "no memory for a step of %u rows", p->n_tokens);
     struct wire_step_seq *seqs = (struct wire_step_seq *)(void *)(s + 1);
     struct sampling *sampling = (struct sampling *)(void *)(seqs + p->n_seqs);
     int32_t *tokens = (int32_t *)(void *)(sampling + n_sampling);
-    memcpy(tokens, payload->data, p->n_tokens * sizeof(*tokens));
+    memcpy(tokens, payload->data, n_payload * sizeof(*tokens));
     *s = (struct wire_step){.step = p->step,
                             .session = p->session,
                             .n_seqs = (uint32_t)p->n_seqs,
                             .n_tokens = p->n_tokens,
                             .seqs = seqs,
                             .tokens = tokens};
-    int rc = check_tokens(tokens, p->n_tokens, l->vocab_size, e);
+    int rc = check_tokens(tokens, n_payload, l->vocab_size, e);
     for (size_t i = 0; i < p->n_seqs && rc == 0; i++) {
         const Polymath__V1__StepSeq *q = p->seqs[i];
         seqs[i] = (struct wire_step_seq){.seq = q->seq,
                                          .position = q->position,
                                          .n_tokens = q->n_tokens,
                                          .sample = q->sample,
-                                         .n_prompt = q->n_prompt};
+                                         .n_prompt = q->n_prompt,
+                                         .n_ahead = q->n_ahead};
         if (!q->sampling)
             continue;
         rc = read_sampling(q->sampling, l->vocab_size, sampling, e);
@@ -359,7 +376,8 @@ static int read_health(const Polymath__V1__NodeHealth *p, struct wire_node_healt
 
 void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message)
 {
-    must(m->n_samples <= WIRE_MAX_SEQS && m->n_nodes <= WIRE_MAX_NODES);
+    must(m->n_samples <= WIRE_MAX_SEQS && m->n_nodes <= WIRE_MAX_NODES &&
+         m->n_opened <= WIRE_MAX_SEQS);
     Polymath__V1__LadderCounters ladder;
     view_ladder(&m->ladder, &ladder);
     Polymath__V1__NodeHealth *nodes = mem_array(m->n_nodes, sizeof(*nodes));
@@ -375,6 +393,15 @@ void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message
     for (uint32_t i = 0; i < m->n_samples; i++) {
         view_sample(&m->samples[i], &views[i]);
         pointers[i] = &views[i].message;
+    }
+    Polymath__V1__StepOpened *opened = mem_array(m->n_opened, sizeof(*opened));
+    Polymath__V1__StepOpened **opened_pointers =
+        mem_array(m->n_opened, sizeof(Polymath__V1__StepOpened *));
+    for (uint32_t i = 0; i < m->n_opened; i++) {
+        polymath__v1__step_opened__init(&opened[i]);
+        opened[i].seq = m->opened[i].seq;
+        opened[i].n_cached = m->opened[i].n_cached;
+        opened_pointers[i] = &opened[i];
     }
     Polymath__V1__StepReply p;
     polymath__v1__step_reply__init(&p);
@@ -392,7 +419,11 @@ void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message
     p.nodes = node_pointers;
     p.status = (uint32_t)err_to_status(m->code);
     p.text = (char *)(uintptr_t)m->text;
+    p.n_opened = m->n_opened;
+    p.opened = opened_pointers;
     wire_pack(&p.base, message);
+    mem_free(opened_pointers);
+    mem_free(opened);
     mem_free(node_pointers);
     mem_free(nodes);
     mem_free(pointers);
@@ -432,17 +463,20 @@ static int read_sample(const Polymath__V1__StepSample *p, struct wire_step_sampl
 static int read_step_reply(const Polymath__V1__StepReply *p, struct wire_step_reply **out,
                            struct err *e)
 {
-    if (p->n_samples > WIRE_MAX_SEQS || p->n_nodes > WIRE_MAX_NODES)
-        return wire_invalid(e, "%zu samples, %zu nodes", p->n_samples, p->n_nodes);
+    if (p->n_samples > WIRE_MAX_SEQS || p->n_nodes > WIRE_MAX_NODES || p->n_opened > WIRE_MAX_SEQS)
+        return wire_invalid(e, "%zu samples, %zu nodes, %zu sequences", p->n_samples, p->n_nodes,
+                            p->n_opened);
     if (p->status > 16 || (p->status != 0 && p->n_samples > 0))
         return wire_invalid(e, "status %u with %zu samples", p->status, p->n_samples);
     struct wire_step_reply *r =
         mem_try_aligned(sizeof(*r) + p->n_samples * sizeof(struct wire_step_sample) +
-                        p->n_nodes * sizeof(struct wire_node_health));
+                        p->n_nodes * sizeof(struct wire_node_health) +
+                        p->n_opened * sizeof(struct wire_step_opened));
     if (!r)
         return err_set(e, E_NOMEM, "no memory for %zu samples", p->n_samples);
     struct wire_step_sample *samples = (struct wire_step_sample *)(void *)(r + 1);
     struct wire_node_health *nodes = (struct wire_node_health *)(void *)(samples + p->n_samples);
+    struct wire_step_opened *opened = (struct wire_step_opened *)(void *)(nodes + p->n_nodes);
     *r = (struct wire_step_reply){.step = p->step,
                                   .epoch = p->epoch,
                                   .n_samples = (uint32_t)p->n_samples,
@@ -455,8 +489,12 @@ static int read_step_reply(const Polymath__V1__StepReply *p, struct wire_step_re
                                   .ladder = read_ladder(p->ladder),
                                   .n_nodes = (uint32_t)p->n_nodes,
                                   .nodes = nodes,
+                                  .n_opened = (uint32_t)p->n_opened,
+                                  .opened = opened,
                                   .code = err_from_status((int)p->status)};
     int rc = wire_text(r->text, sizeof(r->text), p->text, "step's text", e);
+    for (size_t i = 0; i < p->n_opened; i++)
+        opened[i] = (struct wire_step_opened){p->opened[i]->seq, p->opened[i]->n_cached};
     for (size_t i = 0; i < p->n_samples && rc == 0; i++)
         rc = read_sample(p->samples[i], &samples[i], e);
     for (size_t i = 0; i < p->n_nodes && rc == 0; i++)
@@ -525,6 +563,7 @@ void wire_attention_description_encode(const struct wire_attention_description *
     p.fingerprint = m->fingerprint;
     p.epoch = m->epoch;
     p.session = m->session;
+    p.keeps_prefixes = m->keeps_prefixes;
     p.kv_pages_total = m->kv_pages_total;
     p.kv_pages_free = m->kv_pages_free;
     p.page_tokens = m->page_tokens;
@@ -553,6 +592,7 @@ static int read_description(const Polymath__V1__AttentionDescription *p,
     out->fingerprint = p->fingerprint;
     out->epoch = p->epoch;
     out->session = p->session;
+    out->keeps_prefixes = p->keeps_prefixes;
     out->kv_pages_total = p->kv_pages_total;
     out->kv_pages_free = p->kv_pages_free;
     out->page_tokens = p->page_tokens;

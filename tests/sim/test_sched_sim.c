@@ -50,6 +50,9 @@ struct sim_side {
     uint32_t n_samples;
     uint64_t fed_seqs[64]; /* whom the step concerns */
     int n_fed;
+    struct sim_seq kept[8]; /* sequences of which it has the pages still */
+    struct wire_step_opened opened[64];
+    uint32_t n_opened;
 };
 
 struct sim {
@@ -62,6 +65,7 @@ struct sim {
     int64_t now;
     bool calm; /* nothing goes wrong any more */
     int ended, submitted, tokens, completed, moved, gave_up, refused;
+    uint64_t cached;
 };
 
 static struct sim_request *request(struct sim *s, uint64_t seq)
@@ -138,7 +142,7 @@ static void check_step(struct sim *s, struct sim_side *d, const struct wire_step
     CHECK(m->n_tokens > 0 && m->n_tokens <= d->limits.max_rows);
     CHECK(s->sched.config.step_rows == 0 || m->n_tokens <= s->sched.config.step_rows);
     CHECK(m->n_seqs <= d->limits.max_seqs);
-    uint32_t at = 0;
+    uint32_t at = 0, n_ahead = 0;
     for (uint32_t i = 0; i < m->n_seqs; i++) {
         const struct wire_step_seq *q = &m->seqs[i];
         struct sim_request *r = request(s, q->seq);
@@ -147,15 +151,20 @@ static void check_step(struct sim *s, struct sim_side *d, const struct wire_step
         CHECK_INT(q->sampling != NULL, q->position == 0);
         if (q->position == 0)
             CHECK_INT(q->n_prompt, r->n_prompt);
-        for (uint32_t k = 0; k < q->n_tokens; k++, at++) {
+        if (q->n_ahead > 0) {
+            CHECK_INT(q->position, 0);
+            CHECK(d->limits.keeps_prefixes);
+            n_ahead += q->n_ahead;
+        }
+        for (uint32_t k = 0; k < q->n_tokens + q->n_ahead; k++, at++) {
             uint32_t position = q->position + k;
             CHECK_INT(m->tokens[at], position < r->n_prompt
                                          ? r->prompt[position]
                                          : r->output.ids[position - r->n_prompt]);
         }
-        CHECK_INT(q->sample, q->position + q->n_tokens == r->n_prompt + r->output.len);
+        CHECK_INT(q->sample, q->position + q->n_tokens + q->n_ahead == r->n_prompt + r->output.len);
     }
-    CHECK_INT(at, m->n_tokens);
+    CHECK_INT(at, m->n_tokens + n_ahead);
 }
 
 /* All or nothing: first whether everything can be done. */
@@ -177,7 +186,23 @@ static uint32_t pages_used(const struct sim_side *d)
     return pages;
 }
 
-static void move(struct sim_side *d, const struct wire_step *m)
+/* What it has of these tokens: whole pages, and sometimes fewer than it could have. */
+static uint32_t cached(struct sim *s, const struct sim_side *d, const int32_t *tokens, uint32_t n)
+{
+    uint32_t most = 0;
+    for (int i = 0; i < 8 && d->limits.keeps_prefixes; i++) {
+        uint32_t same = 0;
+        while (same < d->kept[i].fed && same + 1 < n && d->kept[i].tokens[same] == tokens[same])
+            same++;
+        most = same > most ? same : most;
+    }
+    most -= most % d->limits.page_tokens;
+    while (most > 0 && rng_below(&s->rng, 4) == 0)
+        most -= d->limits.page_tokens;
+    return most;
+}
+
+static void move(struct sim *s, struct sim_side *d, const struct wire_step *m)
 {
     const int32_t *tokens = m->tokens;
     for (uint32_t i = 0; i < m->n_seqs; i++) {
@@ -190,10 +215,17 @@ static void move(struct sim_side *d, const struct wire_step *m)
         if (w->position == 0)
             *q =
                 (struct sim_seq){.seq = w->seq, .seed = w->sampling->seed, .n_prompt = w->n_prompt};
-        memcpy(q->tokens + q->fed, tokens, w->n_tokens * sizeof *tokens);
-        q->fed += w->n_tokens;
-        tokens += w->n_tokens;
-        if (!w->sample)
+        uint32_t given = w->n_tokens + w->n_ahead;
+        uint32_t had = w->position == 0 ? cached(s, d, tokens, given) : 0;
+        uint32_t fed = had + w->n_tokens < given ? had + w->n_tokens : given;
+        memcpy(q->tokens + q->fed, tokens, fed * sizeof *tokens);
+        q->fed += fed;
+        tokens += given;
+        d->kept[rng_below(&s->rng, 8)] = *q;
+        if (had > 0)
+            d->opened[d->n_opened++] = (struct wire_step_opened){w->seq, had};
+        s->cached += had;
+        if (!w->sample || fed < given)
             continue;
         int32_t next = next_token(q->seed, q->n_prompt, q->tokens, q->fed);
         d->samples[d->n_samples++] = (struct wire_step_sample){
@@ -208,7 +240,7 @@ static void take_step(struct sim *s, struct sim_side *d, const struct wire_step 
     check_step(s, d, m);
     d->stepping = true;
     d->step = m->step;
-    d->n_samples = 0;
+    d->n_samples = d->n_opened = 0;
     d->code = 0;
     d->n_fed = 0;
     for (uint32_t i = 0; i < m->n_seqs; i++)
@@ -219,7 +251,7 @@ static void take_step(struct sim *s, struct sim_side *d, const struct wire_step 
         /* Fails as a whole, and nothing has moved. */
         d->code = codes[rng_below(&s->rng, 5)];
     } else {
-        move(d, m);
+        move(s, d, m);
         /* The reply is lost on its way. */
         if (!s->calm && rng_below(&s->rng, 20) == 0)
             d->code = rng_below(&s->rng, 2) ? E_DEADLINE : E_UNAVAILABLE;
@@ -366,6 +398,10 @@ static void submit(struct sim *s)
                              .deadline_ns = s->now + (20 + (int64_t)rng_below(&s->rng, 8000)) * MS};
     for (uint32_t i = 0; i < r->n_prompt; i++)
         r->prompt[i] = (int32_t)rng_below(&s->rng, 1000);
+    /* Many begin like another one. */
+    const struct sim_request *other = &s->requests[rng_below(&s->rng, MAX_LIVE)];
+    for (uint32_t i = 0; other->seq && i < r->n_prompt && i < other->n_prompt; i++)
+        r->prompt[i] = other->prompt[i];
     foretell(r);
     /* Now and then one comes back from an earlier coordinator with a part of its answer. */
     bool is_resumed = r->n_answer > 1 && rng_below(&s->rng, 8) == 0;
@@ -399,7 +435,8 @@ static void bring_up(struct sim *s, struct sim_side *d)
                                                .pages = 1 + (uint32_t)rng_below(&s->rng, 40),
                                                .page_tokens = 1 + (uint32_t)rng_below(&s->rng, 8),
                                                .max_rows = 1 + (uint32_t)rng_below(&s->rng, 20),
-                                               .max_seqs = 1 + (uint32_t)rng_below(&s->rng, 12)};
+                                               .max_seqs = 1 + (uint32_t)rng_below(&s->rng, 12),
+                                               .keeps_prefixes = rng_below(&s->rng, 3) > 0};
     feed(s, &(struct sched_event){.kind = SCHED_SIDE_UP, .side = d->limits});
 }
 
@@ -424,7 +461,9 @@ static void answer(struct sim *s, struct sim_side *d)
     struct wire_step_reply reply = {.step = d->step,
                                     .n_samples = d->n_samples,
                                     .samples = d->samples,
-                                    .kv_pages_free = d->limits.pages - pages_used(d)};
+                                    .kv_pages_free = d->limits.pages - pages_used(d),
+                                    .n_opened = d->n_opened,
+                                    .opened = d->opened};
     struct sched_event e = {.kind = d->code ? SCHED_STEP_FAILED : SCHED_STEP_DONE,
                             .side.id = d->limits.id,
                             .step = d->step,
@@ -498,7 +537,7 @@ TEST_WITHIN(sched_keeps_its_promises_through_random_histories, 120)
     struct sim *s = mem_alloc(sizeof *s);
     struct rng rng = test_rng();
     int histories = test_is_slow_build() ? 60 : 600, completed = 0, moved = 0, gave_up = 0;
-    uint64_t preempted = 0, refused = 0;
+    uint64_t preempted = 0, refused = 0, cached_tokens = 0;
     for (int h = 0; h < histories; h++) {
         *s = (struct sim){.rng = rng_stream(rng_next(&rng), 0)};
         struct sched_config c = {.queue_limit = 1 + (int)rng_below(&s->rng, 20),
@@ -517,17 +556,19 @@ TEST_WITHIN(sched_keeps_its_promises_through_random_histories, 120)
         gave_up += s->gave_up;
         refused += (uint64_t)s->refused;
         preempted += s->sched.n_preempted;
+        cached_tokens += s->cached;
         CHECK(list_is_empty(&s->sched.keys));
         sched_fini(&s->sched);
     }
-    test_note(
-        "%d histories: %d answers complete, %d replays, %d gave up, %llu refused, %llu made place",
-        histories, completed, moved, gave_up, (unsigned long long)refused,
-        (unsigned long long)preempted);
+    test_note("%d histories: %d answers complete, %d replays, %d gave up, %llu refused, %llu made "
+              "place, %llu cached",
+              histories, completed, moved, gave_up, (unsigned long long)refused,
+              (unsigned long long)preempted, (unsigned long long)cached_tokens);
     /* The histories are not all failures, and the hard cases are in them. */
     CHECK(completed > histories * 30);
     CHECK(moved > histories * 5);
     CHECK(gave_up > 0 && refused > 0);
     CHECK(preempted > (uint64_t)histories);
+    CHECK(cached_tokens > (uint64_t)histories * 100);
     mem_free(s);
 }

@@ -24,14 +24,19 @@ struct world {
     int32_t tokens[1024];
 };
 
-static void open_world(struct world *w)
+static void open_world_that(struct world *w, bool keeps)
 {
     *w = (struct world){0};
     CHECK_INT(kv_open(&config, KV_BF16, PAGES * kv_page_bytes(&config, KV_BF16), &w->kv, &w->e), 0);
     CHECK_INT(kv_pages_total(w->kv), PAGES);
-    w->seqs = seqs_new(w->kv, MAX_SEQS);
+    w->seqs = seqs_new(w->kv, MAX_SEQS, keeps, 99);
     for (int i = 0; i < 1024; i++)
         w->tokens[i] = i % 300;
+}
+
+static void open_world(struct world *w)
+{
+    open_world_that(w, false);
 }
 
 static void close_world(struct world *w)
@@ -53,7 +58,7 @@ static void finish(struct world *w, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++)
         w->out[i].kv->length += w->out[i].n_tokens;
-    seqs_commit(w->seqs);
+    seqs_commit(w->seqs, true);
 }
 
 static void run_one(struct world *w, uint64_t seq, uint32_t position, uint32_t n_tokens)
@@ -234,5 +239,102 @@ TEST(seqs_survive_random_lives)
         CHECK_INT(kv_pages_free(w.kv), PAGES - pages);
         CHECK_INT(seqs_count(w.seqs), open);
     }
+    close_world(&w);
+}
+
+static struct wire_step_seq opening(uint64_t seq, uint32_t rows, uint32_t ahead)
+{
+    return (struct wire_step_seq){
+        .seq = seq, .n_tokens = rows, .n_ahead = ahead, .n_prompt = rows + ahead, .sample = true};
+}
+
+TEST(seqs_begin_behind_what_the_cache_has_of_them)
+{
+    struct world w;
+    open_world_that(&w, true);
+    struct wire_step_seq first = opening(1, 150, 0), second = opening(2, 30, 170);
+    CHECK_INT(begin(&w, &first, 1), 0);
+    CHECK(!w.out[0].no_logits);
+    finish(&w, 1);
+    CHECK_INT(kv_pages_kept(w.kv), 2);
+    int free_before = kv_pages_free(w.kv);
+    CHECK_INT(begin(&w, &second, 1), 0);
+    CHECK_INT(w.out[0].position, 128);
+    CHECK_INT(w.out[0].n_tokens, 30); /* of 200 that are known */
+    CHECK(w.out[0].tokens == w.tokens + 128);
+    CHECK(w.out[0].no_logits);
+    CHECK_INT(seqs_history(w.seqs, 0).n_tokens, 158);
+    CHECK_INT(free_before - kv_pages_free(w.kv), 1);
+    finish(&w, 1);
+    seqs_release(w.seqs, 1);
+    run_one(&w, 2, 158, 42); /* goes on as any other */
+    seqs_release(w.seqs, 2);
+    CHECK_INT(kv_pages_free(w.kv), PAGES);
+    CHECK_INT(kv_pages_kept(w.kv), 3);
+    close_world(&w);
+}
+
+TEST(seqs_compute_the_last_token_even_if_the_cache_has_all)
+{
+    struct world w;
+    open_world_that(&w, true);
+    struct wire_step_seq first = opening(1, 128, 0), second = opening(2, 1, 127);
+    CHECK_INT(begin(&w, &first, 1), 0);
+    finish(&w, 1);
+    CHECK_INT(begin(&w, &second, 1), 0);
+    CHECK_INT(w.out[0].position, 64);
+    CHECK_INT(w.out[0].n_tokens, 1);
+    CHECK(w.out[0].no_logits);
+    seqs_roll_back(w.seqs); /* as if it had never been */
+    second = opening(2, 100, 28);
+    CHECK_INT(begin(&w, &second, 1), 0);
+    CHECK_INT(w.out[0].n_tokens, 64); /* fewer than it may */
+    CHECK(!w.out[0].no_logits);
+    finish(&w, 1);
+    CHECK_INT(kv_pages_kept(w.kv), 2); /* its second page is the first one's */
+    CHECK_INT(kv_pages_free(w.kv), PAGES - 2);
+    close_world(&w);
+}
+
+TEST(seqs_need_kept_pages_and_get_them)
+{
+    struct world w;
+    open_world_that(&w, true);
+    struct wire_step_seq first = opening(1, 64 * PAGES, 0), second = opening(2, 64 * PAGES, 0);
+    CHECK_INT(begin(&w, &first, 1), 0);
+    finish(&w, 1);
+    seqs_release(w.seqs, 1);
+    CHECK_INT(kv_pages_kept(w.kv), PAGES);
+    w.tokens[64] = 299; /* differs from the second page on */
+    CHECK_INT(begin(&w, &second, 1), 0);
+    CHECK_INT(w.out[0].position, 64);
+    finish(&w, 1);
+    CHECK_INT(kv_pages_kept(w.kv), PAGES);
+    struct wire_step_seq third = opening(3, 1, 0);
+    CHECK_INT(begin(&w, &third, 1), E_BUSY); /* those of a sequence are not given away */
+    close_world(&w);
+}
+
+TEST(seqs_keep_nothing_that_is_in_doubt)
+{
+    struct world w;
+    open_world_that(&w, true);
+    struct wire_step_seq first = opening(1, 128, 0), second = opening(2, 128, 0);
+    CHECK_INT(begin(&w, &first, 1), 0);
+    w.out[0].kv->length += 128;
+    seqs_commit(w.seqs, false);
+    CHECK_INT(kv_pages_kept(w.kv), 0);
+    run_one(&w, 1, 128, 64); /* what follows is no better */
+    CHECK_INT(kv_pages_kept(w.kv), 0);
+    CHECK_INT(begin(&w, &second, 1), 0);
+    CHECK_INT(w.out[0].position, 0);
+    finish(&w, 1);
+    CHECK_INT(kv_pages_kept(w.kv), 2);
+    seqs_clear_all(w.seqs);
+    CHECK_INT(kv_pages_kept(w.kv), 0);
+    CHECK_INT(kv_pages_free(w.kv), PAGES);
+    CHECK_INT(begin(&w, &second, 1), 0);
+    CHECK_INT(w.out[0].position, 0);
+    seqs_roll_back(w.seqs);
     close_world(&w);
 }

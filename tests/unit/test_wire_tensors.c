@@ -635,7 +635,7 @@ struct step_case {
     struct wire_step m;
     struct wire_step_seq seqs[16];
     struct sampling sampling[16];
-    int32_t tokens[256];
+    int32_t tokens[1024];
 };
 
 static void fill_sampling(struct rng *r, struct sampling *s)
@@ -660,6 +660,7 @@ static void fill_sampling(struct rng *r, struct sampling *s)
 
 static void fill_step(struct rng *r, struct step_case *c)
 {
+    uint32_t n_payload = 0;
     memset(c, 0, sizeof(*c));
     c->m = (struct wire_step){.step = wire_random_64(r),
                               .session = wire_random_64(r),
@@ -676,10 +677,12 @@ static void fill_step(struct rng *r, struct step_case *c)
             q->n_prompt = q->n_tokens + (uint32_t)rng_below(r, 1000);
             fill_sampling(r, &c->sampling[i]);
             q->sampling = &c->sampling[i];
+            q->n_ahead = (uint32_t)rng_below(r, 30);
         }
         c->m.n_tokens += q->n_tokens;
+        n_payload += q->n_tokens + q->n_ahead;
     }
-    for (uint32_t i = 0; i < c->m.n_tokens; i++)
+    for (uint32_t i = 0; i < n_payload; i++)
         c->tokens[i] = (int32_t)rng_below(r, 1000);
 }
 
@@ -727,7 +730,7 @@ TEST(wire_step_comes_back)
         CHECK(out->step == c.m.step);
         CHECK_INT(out->n_seqs, c.m.n_seqs);
         CHECK_INT(out->n_tokens, c.m.n_tokens);
-        CHECK_BYTES(out->tokens, c.tokens, c.m.n_tokens * sizeof(int32_t));
+        CHECK_BYTES(out->tokens, c.tokens, frame.size_bytes);
         for (uint32_t k = 0; k < c.m.n_seqs; k++) {
             const struct wire_step_seq *a = &c.seqs[k], *b = &out->seqs[k];
             SAME(seq);
@@ -735,6 +738,7 @@ TEST(wire_step_comes_back)
             SAME(n_tokens);
             SAME(sample);
             SAME(n_prompt);
+            SAME(n_ahead);
             CHECK((a->sampling == NULL) == (b->sampling == NULL));
             if (a->sampling)
                 same_sampling(a->sampling, b->sampling);
@@ -781,6 +785,7 @@ static struct step_case plain_step(void)
 
 TEST(wire_step_refuses_what_cannot_run)
 {
+    static const int32_t many_tokens[4098];
     REFUSE_STEP("token -1 of 1000", c.tokens[1] = -1);
     REFUSE_STEP("token 1000 of 1000", c.tokens[0] = 1000);
     REFUSE_STEP("0 tokens", c.seqs[0].n_tokens = 0);
@@ -791,6 +796,13 @@ TEST(wire_step_refuses_what_cannot_run)
     REFUSE_STEP("a prompt of 4097", c.seqs[0].n_prompt = 4097);
     REFUSE_STEP("4096 positions", (c.seqs[0].position = 4095, c.seqs[0].sampling = NULL));
     REFUSE_STEP("4096 positions", (c.seqs[0].position = UINT32_MAX, c.seqs[0].sampling = NULL));
+    REFUSE_STEP("n_ahead belongs to position 0", {
+        c.seqs[0].position = 1;
+        c.seqs[0].n_ahead = 1;
+        c.seqs[0].sampling = NULL;
+    });
+    REFUSE_STEP("4098 tokens from position 0",
+                (c.seqs[0].n_ahead = 4096, c.m.tokens = many_tokens));
     REFUSE_STEP("twice in one step", {
         c.m.n_seqs = 2;
         c.m.n_tokens = 4;
@@ -871,7 +883,9 @@ TEST(wire_step_reply_comes_back)
                                  .degraded = true,
                                  .ladder = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10},
                                  .n_nodes = 3,
-                                 .nodes = nodes};
+                                 .nodes = nodes,
+                                 .n_opened = 2,
+                                 .opened = (struct wire_step_opened[]){{11, 64}, {12, 128}}};
     struct wire_step_reply *out = NULL;
     struct buf message = {0};
     wire_step_reply_encode(&in, &message);
@@ -884,6 +898,9 @@ TEST(wire_step_reply_comes_back)
     CHECK_INT(out->kv_pages_free, 10);
     CHECK(out->degraded);
     CHECK_BYTES(&out->ladder, &in.ladder, sizeof(in.ladder));
+    CHECK_INT(out->n_opened, 2);
+    CHECK_INT(out->opened[1].seq, 12);
+    CHECK_INT(out->opened[1].n_cached, 128);
     CHECK_INT(out->n_nodes, 3);
     for (int i = 0; i < 3; i++) {
         CHECK_INT(out->nodes[i].node_id, nodes[i].node_id);
