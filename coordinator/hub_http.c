@@ -134,6 +134,8 @@ static int limit_tokens(const struct hub *h, struct request *r, struct openai_er
 void hub_submit(struct hub *h, struct hub_request *r, bool is_resumed)
 {
     struct request *q = &r->request;
+    /* What an earlier coordinator left comes before the keys are read. */
+    bool knows_keys = !h->access || access_has_keys(h->access);
     struct sched_event e = {
         .kind = SCHED_SUBMIT,
         .now_ns = r->received_ns,
@@ -143,7 +145,7 @@ void hub_submit(struct hub *h, struct hub_request *r, bool is_resumed)
                    .is_resumed = is_resumed,
                    .n_prompt = (uint32_t)q->prompt.len,
                    .max_tokens = q->max_tokens,
-                   .key = access_has_keys(h->access) ? r->owner : 0,
+                   .key = knows_keys ? r->owner : 0,
                    .share = access_share(r->access),
                    .priority = access_priority(r->access),
                    .sampling = &q->sampling,
