@@ -2,6 +2,7 @@
 
 #include "base/err.h"
 #include "base/mem.h"
+#include "model/chat_script.h"
 
 static const char *const marker_texts[CHAT_N_MARKS] = {
     [CHAT_MARK_BEGIN] = "]~!b[",
@@ -11,58 +12,21 @@ static const char *const marker_texts[CHAT_N_MARKS] = {
     [CHAT_MARK_END_THINK] = "</think>",
     [CHAT_MARK_CALLS] = "<minimax:tool_call>",
     [CHAT_MARK_END_CALLS] = "</minimax:tool_call>",
+    [CHAT_MARK_M3_THINK] = "<mm:think>",
+    [CHAT_MARK_M3_END_THINK] = "</mm:think>",
+    [CHAT_MARK_M3_NAMESPACE] = "]<]minimax[>[",
+    [CHAT_MARK_M3_CALLS] = "<tool_call>",
+    [CHAT_MARK_M3_END_CALLS] = "</tool_call>",
 };
+
+static bool is_of(enum chat_template template, int marker)
+{
+    if (marker <= CHAT_MARK_END)
+        return true;
+    return (marker >= CHAT_MARK_M3_THINK) == (template == CHAT_TEMPLATE_M3);
+}
 
 #define DEFAULT_IDENTITY STR("You are a helpful assistant.")
-
-/* A prompt before it becomes ids or text: plain text, and where markers stand in it.  Text
- * between two markers is encoded in one go, so that the template's words join with the contents
- * as they would in the publisher's tokenizer. */
-struct script {
-    struct buf text;
-    struct script_mark {
-        size_t offset;
-        enum chat_marker marker;
-    } * marks;
-    size_t n_marks, size;
-};
-
-static void script_fini(struct script *s)
-{
-    buf_fini(&s->text);
-    mem_free(s->marks);
-}
-
-static void put_mark(struct script *s, enum chat_marker marker)
-{
-    if (s->n_marks == s->size) {
-        s->size = s->size == 0 ? 16 : 2 * s->size;
-        s->marks = mem_resize(s->marks, s->size * sizeof(*s->marks));
-    }
-    s->marks[s->n_marks++] = (struct script_mark){.offset = s->text.len, .marker = marker};
-}
-
-static void put_text(struct script *s, const char *text)
-{
-    buf_puts(&s->text, text);
-}
-
-static void put_str(struct script *s, struct str text)
-{
-    buf_append_str(&s->text, text);
-}
-
-static void put_role(struct script *s, const char *role)
-{
-    put_mark(s, CHAT_MARK_ROLE);
-    put_text(s, role);
-}
-
-static void put_end(struct script *s)
-{
-    put_mark(s, CHAT_MARK_END);
-    put_text(s, "\n");
-}
 
 enum chat_role chat_role_of(struct str name)
 {
@@ -77,8 +41,7 @@ enum chat_role chat_role_of(struct str name)
     return CHAT_OTHER;
 }
 
-/* The content as one text; `joined` holds it where it came in parts. */
-static struct str content_of(const struct chat_message *m, struct buf *joined)
+struct str chat_content_of(const struct chat_message *m, struct buf *joined)
 {
     if (m->n_parts == 0)
         return m->content;
@@ -122,7 +85,7 @@ static int put_system(struct script *s, const struct chat_prompt *p,
                       const struct chat_message *system, struct err *e)
 {
     struct buf joined = {0};
-    struct str text = system ? content_of(system, &joined) : (struct str){NULL, 0};
+    struct str text = system ? chat_content_of(system, &joined) : (struct str){NULL, 0};
 
     put_mark(s, CHAT_MARK_BEGIN);
     put_role(s, "system\n");
@@ -169,10 +132,9 @@ static struct str strip_line_feeds(struct str text)
     return text;
 }
 
-/* Clients that know no reasoning field send the model's whole output back as content. */
-static void split_reasoning(struct str *content, struct str *reasoning)
+void chat_split_reasoning(struct str opening, struct str closing, struct str *content,
+                          struct str *reasoning)
 {
-    struct str opening = STR("<think>"), closing = STR("</think>");
     size_t first = str_find(*content, closing), last, open;
 
     if (first == SIZE_MAX)
@@ -216,10 +178,10 @@ static int put_assistant(struct script *s, const struct chat_message *m,
                          enum chat_history reasoning_stays, struct err *e)
 {
     struct buf joined = {0};
-    struct str content = content_of(m, &joined), reasoning = m->reasoning;
+    struct str content = chat_content_of(m, &joined), reasoning = m->reasoning;
 
     if (!reasoning.ptr)
-        split_reasoning(&content, &reasoning);
+        chat_split_reasoning(STR("<think>"), STR("</think>"), &content, &reasoning);
     put_role(s, "ai\n");
     if (reasoning.len > 0 && reasoning_stays == CHAT_HISTORY_KEEPS) {
         put_mark(s, CHAT_MARK_THINK);
@@ -251,7 +213,7 @@ static void put_user(struct script *s, const struct chat_message *m)
     struct buf joined = {0};
 
     put_role(s, "user\n");
-    put_str(s, content_of(m, &joined));
+    put_str(s, chat_content_of(m, &joined));
     put_end(s);
     buf_fini(&joined);
 }
@@ -319,7 +281,7 @@ static void put_generation_prompt(struct script *s, enum chat_thinking thinking)
     }
 }
 
-static int write_script(struct script *s, const struct chat_prompt *p, struct err *e)
+static int write_m2(struct script *s, const struct chat_prompt *p, struct err *e)
 {
     int first = p->n_messages > 0 && p->messages[0].role == CHAT_SYSTEM ? 1 : 0, rc;
     struct walk w = {.last_user = -1};
@@ -338,10 +300,21 @@ static int write_script(struct script *s, const struct chat_prompt *p, struct er
     return rc;
 }
 
+static int write_script(enum chat_template template, struct script *s, const struct chat_prompt *p,
+                        struct err *e)
+{
+    return template == CHAT_TEMPLATE_M3 ? chat_m3_write(s, p, e) : write_m2(s, p, e);
+}
+
 int chat_init(struct chat *c, const struct tokenizer *t, struct err *e)
 {
+    int32_t m3_think = tokenizer_find(t, str_of(marker_texts[CHAT_MARK_M3_THINK]));
     c->tokenizer = t;
+    c->template = tokenizer_is_added(t, m3_think) ? CHAT_TEMPLATE_M3 : CHAT_TEMPLATE_M2;
     for (int i = 0; i < CHAT_N_MARKS; i++) {
+        c->ids[i] = TOKENIZER_NO_ID;
+        if (!is_of(c->template, i))
+            continue;
         c->ids[i] = tokenizer_find(t, str_of(marker_texts[i]));
         if (!tokenizer_is_added(t, c->ids[i]))
             return err_set(e, E_NOT_FOUND,
@@ -361,7 +334,7 @@ int chat_render(const struct chat *c, const struct chat_prompt *p, struct tokens
 {
     struct script s = {0};
     size_t done = 0, n_before = out->len;
-    int rc = write_script(&s, p, e);
+    int rc = write_script(c->template, &s, p, e);
 
     for (size_t i = 0; i <= s.n_marks && rc == 0; i++) {
         size_t end = i < s.n_marks ? s.marks[i].offset : s.text.len;
@@ -381,11 +354,12 @@ int chat_render(const struct chat *c, const struct chat_prompt *p, struct tokens
     return rc;
 }
 
-int chat_render_text(const struct chat_prompt *p, struct buf *out, struct err *e)
+int chat_render_text(enum chat_template template, const struct chat_prompt *p, struct buf *out,
+                     struct err *e)
 {
     struct script s = {0};
     size_t done = 0;
-    int rc = write_script(&s, p, e);
+    int rc = write_script(template, &s, p, e);
 
     for (size_t i = 0; i < s.n_marks && rc == 0; i++) {
         buf_append(out, s.text.data + done, s.marks[i].offset - done);

@@ -1,7 +1,8 @@
 /* model/chat.h - a conversation becomes a prompt (step 3 of a token's path).
  *
- * The chat template of the MiniMax-M2 family: role markers, tools, tool calls and results,
- * reasoning of the running turn.  The publisher's template gives a text in which the
+ * The chat templates of the MiniMax-M2 family and of MiniMax-M3: role markers, tools, tool calls
+ * and results, reasoning of the running turn (M3: of all turns).  The tokenizer says which it is:
+ * only M3's has <mm:think>.  The publisher's template gives a text in which the
  * tokenizer then looks for markers; here the template's own markers are ids from the start and
  * everything that a user, a tool or the model said is encoded with the recognition of markers
  * off, so contents can never forge a role.  For contents without marker texts the ids
@@ -58,13 +59,13 @@ enum chat_ending {
     CHAT_AS_IT_IS,       /* ends after the last message */
 };
 enum chat_thinking {
-    CHAT_THINKING_ON,  /* the prompt ends inside reasoning */
+    CHAT_THINKING_ON,  /* the prompt ends inside reasoning (M3: mode "enabled") */
     CHAT_THINKING_OFF, /* the reasoning is closed at once; not an official mode of M2 */
 };
 enum chat_history {
     CHAT_HISTORY_FORGETS, /* reasoning is shown only after the last user message: official */
     CHAT_HISTORY_KEEPS,   /* all reasoning stays, so a conversation only ever grows at its end */
-};
+};                        /* M3's template always keeps it */
 
 /* All-zero but the messages is the publisher's behaviour with a generation prompt. */
 struct chat_prompt {
@@ -86,12 +87,20 @@ enum chat_marker {
     CHAT_MARK_END_THINK, /* </think> */
     CHAT_MARK_CALLS,     /* <minimax:tool_call> */
     CHAT_MARK_END_CALLS, /* </minimax:tool_call> */
+    CHAT_MARK_M3_THINK,  /* <mm:think>; from here on M3's, those from CHAT_MARK_THINK on are M2's */
+    CHAT_MARK_M3_END_THINK, /* </mm:think> */
+    CHAT_MARK_M3_NAMESPACE, /* ]<]minimax[>[ */
+    CHAT_MARK_M3_CALLS,     /* <tool_call> */
+    CHAT_MARK_M3_END_CALLS, /* </tool_call> */
     CHAT_N_MARKS,
 };
 
+enum chat_template { CHAT_TEMPLATE_M2, CHAT_TEMPLATE_M3 };
+
 struct chat {
     const struct tokenizer *tokenizer; /* borrowed for the life of the chat */
-    int32_t ids[CHAT_N_MARKS];
+    enum chat_template template;
+    int32_t ids[CHAT_N_MARKS]; /* TOKENIZER_NO_ID for the other template's */
 };
 
 /* E_NOT_FOUND, naming it, if the tokenizer lacks a marker. */
@@ -110,7 +119,8 @@ int chat_order_results(struct chat_message *messages, int n_messages, struct err
 int chat_render(const struct chat *c, const struct chat_prompt *p, struct tokens *out,
                 struct err *e);
 /* The same prompt as text with markers spelt out: for people and tests, not for encoding. */
-int chat_render_text(const struct chat_prompt *p, struct buf *out, struct err *e);
+int chat_render_text(enum chat_template template, const struct chat_prompt *p, struct buf *out,
+                     struct err *e);
 
 /* JSON as Python's json.dumps(value, ensure_ascii=False) writes it: ", " and ": ", keys in their
  * order, non-ASCII as it is, reals as the shortest text that reads back equal (chat_json.c). */

@@ -10,6 +10,7 @@
 
 #include "base/mem.h"
 #include "base/must.h"
+#include "model/output_m3.h"
 #include "model/output_value.h"
 
 /* ---- the format --------------------------------------------------------------------------- */
@@ -19,7 +20,8 @@ enum tag {
     TAG_END_THINK,
     TAG_CALLS,
     TAG_END_CALLS,
-    TAG_CALL, /* up to the name */
+    TAG_NAMESPACE, /* M3's alone */
+    TAG_CALL,      /* up to the name */
     TAG_END_CALL,
     TAG_VALUE, /* up to the name */
     TAG_END_VALUE,
@@ -34,6 +36,7 @@ static const char *const tags[N_TAGS] = {
     [TAG_END_THINK] = "</think>",
     [TAG_CALLS] = "<minimax:tool_call>",
     [TAG_END_CALLS] = "</minimax:tool_call>",
+    [TAG_NAMESPACE] = OUTPUT_M3_NAMESPACE,
     [TAG_CALL] = "<invoke name=",
     [TAG_END_CALL] = "</invoke>",
     [TAG_VALUE] = "<parameter name=",
@@ -84,21 +87,19 @@ static const struct rule rules[] = {
 
 /* ---- markers as bytes --------------------------------------------------------------------- */
 
-enum { FIRST_MARKER_BYTE = 0xf8 }; /* in no valid UTF-8 */
-
 static char marker_byte(enum tag marker)
 {
-    return (char)(FIRST_MARKER_BYTE + (int)marker);
+    return (char)(OUTPUT_MARKER_BYTE + (int)marker);
 }
 
 static bool is_marker_byte(char c)
 {
-    return (unsigned char)c >= FIRST_MARKER_BYTE;
+    return (unsigned char)c >= OUTPUT_MARKER_BYTE;
 }
 
 static struct str marker_letters(char byte)
 {
-    return str_of(tags[(unsigned char)byte - FIRST_MARKER_BYTE]);
+    return str_of(tags[(unsigned char)byte - OUTPUT_MARKER_BYTE]);
 }
 
 /* ---- events of a call --------------------------------------------------------------------- */
@@ -497,6 +498,10 @@ enum more { MORE_COMES, NO_MORE };
 /* Understands as much of the text as is certain. */
 static void scan(struct output *o, enum more more, struct output_events *out)
 {
+    if (o->is_m3) {
+        output_m3_scan(o, more == NO_MORE, out);
+        return;
+    }
     struct str text = buf_str(&o->text);
     size_t at = 0, run = 0, len = 0; /* from run to at: text that has not been put yet */
     const struct rule *rule = NULL;
@@ -542,8 +547,10 @@ void output_init(struct output *o, const struct tokenizer *t, enum output_place 
                          .at_start = true,
                          .reasons = begins == OUTPUT_IN_REASONING};
     json_incref(o->tools);
+    o->is_m3 = t && tokenizer_is_added(t, tokenizer_find(t, str_of(output_m3_markers[0])));
+    const char *const *names = o->is_m3 ? output_m3_markers : tags;
     for (int i = 0; i < OUTPUT_N_MARKERS; i++)
-        o->marker_ids[i] = t ? tokenizer_find(t, str_of(tags[i])) : TOKENIZER_NO_ID;
+        o->marker_ids[i] = t ? tokenizer_find(t, str_of(names[i])) : TOKENIZER_NO_ID;
 }
 
 void output_fini(struct output *o)
@@ -584,7 +591,7 @@ void output_finish(struct output *o, enum output_ending ending, struct output_ev
     o->report.ended = o->place;
     o->report.in_tag = is_in_name(o) || (o->text.len > 0 && memchr(o->text.data, '<', o->text.len));
     bool in_block = o->place > OUTPUT_IN_CONTENT && o->place != OUTPUT_BROKEN;
-    if (in_block && ending == OUTPUT_STOPPED)
+    if (in_block && ending == OUTPUT_STOPPED && !o->is_m3)
         buf_putc(&o->text, marker_byte(TAG_END_CALLS));
     scan(o, NO_MORE, out);
     if (is_in_call(o))

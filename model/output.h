@@ -37,10 +37,13 @@
  * nobody shall run half a call.  Memory is bounded by the limits below; past one of them
  * an OUTPUT_ERROR comes, and then nothing.
  *
- * M3 would be one more table in output.c (<mm:think> tokens without line feeds, reasoning kept
- * or not by mode) and another reader of values: there every tag follows the token ]<]minimax[>[,
- * a parameter is an element named by its key, and objects and arrays are nested elements, arrays
- * of <item>.
+ * M3 (a tokenizer that has <mm:think>; output_m3.c): <mm:think> and </mm:think> without line feeds,
+ * and in a tool call every tag follows the token ]<]minimax[>[, NS here:
+ *
+ *   NS<tool_call>\nNS<invoke name="f">NS<k>{value}NS</k>NS</invoke>\nNS</tool_call>
+ *
+ * A parameter is an element named by its key, objects and arrays are nested elements, arrays of
+ * <item>.  A call comes out when it is complete; of one that was cut short only the name does.
  *
  * Owner: whoever embeds it. */
 #pragma once
@@ -76,7 +79,7 @@ enum output_place {
     OUTPUT_BROKEN, /* a limit was passed */
 };
 
-enum { OUTPUT_N_MARKERS = 4 };
+enum { OUTPUT_N_MARKERS = 5 }; /* the fifth is M3's namespace */
 
 /* For reading only. */
 struct output_report {
@@ -89,6 +92,7 @@ struct output_report {
 
 struct output {
     const struct tokenizer *tokenizer; /* borrowed; NULL: bytes only */
+    bool is_m3;
     int32_t marker_ids[OUTPUT_N_MARKERS];
     json_t *tools; /* a reference; NULL: tool calls are plain text */
     struct output_report report;

@@ -36,10 +36,11 @@ static const char lesson[] =
     "right; don't you think it's what we've been waiting for? He'll be here, she said.\n\n"
     "int main(void)\n{\n    return 0;\n}\n\nfor (int i = 0; i < n; i++)\n    sum += x[i];\n";
 
-static const struct {
+struct added_token {
     const char *text;
     enum vocab_kind kind;
-} added_tokens[TOKENIZER_WRITE_N_ADDED] = {
+};
+static const struct added_token added_tokens[TOKENIZER_WRITE_N_ADDED] = {
     {"]!p~[", VOCAB_SPECIAL},
     {"<fim_prefix>", VOCAB_SPECIAL},
     {"<fim_middle>", VOCAB_SPECIAL},
@@ -95,6 +96,32 @@ static const struct {
     {"<minimax:tool_call>", VOCAB_ADDED},
     {"</minimax:tool_call>", VOCAB_ADDED},
 };
+
+/* M3 has these in place of M2's from the first on: 52 and 53, and more. */
+enum { FIRST_OF_M3 = 52, M3_N_ADDED = 61 };
+static const struct added_token m3_tokens[M3_N_ADDED - FIRST_OF_M3] = {
+    {"<tool_call>", VOCAB_ADDED},          {"</tool_call>", VOCAB_ADDED},
+    {"]<]frame[>[", VOCAB_SPECIAL},        {"]<]start of frame[>[", VOCAB_SPECIAL},
+    {"]<]end of frame[>[", VOCAB_SPECIAL}, {"<|content_altered_placeholder|>", VOCAB_SPECIAL},
+    {"]<]minimax[>[", VOCAB_ADDED},        {"<mm:think>", VOCAB_ADDED},
+    {"</mm:think>", VOCAB_ADDED},
+};
+
+static const struct added_token *added_token(enum model_family family, int i)
+{
+    bool is_own = family == MODEL_MINIMAX_M3 && i >= FIRST_OF_M3;
+    return is_own ? &m3_tokens[i - FIRST_OF_M3] : &added_tokens[i];
+}
+
+int tokenizer_write_n_added(enum model_family family)
+{
+    return family == MODEL_MINIMAX_M3 ? (int)M3_N_ADDED : (int)TOKENIZER_WRITE_N_ADDED;
+}
+
+int tokenizer_write_min_vocab(enum model_family family)
+{
+    return TOKENIZER_WRITE_MIN_VOCAB - TOKENIZER_WRITE_N_ADDED + tokenizer_write_n_added(family);
+}
 
 /* The lesson as tokens, with a NO_ID between pieces, while merges are learned from it. */
 struct learner {
@@ -216,7 +243,7 @@ static const char *mapped_text(struct str bytes, struct buf *out)
 
 /* Added tokens are listed in the vocabulary too: readers that number them by themselves would
  * otherwise continue after the last merge. */
-static json_t *vocab_json(const struct learner *l, int first_added)
+static json_t *vocab_json(const struct learner *l, enum model_family family, int first_added)
 {
     json_t *vocab = must_json(json_object());
     struct buf text = {0};
@@ -225,8 +252,9 @@ static json_t *vocab_json(const struct learner *l, int first_added)
         if (vocab_kind_of(&l->vocab, id) == VOCAB_MERGED)
             must_zero(json_object_set_new(vocab, mapped_text(vocab_bytes(&l->vocab, id), &text),
                                           json_integer(id)));
-    for (int i = 0; i < TOKENIZER_WRITE_N_ADDED; i++)
-        must_zero(json_object_set_new(vocab, added_tokens[i].text, json_integer(first_added + i)));
+    for (int i = 0; i < tokenizer_write_n_added(family); i++)
+        must_zero(json_object_set_new(vocab, added_token(family, i)->text,
+                                      json_integer(first_added + i)));
     buf_fini(&text);
     return vocab;
 }
@@ -246,20 +274,20 @@ static json_t *merges_json(const struct learner *l)
     return merges;
 }
 
-static json_t *added_json(int first_added)
+static json_t *added_json(enum model_family family, int first_added)
 {
     json_t *added = must_json(json_array());
 
-    for (int i = 0; i < TOKENIZER_WRITE_N_ADDED; i++)
+    for (int i = 0; i < tokenizer_write_n_added(family); i++)
         must_zero(json_array_append_new(
             added,
             json_pack("{s:i, s:s, s:b, s:b, s:b, s:b, s:b}", "id", first_added + i, "content",
-                      added_tokens[i].text, "single_word", 0, "lstrip", 0, "rstrip", 0,
-                      "normalized", 0, "special", added_tokens[i].kind == VOCAB_SPECIAL)));
+                      added_token(family, i)->text, "single_word", 0, "lstrip", 0, "rstrip", 0,
+                      "normalized", 0, "special", added_token(family, i)->kind == VOCAB_SPECIAL)));
     return added;
 }
 
-static json_t *root_json(const struct learner *l, int first_added)
+static json_t *root_json(const struct learner *l, enum model_family family, int first_added)
 {
     json_t *split, *bytes, *model;
 
@@ -270,30 +298,36 @@ static json_t *root_json(const struct learner *l, int first_added)
     model = json_pack("{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE",
                       "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
                       "fuse_unk", 0, "byte_fallback", 0, "ignore_merges", 0, "vocab",
-                      vocab_json(l, first_added), "merges", merges_json(l));
+                      vocab_json(l, family, first_added), "merges", merges_json(l));
     return must_json(json_pack(
         "{s:s, s:n, s:n, s:o, s:n, s:{s:s, s:[o, o]}, s:n, s:{s:s, s:b, s:b, s:b}, s:o}", "version",
-        "1.0", "truncation", "padding", "added_tokens", added_json(first_added), "normalizer",
-        "pre_tokenizer", "type", "Sequence", "pretokenizers", must_json(split), must_json(bytes),
-        "post_processor", "decoder", "type", "ByteLevel", "add_prefix_space", 0, "trim_offsets", 1,
-        "use_regex", 0, "model", must_json(model)));
+        "1.0", "truncation", "padding", "added_tokens", added_json(family, first_added),
+        "normalizer", "pre_tokenizer", "type", "Sequence", "pretokenizers", must_json(split),
+        must_json(bytes), "post_processor", "decoder", "type", "ByteLevel", "add_prefix_space", 0,
+        "trim_offsets", 1, "use_regex", 0, "model", must_json(model)));
 }
 
 int tokenizer_write_synthetic(const char *path, int vocab_size, struct err *e)
 {
+    return tokenizer_write_family(path, MODEL_MINIMAX_M2, vocab_size, e);
+}
+
+int tokenizer_write_family(const char *path, enum model_family family, int vocab_size,
+                           struct err *e)
+{
     struct learner l = {0};
     struct buf file = {0};
-    int first_added = vocab_size - TOKENIZER_WRITE_N_ADDED, rc;
+    int first_added = vocab_size - tokenizer_write_n_added(family), rc;
     json_t *root;
     char *text;
 
-    if (vocab_size < TOKENIZER_WRITE_MIN_VOCAB)
+    if (vocab_size < tokenizer_write_min_vocab(family))
         return err_set(e, E_INVALID,
                        "%s: a tokenizer needs %d ids at least (bytes and markers), not %d", path,
-                       TOKENIZER_WRITE_MIN_VOCAB, vocab_size);
+                       tokenizer_write_min_vocab(family), vocab_size);
     learner_init(&l, first_added);
     learn(&l);
-    root = root_json(&l, first_added);
+    root = root_json(&l, family, first_added);
     text = json_dumps(root, JSON_INDENT(1));
     must(text);
     buf_puts(&file, text);

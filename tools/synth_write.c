@@ -36,7 +36,7 @@ static int first_added_id(const struct synth_options *o)
     /* Without ours, the released tokenizer is what will be put beside a full vocabulary. */
     if (!o->has_tokenizer && o->config.vocab_size == M2_VOCAB)
         return M2_FIRST_ADDED;
-    return o->config.vocab_size - TOKENIZER_WRITE_N_ADDED;
+    return o->config.vocab_size - tokenizer_write_n_added(o->config.family);
 }
 
 static int write_json(const char *dir, const char *file_name, json_t *root, struct err *e)
@@ -349,12 +349,13 @@ static int write_weights(struct job *job, struct err *e)
 static int write_checked_config(const struct synth_options *o, struct err *e)
 {
     struct model_config read_back;
-    int least = o->has_tokenizer ? TOKENIZER_WRITE_MIN_VOCAB : TOKENIZER_WRITE_N_ADDED;
+    enum model_family family = o->config.family;
+    int least =
+        o->has_tokenizer ? tokenizer_write_min_vocab(family) : tokenizer_write_n_added(family);
     if (o->config.vocab_size < least)
         return err_set(e, E_INVALID, "vocab_size is %d, expected at least %d", o->config.vocab_size,
                        least);
-    bool is_m3 = o->config.family == MODEL_MINIMAX_M3;
-    int rc = is_m3 ? write_m3_config(o, e) : write_config(o, e);
+    int rc = family == MODEL_MINIMAX_M3 ? write_m3_config(o, e) : write_config(o, e);
     if (rc == 0)
         rc = write_generation_config(o, e);
     return rc < 0 ? rc : config_read(o->dir, &read_back, e);
@@ -363,7 +364,7 @@ static int write_checked_config(const struct synth_options *o, struct err *e)
 static int write_tokenizer(const struct synth_options *o, struct err *e)
 {
     char *path = mem_format("%s/tokenizer.json", o->dir);
-    int rc = tokenizer_write_synthetic(path, o->config.vocab_size, e);
+    int rc = tokenizer_write_family(path, o->config.family, o->config.vocab_size, e);
     mem_free(path);
     return rc;
 }

@@ -38,6 +38,28 @@ TEST(a_chat_is_answered)
     cluster_stop(&c);
 }
 
+TEST(a_chat_of_m3_is_answered_and_an_image_is_refused)
+{
+    struct cluster c;
+    cluster_use_preset("m3-tiny");
+    cluster_start(&c, 2, 1, NULL);
+    json_t *root = cluster_ask_json(&c, "/v1/chat/completions",
+                                    HELLO ",\"temperature\":0,\"return_token_ids\":true}");
+    CHECK_STR(json_string_value(cluster_at(root, "choices.0.message.role")), "assistant");
+    CHECK(json_array_size(cluster_at(root, "choices.0.token_ids")) > 0);
+    /* The template is M3's: a system block of its own, past what every row sees. */
+    CHECK(json_integer_value(cluster_at(root, "usage.prompt_tokens")) > 200);
+    json_decref(root);
+    CHECK_INT(cluster_ask(&c, "/v1/chat/completions",
+                          "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\","
+                          "\"image_url\":{\"url\":\"data:,\"}}]}]}"),
+              400);
+    CHECK_HAS(c.answer.data, "image_url");
+    CHECK_HAS(c.answer.data, "text only");
+    CHECK_INT(cluster_ask(&c, "/health", NULL), 200);
+    cluster_stop(&c);
+}
+
 /* What a streamed answer adds up to. */
 struct streamed {
     struct buf text, ids;

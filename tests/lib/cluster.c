@@ -72,7 +72,7 @@ const char *cluster_model(void)
     static char path[4096];
     struct stat st;
     bool is_default = strcmp(preset, "m2-tiny") == 0;
-    snprintf(path, sizeof path, "%s/../%s-test", test_bin_dir(), is_default ? "m2" : preset);
+    snprintf(path, sizeof path, "%s/../%s", test_bin_dir(), is_default ? "m2-test" : preset);
     if (stat(path, &st) == 0)
         return path;
     /* Two tests may make it at once: each under a name of its own, the first rename wins. */

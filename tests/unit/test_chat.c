@@ -59,7 +59,7 @@ static void check_text(const struct chat_prompt *p, const char *want)
     struct tokens ids = {0};
     struct err e = {0};
 
-    CHECK_INT(chat_render_text(p, &text, &e), 0);
+    CHECK_INT(chat_render_text(CHAT_TEMPLATE_M2, p, &text, &e), 0);
     CHECK_STR(text.data, want);
     CHECK_INT(chat_init(&c, t, &e), 0);
     CHECK_INT(chat_render(&c, p, &ids, &e), 0);
@@ -301,7 +301,7 @@ static void check_refused(const struct chat_prompt *p, const char *part)
     struct err e = {0};
 
     buf_puts(&text, "before");
-    CHECK_INT(chat_render_text(p, &text, &e), E_INVALID);
+    CHECK_INT(chat_render_text(CHAT_TEMPLATE_M2, p, &text, &e), E_INVALID);
     CHECK_HAS(e.text, part);
     CHECK_STR(text.data, "before");
     buf_fini(&text);
