@@ -238,12 +238,23 @@ static void write_times(struct buf *out, const struct loadtest_result *r,
     mem_free(values);
 }
 
+/* To 4, 8, 20 or 40 times a power of ten: quarters of it are round, too. */
+static int64_t round_up(int64_t n)
+{
+    static const int steps[] = {4, 8, 20, 40};
+    for (int64_t power = 1;; power *= 10)
+        for (int i = 0; i < 4; i++)
+            if (steps[i] * power >= n)
+                return steps[i] * power;
+}
+
 static void write_rate(struct buf *out, const struct loadtest_result *r)
 {
-    int64_t most = 1;
+    int64_t most = 4;
     char label[32];
     for (int i = 0; i < r->n_seconds; i++)
         most = r->tokens_by_second[i] > most ? r->tokens_by_second[i] : most;
+    most = round_up(most);
     text_at(out, SECOND_LEFT, TOP - 16, "start", "Tokens generated in each second");
     for (int i = 0; i <= 4; i++) {
         double y = TOP + PANEL_HEIGHT * (1 - i / 4.0);

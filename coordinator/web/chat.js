@@ -131,7 +131,7 @@ const toEnd = () => { talk.scrollTop = talk.scrollHeight; };
 async function exchange() {
   const answer = new Answer();
   const begun = performance.now();
-  let first = 0, finish = "", usage = null, tokens = 0;
+  let first = 0, finish = "", usage = null, tokens = 0, isDegraded = false;
   running = new AbortController();
   $("send").hidden = true;
   $("stop").hidden = false;
@@ -146,6 +146,7 @@ async function exchange() {
     await readEvents(response, (event) => {
       if (event.error) throw new Error(event.error.message);
       usage = event.usage ?? usage;
+      isDegraded ||= event.degraded === true;
       const choice = event.choices?.[0];
       if (!choice) return;
       const stay = atEnd();
@@ -158,7 +159,8 @@ async function exchange() {
       finish = choice.finish_reason ?? finish;
       if (stay) toEnd();
     });
-    answer.end(finish === "length" ? "Cut off: the token limit was reached." : "");
+    answer.end((finish === "length" ? "Cut off: the token limit was reached. " : "") +
+      (isDegraded ? "Some experts could not be asked for this answer." : ""));
   } catch (error) {
     if (error.name === "AbortError") answer.end("Stopped.");
     else answer.end(error.message, true);

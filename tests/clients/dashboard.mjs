@@ -75,7 +75,7 @@ test('dashboard: reasoning is folded, tool calls are shown and answered', (clust
                     { content: 'Looking <b>it</b> up.' },
                     { tool_calls: [{ index: 0, id: 'call_1', type: 'function', function: { name: 'weather', arguments: '{"city":' } }] },
                     { tool_calls: [{ index: 0, function: { arguments: '"Riga"}' } }] }], 'tool_calls')
-                : events([{ content: 'It rains.' }], 'stop'),
+                : events([{ content: 'It rains.' }], 'stop').replace('"choices"', '"degraded":true,"choices"'),
         });
     });
     await page.locator('#settings summary').click();
@@ -92,6 +92,7 @@ test('dashboard: reasoning is folded, tool calls are shown and answered', (clust
     await page.locator('.call input').fill('rain');
     await ask(page, 'Go on');
     await page.waitForFunction(() => document.querySelector('#talk').innerText.includes('It rains.'));
+    assert.match(await page.locator('.said').last().innerText(), /Some experts could not be asked/);
     assert.equal(bodies[0].tools[0].function.name, 'weather');
     const [, assistant, tool, user] = bodies[1].messages;
     assert.equal(assistant.reasoning_content, 'I should look.');

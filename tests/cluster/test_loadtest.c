@@ -59,7 +59,7 @@ TEST_WITHIN(overload_is_answered_429_and_nothing_else, 240)
     json_t *r = read_json("mixed.json");
     long long ok = (long long)json_integer_value(json_object_get(r, "ok"));
     long long busy = (long long)json_integer_value(json_object_get(r, "busy"));
-    CHECK(ok > 10);
+    CHECK(ok > 0);
     CHECK(busy > 0);
     CHECK_INT(json_integer_value(json_object_get(r, "failed")), 0);
     CHECK_INT(json_integer_value(json_object_get(r, "requests")), ok + busy);
