@@ -99,6 +99,7 @@ static int set_up(struct runner *r, struct err *e)
     atomic_store(&r->pages_free, kv_pages_free(r->kv));
     r->seqs = seqs_new(r->kv, o->max_seqs, o->keeps_prefixes,
                        prefix_seed(o->fingerprint, (int)o->formats.kv));
+    seqs_set_words(r->seqs, o->words);
     r->sampler = sampler_new(r->config->vocab_size);
     struct moe_remote_options m = {
         .kernels = o->kernels,

@@ -52,7 +52,8 @@ struct runner_options {
     int max_rows, max_seqs, max_jobs;
     int64_t call_timeout_ns, spin_ns;
     struct ladder ladder;
-    struct auth *auth; /* rpc/auth.h; borrowed; NULL: no keys */
+    const struct token_list *words; /* model/grammar_tokens.h; borrowed; NULL: no grammars */
+    struct auth *auth;              /* rpc/auth.h; borrowed; NULL: no keys */
 };
 
 struct runner;

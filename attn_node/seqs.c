@@ -19,6 +19,7 @@ struct seq {
     int n_tokens, tokens_size;
     uint32_t n_prompt;
     struct sampling sampling;
+    struct constraint *constraint; /* of sampling.grammar */
     bool is_in_step, is_opened_by_step, is_inexact;
 };
 
@@ -27,8 +28,9 @@ struct seqs {
     bool keeps;
     uint64_t seed;
     int max_seqs, n_seqs;
-    struct seq *all;  /* [max_seqs] */
-    struct seq *idle; /* places that hold no sequence */
+    const struct token_list *words; /* NULL: no grammars */
+    struct seq *all;                /* [max_seqs] */
+    struct seq *idle;               /* places that hold no sequence */
     struct seq **buckets;
     uint64_t n_buckets;   /* a power of two */
     struct seq **in_step; /* [max_seqs]: of the step in progress */
@@ -56,6 +58,11 @@ struct seqs *seqs_new(struct kv *kv, int max_seqs, bool keeps, uint64_t seed)
     return s;
 }
 
+void seqs_set_words(struct seqs *s, const struct token_list *words)
+{
+    s->words = words;
+}
+
 void seqs_free(struct seqs **seqs)
 {
     struct seqs *s = *seqs;
@@ -66,6 +73,7 @@ void seqs_free(struct seqs **seqs)
         kv_truncate(s->kv, &s->all[i].kv, 0);
         mem_free(s->all[i].kv.pages);
         mem_free(s->all[i].tokens);
+        constraint_free(&s->all[i].constraint);
     }
     mem_free(s->all);
     mem_free(s->in_step);
@@ -112,6 +120,7 @@ static void remove_seq(struct seqs *s, struct seq *q)
     must(*at == q);
     *at = q->next;
     kv_truncate(s->kv, &q->kv, 0);
+    constraint_free(&q->constraint);
     q->is_in_step = q->is_opened_by_step = false;
     q->next = s->idle;
     s->idle = q;
@@ -183,6 +192,17 @@ static int check_step(struct seqs *s, const struct wire_step *step, struct err *
     return 0;
 }
 
+/* A grammar that cannot be read leaves no constraint, and sampling refuses the sequence. */
+static void take_grammar(struct seqs *s, struct seq *q)
+{
+    struct err why = {0};
+    constraint_free(&q->constraint);
+    if (q->sampling.grammar && s->words)
+        constraint_new(s->words, str_of(q->sampling.grammar), &q->constraint, &why);
+    if (q->sampling.grammar)
+        q->sampling.grammar = ""; /* the text is the step's */
+}
+
 static void open_seq(struct seqs *s, struct seq *q, const struct wire_step_seq *w)
 {
     kv_truncate(s->kv, &q->kv, 0);
@@ -191,6 +211,7 @@ static void open_seq(struct seqs *s, struct seq *q, const struct wire_step_seq *
     q->is_inexact = false;
     q->n_prompt = w->n_prompt;
     q->sampling = w->sampling ? *w->sampling : (struct sampling){0};
+    take_grammar(s, q);
 }
 
 static void log_tokens(struct seq *q, const int32_t *tokens, int n)
@@ -298,6 +319,8 @@ struct sample_history seqs_history(const struct seqs *s, int i)
     must(i >= 0 && i < s->n_in_step);
     const struct seq *q = s->in_step[i];
     int n_prompt = q->n_prompt < (uint32_t)q->n_tokens ? (int)q->n_prompt : q->n_tokens;
-    return (struct sample_history){
-        .tokens = q->tokens, .n_tokens = q->n_tokens, .n_prompt = n_prompt};
+    return (struct sample_history){.tokens = q->tokens,
+                                   .n_tokens = q->n_tokens,
+                                   .n_prompt = n_prompt,
+                                   .constraint = q->constraint};
 }

@@ -14,6 +14,7 @@
 #include "base/err.h"
 #include "engine/forward.h"
 #include "engine/sample.h"
+#include "model/grammar_tokens.h"
 #include "rpc/wire.h"
 
 struct seqs;
@@ -21,6 +22,8 @@ struct seqs;
  * their memory is not needed, for sequences that begin with the same tokens; `seed`:
  * prefix_seed(). */
 struct seqs *seqs_new(struct kv *kv, int max_seqs, bool keeps, uint64_t seed);
+/* The words of grammars; borrowed.  Without them a sequence with a grammar cannot be sampled. */
+void seqs_set_words(struct seqs *s, const struct token_list *words);
 /* Gives all pages back. */
 void seqs_free(struct seqs **s);
 int seqs_count(const struct seqs *s);

@@ -21,6 +21,7 @@
 #include "base/version.h"
 #include "engine/kv.h"
 #include "engine/model_open.h"
+#include "model/grammar_tokens.h"
 #include "rpc/endpoint.h"
 #include "rpc/loop.h"
 #include "rpc/member.h"
@@ -37,6 +38,8 @@ struct side {
     struct side_config config;
     char *name, *coordinator_endpoint, *listen_endpoint, *advertise;
     struct checkpoint *checkpoint;
+    struct tokenizer *tokenizer; /* for grammars; NULL: the checkpoint has none */
+    struct token_list *words;
     uint64_t fingerprint;
     const struct kernels *kernels;
     int threads;
@@ -398,6 +401,19 @@ static void log_packing(void *ud, int64_t done_bytes, int64_t total_bytes)
              (long long)(total_bytes / 1000000));
 }
 
+/* A checkpoint without a tokenizer serves ids, and no grammars. */
+static int read_words(struct side *s, const char *model_dir, struct err *e)
+{
+    int rc = tokenizer_open(model_dir, &s->tokenizer, e);
+    if (rc == E_NOT_FOUND) {
+        *e = (struct err){0};
+        return 0;
+    }
+    if (rc == 0)
+        s->words = token_list_new(s->tokenizer, checkpoint_config(s->checkpoint)->vocab_size);
+    return rc;
+}
+
 static int open_side(struct side *s, struct err *e)
 {
     const struct side_config *c = &s->config;
@@ -419,6 +435,8 @@ static int open_side(struct side *s, struct err *e)
     s->config.formats = opened.said;
     if (rc == 0)
         rc = checkpoint_fingerprint(s->checkpoint, &s->fingerprint, e);
+    if (rc == 0)
+        rc = read_words(s, c->model_dir, e);
     if (rc < 0)
         return err_prefix(e, "load model");
     struct runner_options o = {
@@ -436,6 +454,7 @@ static int open_side(struct side *s, struct err *e)
         .call_timeout_ns = c->call_timeout_ns,
         .spin_ns = c->spin_ns,
         .ladder = c->ladder,
+        .words = s->words,
         .auth = c->auth,
     };
     rc = runner_start(&o, &s->runner, e);
@@ -480,6 +499,8 @@ void side_stop(struct side **side)
         buf_fini(&s->jobs[i].report);
     }
     runner_job_fini(&s->table_job);
+    token_list_free(&s->words);
+    tokenizer_free(&s->tokenizer);
     checkpoint_close(&s->checkpoint);
     mem_free(s->name);
     mem_free(s->coordinator_endpoint);

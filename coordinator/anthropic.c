@@ -271,28 +271,53 @@ static int read_tool(const json_t *tool, const char *at, json_t *out, struct ope
     if (description)
         json_object_set(function, "description", description);
     json_object_set(function, "parameters", schema);
+    if (json_is_true(json_object_get(tool, "strict")))
+        json_object_set_new(function, "strict", json_true());
     json_object_set_new(wrapped, "type", json_string("function"));
     json_object_set_new(wrapped, "function", function);
     json_array_append_new(out, wrapped);
     return 0;
 }
 
-static int read_tool_choice(const json_t *body, bool *none, struct openai_error *e)
+static int read_tool_choice(const json_t *body, struct conversation *c, bool *none,
+                            struct openai_error *e)
 {
     const json_t *choice = json_field(body, "tool_choice");
     const char *type = type_of(choice);
     *none = strcmp(type, "none") == 0;
-    if (!choice || *none || strcmp(type, "auto") == 0)
+    if (!choice || *none)
         return 0;
-    return openai_refuse(e, "unsupported", "tool_choice",
-                         "tool_choice.type must be \"auto\" or \"none\"; a tool cannot be forced");
+    int rc = json_read_bool(choice, "disable_parallel_tool_use", &c->rules.single, e);
+    if (rc < 0 || strcmp(type, "auto") == 0)
+        return rc;
+    c->rules.forced = true;
+    c->rules.only = json_str(json_object_get(choice, "name"));
+    if (strcmp(type, "any") == 0 || (strcmp(type, "tool") == 0 && c->rules.only.len > 0))
+        return 0;
+    return openai_refuse(e, "range", "tool_choice",
+                         "tool_choice.type must be auto, any, none, or tool with a name");
+}
+
+/* output_config.format, and its older name output_format. */
+static int read_format(const json_t *body, struct conversation *c, struct openai_error *e)
+{
+    const json_t *format = json_field(json_field(body, "output_config"), "format");
+    if (!format)
+        format = json_field(body, "output_format");
+    if (!format)
+        return 0;
+    c->rules.value = json_object_get(format, "schema");
+    if (strcmp(type_of(format), "json_schema") == 0 && c->rules.value)
+        return 0;
+    return openai_refuse(e, "range", "output_config",
+                         "output_config.format must have type json_schema and a schema");
 }
 
 static int read_tools(const json_t *body, struct conversation *c, struct openai_error *e)
 {
     const json_t *tools = json_field(body, "tools");
     bool none;
-    int rc = read_tool_choice(body, &none, e);
+    int rc = read_tool_choice(body, c, &none, e);
     if (rc < 0 || !tools)
         return rc;
     if (!json_is_array(tools))
@@ -351,6 +376,8 @@ static int read_body(const struct openai_model *m, const json_t *body, enum purp
         rc = read_tools(body, &c, e);
     if (rc == 0)
         rc = read_thinking(body, &c, e);
+    if (rc == 0)
+        rc = read_format(body, &c, e);
     if (rc == 0)
         rc = read_system(body, &c, e);
     if (rc == 0)

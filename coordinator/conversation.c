@@ -73,5 +73,6 @@ int conversation_finish(struct conversation *c, const struct openai_model *m, st
     stream_split(&r->text_of,
                  p->thinking == CHAT_THINKING_ON ? OUTPUT_IN_REASONING : OUTPUT_IN_CONTENT,
                  p->tools);
-    return openai_check_prompt(m, r, e);
+    int rc = conversation_constrain(c, m, r, e);
+    return rc < 0 ? rc : openai_check_prompt(m, r, e);
 }

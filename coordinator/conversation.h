@@ -6,7 +6,16 @@
 
 #include "coordinator/openai.h"
 
+/* What the answer is held to by a grammar (model/grammar.h); all-zero: nothing. */
+struct conversation_rules {
+    const json_t *value; /* schema of the answer; borrowed; NULL: any text */
+    bool forced;         /* the answer is a tool call */
+    bool single;         /* at most one call */
+    struct str only;     /* the tool that may be called; empty: each of prompt.tools */
+};
+
 struct conversation {
+    struct conversation_rules rules;
     struct chat_prompt prompt; /* all but the messages is the dialect's to fill */
     struct chat_message *messages;
     int n_messages, messages_room;
@@ -29,7 +38,11 @@ struct place {
 };
 struct place place(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* Renders the prompt and says how the output is to be read.  Refuses what the template refuses, results
+/* Makes the request's grammar, if the rules or strict tools ask for one. */
+int conversation_constrain(const struct conversation *c, const struct openai_model *m,
+                           struct request *r, struct openai_error *e);
+
+/* Renders the prompt and says how the output is to be read and what it is held to.  Refuses what the template refuses, results
  * that answer no call, and a prompt over the context. */
 int conversation_finish(struct conversation *c, const struct openai_model *m, struct request *r,
                         struct openai_error *e);

@@ -185,11 +185,6 @@ static int refuse_unsupported(const json_t *body, struct openai_error *e)
     const json_t *suffix = json_field(body, "suffix");
     if (suffix && json_string_length(suffix) > 0)
         return openai_refuse(e, "unsupported", "suffix", "suffix is not supported");
-    const json_t *format = json_field(body, "response_format");
-    const char *type = format ? json_string_value(json_object_get(format, "type")) : NULL;
-    if (format && (!type || strcmp(type, "text") != 0))
-        return openai_refuse(e, "unsupported", "response_format",
-                             "response_format other than {\"type\": \"text\"} is not supported");
     return 0;
 }
 
@@ -312,6 +307,11 @@ int openai_parse_completion(const struct openai_model *m, struct str text, struc
         rc = parse_prompt(m, body, r, e);
     if (rc == 0)
         rc = openai_check_prompt(m, r, e);
+    const json_t *format = json_field(body, "response_format");
+    if (rc == 0 && format)
+        rc = openai_refuse(
+            e, "unsupported", "response_format",
+            "response_format is not supported here; it belongs to /v1/chat/completions");
     int64_t n_top = -1;
     if (rc == 0)
         rc = json_read_int(body, "logprobs", 0, SAMPLING_MAX_TOP, &n_top, e);

@@ -2,8 +2,9 @@
  * path).
  *
  * Bodies come from anyone: each is either understood or refused with one clear error in
- * OpenAI's form that names the field.  What we cannot honour (n > 1, response_format,
- * forced tool calls, images) is refused rather than ignored; unknown fields are ignored.
+ * OpenAI's form that names the field.  What we cannot honour (n > 1, images) is refused
+ * rather than ignored; unknown fields are ignored.  response_format, tool_choice and strict tools are
+ * held to by a grammar (model/grammar.h).
  *
  * Extensions: "return_token_ids" and "return_logits_hash" (ids, and 16-digit hashes of the
  * logits, per choice or per chunk), "ignore_eos", "min_p", "top_k", "repetition_penalty",

@@ -156,21 +156,75 @@ static int parse_messages(const json_t *body, struct conversation *c, struct ope
     return 0;
 }
 
-/* The tools that the model is told of; forcing it to use one is not possible yet. */
-static int parse_tools(const json_t *body, struct chat_prompt *p, struct openai_error *e)
+/* "auto", "none", "required", or the one tool that is to be called. */
+static int read_choice(const json_t *body, struct conversation *c, bool *none,
+                       struct openai_error *e)
 {
-    const json_t *tools = json_field(body, "tools"), *choice = json_field(body, "tool_choice");
+    const json_t *choice = json_field(body, "tool_choice");
+    const char *word = choice ? json_string_value(choice) : "auto";
+    *none = word && strcmp(word, "none") == 0;
+    if (*none || (word && strcmp(word, "auto") == 0))
+        return 0;
+    const json_t *name = json_object_get(json_object_get(choice, "function"), "name");
+    if (!name && json_object_get(choice, "name"))
+        name = json_object_get(choice, "name"); /* as /v1/responses has it */
+    c->rules.forced = true;
+    c->rules.only = json_str(name);
+    if ((word && strcmp(word, "required") == 0) || c->rules.only.len > 0)
+        return 0;
+    return openai_refuse(e, "unsupported", "tool_choice",
+                         "tool_choice must be \"auto\", \"none\", \"required\" or name a function");
+}
+
+int openai_read_tool_choice(const json_t *body, struct conversation *c, bool *none,
+                            struct openai_error *e)
+{
+    bool parallel = true;
+    int rc = read_choice(body, c, none, e);
+    if (rc == 0)
+        rc = json_read_bool(body, "parallel_tool_calls", &parallel, e);
+    c->rules.single = !parallel;
+    return rc;
+}
+
+static int parse_tools(const json_t *body, struct conversation *c, struct openai_error *e)
+{
+    const json_t *tools = json_field(body, "tools");
+    bool none;
     if (tools && !json_is_array(tools))
         return openai_refuse(e, "type", "tools", "tools must be an array, not %s",
                              json_type_name(tools));
-    const char *word = choice ? json_string_value(choice) : "auto";
-    bool none = word && strcmp(word, "none") == 0;
-    if (!none && (!word || strcmp(word, "auto") != 0))
-        return openai_refuse(e, "unsupported", "tool_choice",
-                             "tool_choice must be \"auto\" or \"none\"; a tool cannot be forced");
+    int rc = openai_read_tool_choice(body, c, &none, e);
     if (tools && json_array_size(tools) > 0 && !none)
-        p->tools = tools;
-    return 0;
+        c->prompt.tools = tools;
+    return rc;
+}
+
+int openai_read_format(const json_t *format, const json_t *holder, const char *field,
+                       struct conversation *c, struct openai_error *e)
+{
+    const char *type = json_string_value(json_object_get(format, "type"));
+    if (type && strcmp(type, "text") == 0)
+        return 0;
+    if (type && strcmp(type, "json_object") == 0) {
+        c->rules.value = conversation_keep(c, json_pack("{s:s}", "type", "object"));
+        return 0;
+    }
+    if (!type || strcmp(type, "json_schema") != 0)
+        return openai_refuse(e, "range", field, "%s.type must be text, json_object or json_schema",
+                             field);
+    c->rules.value = json_object_get(holder, "schema");
+    return c->rules.value ? 0
+                          : openai_refuse(e, "missing", field, "%s: the schema is missing", field);
+}
+
+static int parse_format(const json_t *body, struct conversation *c, struct openai_error *e)
+{
+    const json_t *format = json_field(body, "response_format");
+    if (!format)
+        return 0;
+    return openai_read_format(format, json_object_get(format, "json_schema"), "response_format", c,
+                              e);
 }
 
 static int parse_thinking(const json_t *body, struct chat_prompt *p, struct openai_error *e)
@@ -214,7 +268,9 @@ static int parse_chat(const struct openai_model *m, const json_t *body, struct r
     if (rc == 0)
         rc = parse_logprobs(body, r, e);
     if (rc == 0)
-        rc = parse_tools(body, &c.prompt, e);
+        rc = parse_tools(body, &c, e);
+    if (rc == 0)
+        rc = parse_format(body, &c, e);
     if (rc == 0)
         rc = parse_thinking(body, &c.prompt, e);
     if (rc == 0)

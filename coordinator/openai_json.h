@@ -33,6 +33,13 @@ int openai_read_stops(const struct openai_model *m, const json_t *body, const ch
 /* Reads what chat and completions have in common. */
 int openai_parse_common(const struct openai_model *m, const json_t *body, struct request *r,
                         struct openai_error *e);
+struct conversation;
+/* tool_choice and parallel_tool_calls into the rules; *none: tools are not to be used. */
+int openai_read_tool_choice(const json_t *body, struct conversation *c, bool *none,
+                            struct openai_error *e);
+/* The form of the answer; `holder` has the schema. */
+int openai_read_format(const json_t *format, const json_t *holder, const char *field,
+                       struct conversation *c, struct openai_error *e);
 /* After the prompt is known: is it within the context? */
 int openai_check_prompt(const struct openai_model *m, const struct request *r,
                         struct openai_error *e);

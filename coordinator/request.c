@@ -23,6 +23,7 @@ void request_fini(struct request *r)
     stream_fini(&r->text_of);
     output_events_fini(&r->said);
     mem_free(r->samples);
+    mem_free(r->grammar);
     *r = (struct request){0};
 }
 

@@ -59,6 +59,7 @@ struct request {
     struct sampling sampling;
     bool streams, wants_usage, wants_token_ids, wants_logprobs, ignores_eos;
     struct stream text_of;
+    char *grammar; /* sampling.grammar */
 
     /* what came out */
     struct tokens output;

@@ -15,6 +15,7 @@
 #include "base/rng.h"
 #include "engine/kernels.h"
 #include "engine/mathf.h"
+#include "model/grammar_tokens.h"
 #include "model/halves.h"
 
 struct candidate {
@@ -85,6 +86,8 @@ static bool are_parameters_sound(const struct sampler *s, const struct sampling 
         p->n_top < 0 || p->n_top > SAMPLING_MAX_TOP || !(p->repetition_penalty >= 0.0f) ||
         !isfinite(p->frequency_penalty) || !isfinite(p->presence_penalty))
         return false;
+    if (p->grammar && !history->constraint)
+        return false;
     for (int i = 0; i < p->n_bias; i++)
         if (!is_in_vocab(s, p->bias[i].token) || !isfinite(p->bias[i].bias))
             return false;
@@ -127,13 +130,27 @@ static void penalise_output(struct sampler *s, const struct sampling *p,
     }
 }
 
+/* Far below any logit, and finite: e^ of it is 0. */
+static const float FORBIDDEN = -1e30f;
+
+static void forbid(struct sampler *s, const uint64_t *allowed)
+{
+    for (int i = 0; i < s->vocab; i++)
+        if (!(allowed[i >> 6] >> (i & 63) & 1))
+            s->adjusted[i] = FORBIDDEN;
+}
+
 /* The logits to choose from: the caller's own where nothing changes them. */
 static const float *adjust(struct sampler *s, const float *logits, const struct sampling *p,
                            const struct sample_history *history)
 {
     bool repeats = p->repetition_penalty != 0.0f && p->repetition_penalty != 1.0f;
     bool outputs = p->frequency_penalty != 0.0f || p->presence_penalty != 0.0f;
-    if (p->n_bias == 0 && !repeats && !outputs)
+    const uint64_t *allowed = NULL;
+    if (p->grammar)
+        allowed = constraint_allow(history->constraint, history->tokens + history->n_prompt,
+                                   history->n_tokens - history->n_prompt);
+    if (p->n_bias == 0 && !repeats && !outputs && !allowed)
         return logits;
     memcpy(s->adjusted, logits, (size_t)s->vocab * sizeof(*logits));
     for (int i = 0; i < p->n_bias; i++)
@@ -142,6 +159,8 @@ static const float *adjust(struct sampler *s, const float *logits, const struct 
         penalise_repetition(s, p->repetition_penalty, history);
     if (outputs)
         penalise_output(s, p, history);
+    if (allowed)
+        forbid(s, allowed);
     return s->adjusted;
 }
 

@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { SAMPLING_MAX_BIAS = 300, SAMPLING_MAX_TOP = 20 };
+enum { SAMPLING_MAX_BIAS = 300, SAMPLING_MAX_TOP = 20, SAMPLING_MAX_GRAMMAR_BYTES = 256 << 10 };
 
 /* All-zero is greedy without penalties: repetition_penalty 0 and 1 both mean "off". */
 struct sampling {
@@ -21,6 +21,9 @@ struct sampling {
     bool logprobs;    /* fill sampled.logprob */
     int n_top;        /* and this many alternatives, at most SAMPLING_MAX_TOP */
     bool logits_hash; /* fill sampled.logits_hash: the proof of "one answer" */
+    /* What the output may be (model/grammar.h), NUL-terminated; NULL: anything.  Borrowed: whoever keeps the
+     * parameters keeps a copy of the text or what it made of it. */
+    const char *grammar;
     int n_bias;
     struct {
         int32_t token;

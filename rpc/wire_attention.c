@@ -32,6 +32,8 @@ static void view_sampling(const struct sampling *s, struct sampling_view *v)
     v->message.logprobs = s->logprobs;
     v->message.n_top = (uint32_t)s->n_top;
     v->message.logits_hash = s->logits_hash;
+    if (s->grammar)
+        v->message.grammar = (char *)(uintptr_t)s->grammar; /* is only read */
     for (int i = 0; i < s->n_bias; i++) {
         v->tokens[i] = (uint32_t)s->bias[i].token;
         v->values[i] = s->bias[i].bias;
@@ -108,6 +110,9 @@ static int check_sampling(const Polymath__V1__Sampling *p, struct err *e)
     if (p->n_bias_tokens > SAMPLING_MAX_BIAS || p->n_bias_values != p->n_bias_tokens)
         return wire_invalid(e, "%zu biased tokens with %zu values, at most %d", p->n_bias_tokens,
                             p->n_bias_values, SAMPLING_MAX_BIAS);
+    if (strlen(p->grammar) > SAMPLING_MAX_GRAMMAR_BYTES)
+        return wire_invalid(e, "a grammar of %zu bytes, at most %d", strlen(p->grammar),
+                            SAMPLING_MAX_GRAMMAR_BYTES);
     return 0;
 }
 
@@ -215,21 +220,25 @@ static int check_step(const Polymath__V1__StepRequest *p, const struct frame *pa
     return 0;
 }
 
-/* Step, sequences, their sampling and the tokens in one block, largest alignment first. */
+/* Step, sequences, their sampling, the tokens and texts in one block, largest alignment first. */
 static int read_step(const Polymath__V1__StepRequest *p, const struct frame *payload,
                      const struct wire_step_limits *l, struct wire_step **out, struct err *e)
 {
-    size_t n_sampling = 0, n_payload = payload->size_bytes / sizeof(int32_t);
+    size_t n_sampling = 0, text_bytes = 0, n_payload = payload->size_bytes / sizeof(int32_t);
     for (size_t i = 0; i < p->n_seqs; i++)
-        n_sampling += p->seqs[i]->sampling != NULL;
-    struct wire_step *s =
-        mem_try_aligned(sizeof(*s) + p->n_seqs * sizeof(struct wire_step_seq) +
-                        n_sampling * sizeof(struct sampling) + n_payload * sizeof(int32_t));
+        if (p->seqs[i]->sampling) {
+            n_sampling++;
+            text_bytes += strlen(p->seqs[i]->sampling->grammar) + 1;
+        }
+    struct wire_step *s = mem_try_aligned(sizeof(*s) + p->n_seqs * sizeof(struct wire_step_seq) +
+                                          n_sampling * sizeof(struct sampling) +
+                                          n_payload * sizeof(int32_t) + text_bytes);
     if (!s)
         return err_set(e, E_NOMEM, "no memory for a step of %u rows", p->n_tokens);
     struct wire_step_seq *seqs = (struct wire_step_seq *)(void *)(s + 1);
     struct sampling *sampling = (struct sampling *)(void *)(seqs + p->n_seqs);
     int32_t *tokens = (int32_t *)(void *)(sampling + n_sampling);
+    char *texts = (char *)(tokens + n_payload);
     memcpy(tokens, payload->data, n_payload * sizeof(*tokens));
     *s = (struct wire_step){.step = p->step,
                             .session = p->session,
@@ -249,6 +258,10 @@ static int read_step(const Polymath__V1__StepRequest *p, const struct frame *pay
         if (!q->sampling)
             continue;
         rc = read_sampling(q->sampling, l->vocab_size, sampling, e);
+        if (q->sampling->grammar[0]) {
+            sampling->grammar = texts;
+            texts = stpcpy(texts, q->sampling->grammar) + 1;
+        }
         seqs[i].sampling = sampling++;
     }
     if (rc < 0)

@@ -92,6 +92,27 @@ test('anthropic: tools in a loop, whole and streamed', async (context) => {
     assert.deepEqual(streamed.at(-1).content.at(-1).text, whole.at(-1).content.at(-1).text);
 });
 
+test('anthropic: a forced tool, and no other', async (context) => {
+    const clock = { name: 'clock', input_schema: { type: 'object', properties: { zone: { enum: ['UTC', 'CET'] } }, required: ['zone'] } };
+    for (const tool_choice of [{ type: 'tool', name: 'clock' }, { type: 'any', disable_parallel_tool_use: true }]) {
+        const message = await client(context).messages.create({
+            ...GREEDY, messages: SUM, tool_choice, tools: tool_choice.name ? [WEATHER, clock] : [clock],
+        });
+        assert.equal(message.stop_reason, 'tool_use');
+        const call = message.content.at(-1);
+        assert.equal(call.name, 'clock');
+        assert.ok(['UTC', 'CET'].includes(call.input.zone));
+    }
+});
+
+test('anthropic: an answer of a schema', async (context) => {
+    const schema = { type: 'object', properties: { sum: { type: 'integer' } }, required: ['sum'], additionalProperties: false };
+    const message = await client(context).messages.create({
+        ...GREEDY, messages: SUM, output_config: { format: { type: 'json_schema', schema } },
+    });
+    assert.ok(Number.isInteger(JSON.parse(message.content.at(-1).text).sum));
+});
+
 test('anthropic: count_tokens agrees with usage', async (context) => {
     const body = { model: 'demo', system: 'Be brief.', messages: SUM, tools: [WEATHER] };
     const { input_tokens } = await client(context).messages.countTokens(body);

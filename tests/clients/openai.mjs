@@ -107,6 +107,116 @@ test('openai: runTools() of the client', async (context) => {
     assert.deepEqual(seen, [{ city: 'Oslo' }]);
 });
 
+const PERSON = {
+    type: 'object',
+    properties: {
+        name: { type: 'string', minLength: 1, maxLength: 12 },
+        age: { type: 'integer', minimum: 18, maximum: 99 },
+        role: { enum: ['cook', 'pilot'] },
+        tags: { type: 'array', items: { type: 'boolean' }, minItems: 1, maxItems: 3 },
+    },
+    required: ['name', 'age', 'role', 'tags'],
+    additionalProperties: false,
+};
+
+function assertPerson(person) {
+    assert.deepEqual(Object.keys(person), ['name', 'age', 'role', 'tags']);
+    assert.ok(person.name.length >= 1 && person.name.length <= 12);
+    assert.ok(Number.isInteger(person.age) && person.age >= 18 && person.age <= 99);
+    assert.ok(['cook', 'pilot'].includes(person.role));
+    assert.ok(person.tags.length >= 1 && person.tags.length <= 3);
+}
+
+test('openai: an answer of a schema, whatever the model would rather say', async (context) => {
+    for (const temperature of [0, 1.5]) {
+        const answer = await client(context).chat.completions.create({
+            ...GREEDY,
+            temperature,
+            seed: 3,
+            messages: SUM,
+            response_format: {
+                type: 'json_schema', json_schema: { name: 'person', strict: true, schema: PERSON },
+            },
+        });
+        assert.equal(answer.choices[0].finish_reason, 'stop');
+        assert.match(answer.choices[0].message.reasoning_content, /./);
+        assertPerson(JSON.parse(answer.choices[0].message.content));
+    }
+});
+
+test('openai: parse() with a schema', async (context) => {
+    const answer = await client(context).chat.completions.parse({
+        ...GREEDY,
+        messages: [{ role: 'user', content: 'Gemma likes eggs.\nTurn this into JSON with name and food.' }],
+        response_format: {
+            type: 'json_schema',
+            json_schema: {
+                name: 'liking',
+                strict: true,
+                schema: {
+                    type: 'object',
+                    properties: { name: { type: 'string' }, food: { type: 'string' } },
+                    required: ['name', 'food'],
+                    additionalProperties: false,
+                },
+            },
+        },
+    });
+    assert.deepEqual(JSON.parse(answer.choices[0].message.content), { name: 'Gemma', food: 'eggs' });
+});
+
+test('openai: any JSON object', async (context) => {
+    const answer = await client(context).chat.completions.create({
+        ...GREEDY, max_tokens: 600, messages: SUM, response_format: { type: 'json_object' },
+    });
+    if (answer.choices[0].finish_reason === 'stop')
+        assert.equal(typeof JSON.parse(answer.choices[0].message.content), 'object');
+});
+
+test('openai: a forced tool', async (context) => {
+    const other = {
+        type: 'function',
+        function: { name: 'make_person', strict: true, parameters: PERSON },
+    };
+    for (const tool_choice of ['required', { type: 'function', function: { name: 'make_person' } }]) {
+        const answer = await client(context).chat.completions.create({
+            ...GREEDY,
+            messages: SUM,
+            tools: tool_choice === 'required' ? [other] : [WEATHER, other],
+            tool_choice,
+            parallel_tool_calls: false,
+        });
+        assert.equal(answer.choices[0].finish_reason, 'tool_calls');
+        const [call, ...more] = answer.choices[0].message.tool_calls;
+        assert.deepEqual(more, []);
+        assert.equal(call.function.name, 'make_person');
+        assertPerson(JSON.parse(call.function.arguments));
+    }
+});
+
+test('openai: many answers of a schema at once are the same', async (context) => {
+    const ask = () => client(context).chat.completions.create({
+        ...GREEDY,
+        messages: SUM,
+        response_format: { type: 'json_schema', json_schema: { name: 'person', schema: PERSON } },
+    });
+    const alone = await ask();
+    for (const answer of await Promise.all([ask(), ask(), ask(), ask(), ask()]))
+        assert.equal(answer.choices[0].message.content, alone.choices[0].message.content);
+});
+
+test('openai: a schema that cannot be held to is refused by its place', async (context) => {
+    const ask = (schema) => client(context).chat.completions.create({
+        ...GREEDY,
+        messages: SUM,
+        response_format: { type: 'json_schema', json_schema: { name: 'x', schema } },
+    });
+    await assert.rejects(ask({ properties: { a: { pattern: '^x' } } }), /schema\.properties\.a.*pattern/);
+    await assert.rejects(ask({ $ref: '#' }), /cannot be satisfied/);
+    await assert.rejects(client(context).chat.completions.create(
+        { ...GREEDY, messages: SUM, tool_choice: 'required' }), /there are none/);
+});
+
 test('openai: log-probabilities', async (context) => {
     const answer = await client(context).chat.completions.create(
         { ...GREEDY, messages: SUM, max_tokens: 5, logprobs: true, top_logprobs: 3 });

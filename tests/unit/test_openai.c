@@ -7,6 +7,7 @@
 
 #include "base/err.h"
 #include "base/mem.h"
+#include "model/grammar.h"
 #include "model/tokenizer_write.h"
 #include "tests/lib/test.h"
 
@@ -332,6 +333,9 @@ TEST(openai_chat_takes_tool_calls_and_results)
     finish();
 }
 
+#define TOOLS \
+    "\"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": " \
+    "{\"properties\": {\"a\": {\"type\": \"integer\"}, \"b\": {\"type\": \"string\"}}}}}]"
 #define USER "{\"role\": \"user\", \"content\": \"x\"}"
 TEST(openai_chat_refuses_with_the_field)
 {
@@ -363,7 +367,22 @@ TEST(openai_chat_refuses_with_the_field)
         {"{\"messages\": [{\"role\": \"tool\", \"content\": \"x\"}]}", "messages", ""},
         {"{\"messages\": [" USER "], \"tools\": {}}", "tools", "an array"},
         {"{\"messages\": [" USER "], \"tools\": [1]}", "messages", ""},
-        {"{\"messages\": [" USER "], \"tool_choice\": \"required\"}", "tool_choice", "forced"},
+        {"{\"messages\": [" USER "], \"tool_choice\": \"required\"}", "tool_choice",
+         "there are none"},
+        {"{\"messages\": [" USER "], \"tool_choice\": \"any\"}", "tool_choice", "required"},
+        {"{\"messages\": [" USER "], \"tool_choice\": {\"type\": \"function\", \"function\": "
+         "{\"name\": \"g\"}}, " TOOLS "}",
+         "tool_choice", "no tool \"g\""},
+        {"{\"messages\": [" USER "], \"response_format\": {\"type\": \"xml\"}}", "response_format",
+         "json_schema"},
+        {"{\"messages\": [" USER "], \"response_format\": {\"type\": \"json_schema\"}}",
+         "response_format", "the schema is missing"},
+        {"{\"messages\": [" USER "], \"response_format\": {\"type\": \"json_schema\", "
+         "\"json_schema\": {\"schema\": {\"properties\": {\"a\": {\"pattern\": \"x\"}}}}}}",
+         "response_format", "schema.properties.a: the keyword \"pattern\""},
+        {"{\"messages\": [" USER "], \"response_format\": {\"type\": \"json_object\"}, "
+         "\"ignore_eos\": true}",
+         "ignore_eos", "contradict"},
         {"{\"messages\": [" USER "], \"top_logprobs\": 2}", "top_logprobs", "logprobs: true"},
         {"{\"messages\": [" USER "], \"logprobs\": 2}", "logprobs", "true or false"},
         {"{\"messages\": [" USER "], \"chat_template_kwargs\": 1}", "chat_template_kwargs",
@@ -371,6 +390,63 @@ TEST(openai_chat_refuses_with_the_field)
     };
     begin();
     CHECK_REFUSALS(list, talk);
+    finish();
+}
+
+static struct grammar *grammar(void)
+{
+    struct err e = {0};
+    struct grammar *g;
+    CHECK(r.sampling.grammar && r.sampling.grammar == r.grammar);
+    CHECK_INT(grammar_compile(str_of(r.grammar), &g, &e), 0);
+    return g;
+}
+
+static bool takes(const char *text)
+{
+    struct grammar *g = grammar();
+    struct tokens ids = {0};
+    uint32_t state = grammar_start(g);
+    CHECK_INT(tokenizer_encode(words, str_of(text), TOKENIZER_WITH_MARKERS, &ids), 0);
+    for (size_t i = 0; i < ids.len; i++) {
+        struct str bytes = tokenizer_token_bytes(words, ids.ids[i]);
+        if (tokenizer_is_added(words, ids.ids[i]))
+            state = grammar_marker(g, state, ids.ids[i]);
+        for (size_t k = 0; k < bytes.len && !tokenizer_is_added(words, ids.ids[i]); k++)
+            state = grammar_byte(g, state, (unsigned char)bytes.ptr[k]);
+    }
+    bool all = grammar_accepts(g, state);
+    tokens_fini(&ids);
+    grammar_free(&g);
+    return all;
+}
+
+#define CALL(arguments) \
+    "<minimax:tool_call>\n<invoke name=\"f\">\n" arguments "</invoke>\n</minimax:tool_call>"
+#define NUMBER_OF_A(v) "<parameter name=\"a\">" v "</parameter>\n"
+
+TEST(openai_answers_of_a_certain_form_have_a_grammar)
+{
+    begin();
+    config.max_positions = 4000;
+    CHECK_INT(talk("{\"messages\": [" USER "]}"), 0);
+    CHECK(!r.sampling.grammar);
+    CHECK_INT(talk("{\"messages\": [" USER "], \"response_format\": {\"type\": \"json_object\"}}"),
+              0);
+    CHECK(takes("hm\n</think>\n\n{\"a\": 1}"));
+    CHECK(!takes("{\"a\": 1}") && !takes("hm\n</think>\n\n[1]"));
+    CHECK_INT(talk("{\"messages\": [" USER "], \"response_format\": {\"type\": \"json_schema\", "
+                   "\"json_schema\": {\"name\": \"x\", \"strict\": true, \"schema\": {\"enum\": "
+                   "[1, 2]}}}, \"chat_template_kwargs\": {\"enable_thinking\": false}}"),
+              0);
+    CHECK(takes("2") && !takes("3") && !takes("h</think>2"));
+    CHECK_INT(talk("{\"messages\": [" USER "], \"tool_choice\": \"required\", " TOOLS "}"), 0);
+    CHECK(takes("h</think>\n\n\n" CALL(NUMBER_OF_A("3"))));
+    CHECK(takes("h</think>" CALL("")));
+    CHECK(!takes("h</think>\n\nno") && !takes("h</think>" CALL(NUMBER_OF_A("x"))));
+    CHECK_INT(talk("{\"messages\": [" USER "], \"parallel_tool_calls\": false, " TOOLS "}"), 0);
+    CHECK(takes("h</think>no") && takes("h</think>so" CALL(NUMBER_OF_A("x"))));
+    CHECK(!takes("h</think>" CALL("") CALL("")));
     finish();
 }
 
@@ -535,10 +611,6 @@ TEST(openai_events_carry_what_is_new)
     buf_fini(&all);
     finish();
 }
-
-#define TOOLS \
-    "\"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": " \
-    "{\"properties\": {\"a\": {\"type\": \"integer\"}, \"b\": {\"type\": \"string\"}}}}}]"
 
 /* The model says this, markers as tokens and everything else byte by byte. */
 static void say(const char *text, enum sched_finish finish_)

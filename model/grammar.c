@@ -1,0 +1,569 @@
+/* model/grammar.c - the graph of a grammar and its states; see grammar.h. */
+#include "model/grammar.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/must.h"
+#include "model/grammar_graph.h"
+
+enum node_kind {
+    NODE_NOWHERE,
+    NODE_BYTES,
+    NODE_MARKER,
+    NODE_ANY_MARKER,
+    NODE_EITHER,
+    NODE_CALL,
+    NODE_RETURN,
+    NODE_END
+};
+
+struct node {
+    uint8_t kind;
+    uint8_t need;         /* depth of calls that it takes at least to return from here */
+    uint32_t next, other; /* other: set, marker, second way or rule */
+};
+
+/* A return stack, as a list that others share. */
+struct cell {
+    uint32_t below, node; /* node: where to go on */
+    uint32_t depth;
+};
+
+struct thread {
+    uint32_t node, cell;
+};
+
+struct state {
+    uint32_t first, n; /* of its threads */
+    bool accepts;
+    uint32_t *next; /* [256]; UNKNOWN: not looked at yet */
+};
+
+enum {
+    NEVER = 255,       /* of node.need */
+    MAX_THREADS = 512, /* of a state; each can be completed alone, so any of them may go */
+    MAX_STATES = 8192, /* before they are forgotten */
+    MAX_CELLS = 1 << 20,
+    MAX_CLOSED = 16,
+    SEEN_SLOTS = 8192, /* a power of two, well over what one closure visits */
+};
+#define UNKNOWN UINT32_MAX
+
+struct table { /* open addressing; numbers of what is in an array, from 1 */
+    uint32_t *slots;
+    uint32_t n_slots, n;
+};
+
+struct grammar {
+    struct node *nodes;
+    uint32_t n_nodes, nodes_room;
+    struct byte_set *sets;
+    uint32_t n_sets, sets_room;
+    int32_t stops[GRAMMAR_MAX_STOPS], closed[MAX_CLOSED];
+    int n_stops, n_closed;
+    uint32_t start, returns, end;
+
+    struct cell *cells; /* [0] is the empty stack */
+    uint32_t n_cells, cells_room;
+    struct table cell_table;
+    struct thread *threads; /* of all states */
+    uint32_t n_threads, threads_room;
+    struct state *states; /* [0] is the dead one */
+    uint32_t n_states, states_room;
+    struct table state_table;
+
+    struct thread *work, *fresh; /* scratch of a closure */
+    uint32_t n_work, n_fresh;
+    uint64_t seen[SEEN_SLOTS];
+    uint32_t n_seen;
+};
+
+static void grow(void *array, uint32_t *room, uint32_t n, size_t size)
+{
+    void **p = array;
+    if (n < *room)
+        return;
+    *room = *room ? 2 * *room : 64;
+    *p = mem_resize(*p, (size_t)*room * size);
+}
+
+/* ---- building --------------------------------------------------------------------------- */
+
+static uint32_t add(struct grammar *g, enum node_kind kind, uint32_t next, uint32_t other)
+{
+    if (g->n_nodes >= GRAMMAR_MAX_NODES)
+        return 0;
+    grow(&g->nodes, &g->nodes_room, g->n_nodes, sizeof *g->nodes);
+    g->nodes[g->n_nodes] =
+        (struct node){.kind = (uint8_t)kind, .need = NEVER, .next = next, .other = other};
+    return g->n_nodes++;
+}
+
+struct grammar *grammar_new(void)
+{
+    struct grammar *g = mem_alloc(sizeof *g);
+    add(g, NODE_NOWHERE, 0, 0);
+    g->returns = add(g, NODE_RETURN, 0, 0);
+    g->end = add(g, NODE_END, 0, 0);
+    g->work = mem_array(SEEN_SLOTS, sizeof *g->work);
+    g->fresh = mem_array(MAX_THREADS, sizeof *g->fresh);
+    return g;
+}
+
+void grammar_free(struct grammar **gp)
+{
+    struct grammar *g = *gp;
+    *gp = NULL;
+    if (!g)
+        return;
+    for (uint32_t i = 0; i < g->n_states; i++)
+        mem_free(g->states[i].next);
+    mem_free(g->states);
+    mem_free(g->threads);
+    mem_free(g->cells);
+    mem_free(g->cell_table.slots);
+    mem_free(g->state_table.slots);
+    mem_free(g->nodes);
+    mem_free(g->sets);
+    mem_free(g->work);
+    mem_free(g->fresh);
+    mem_free(g);
+}
+
+uint32_t grammar_bytes(struct grammar *g, const struct byte_set *set, uint32_t next)
+{
+    if (next == 0)
+        return 0;
+    uint32_t i = 0;
+    while (i < g->n_sets && memcmp(&g->sets[i], set, sizeof *set) != 0)
+        i++;
+    if (i == g->n_sets) {
+        grow(&g->sets, &g->sets_room, g->n_sets, sizeof *g->sets);
+        g->sets[g->n_sets++] = *set;
+    }
+    return add(g, NODE_BYTES, next, i);
+}
+
+uint32_t grammar_range(struct grammar *g, unsigned char first, unsigned char last, uint32_t next)
+{
+    struct byte_set set = {0};
+    byte_set_add(&set, first, last);
+    return grammar_bytes(g, &set, next);
+}
+
+uint32_t grammar_literal(struct grammar *g, struct str text, uint32_t next)
+{
+    for (size_t i = text.len; i > 0; i--) {
+        unsigned char c = (unsigned char)text.ptr[i - 1];
+        next = grammar_range(g, c, c, next);
+    }
+    return next;
+}
+
+uint32_t grammar_marker_node(struct grammar *g, int32_t id, uint32_t next)
+{
+    return next ? add(g, NODE_MARKER, next, (uint32_t)id) : 0;
+}
+
+uint32_t grammar_any_marker(struct grammar *g, uint32_t next)
+{
+    return next ? add(g, NODE_ANY_MARKER, next, 0) : 0;
+}
+
+void grammar_close(struct grammar *g, int32_t id)
+{
+    if (g->n_closed < MAX_CLOSED)
+        g->closed[g->n_closed++] = id;
+}
+
+void grammar_add_stop(struct grammar *g, int32_t id)
+{
+    if (g->n_stops < GRAMMAR_MAX_STOPS)
+        g->stops[g->n_stops++] = id;
+}
+
+uint32_t grammar_either(struct grammar *g, uint32_t a, uint32_t b)
+{
+    if (a == 0 || b == 0 || a == b)
+        return a ? a : b;
+    return add(g, NODE_EITHER, a, b);
+}
+
+uint32_t grammar_call(struct grammar *g, uint32_t rule, uint32_t next)
+{
+    return rule && next ? add(g, NODE_CALL, next, rule) : 0;
+}
+
+uint32_t grammar_return(struct grammar *g)
+{
+    return g->returns;
+}
+
+uint32_t grammar_end(struct grammar *g)
+{
+    return g->end;
+}
+
+uint32_t grammar_ahead(struct grammar *g)
+{
+    return add(g, NODE_EITHER, 0, 0);
+}
+
+void grammar_lead(struct grammar *g, uint32_t ahead, uint32_t to)
+{
+    if (ahead)
+        g->nodes[ahead].next = g->nodes[ahead].other = to;
+}
+
+bool grammar_is_full(const struct grammar *g)
+{
+    return g->n_nodes >= GRAMMAR_MAX_NODES;
+}
+
+static unsigned needed(const struct grammar *g, const struct node *n)
+{
+    const struct node *next = &g->nodes[n->next], *other;
+    switch ((enum node_kind)n->kind) {
+    case NODE_NOWHERE:
+        return NEVER;
+    case NODE_RETURN:
+    case NODE_END:
+        return 0;
+    case NODE_BYTES:
+    case NODE_MARKER:
+    case NODE_ANY_MARKER:
+        return next->need;
+    case NODE_EITHER:
+        other = &g->nodes[n->other];
+        return next->need < other->need ? next->need : other->need;
+    case NODE_CALL:
+        other = &g->nodes[n->other];
+        if (other->need >= GRAMMAR_MAX_DEPTH)
+            return NEVER;
+        return other->need + 1u > next->need ? other->need + 1u : next->need;
+    }
+    return NEVER;
+}
+
+/* The least that is consistent: down from NEVER until nothing changes. */
+static void find_needs(struct grammar *g)
+{
+    for (bool changed = true; changed;) {
+        changed = false;
+        for (uint32_t i = 1; i < g->n_nodes; i++) {
+            unsigned need = needed(g, &g->nodes[i]);
+            if (need < g->nodes[i].need) {
+                g->nodes[i].need = (uint8_t)need;
+                changed = true;
+            }
+        }
+    }
+}
+
+/* ---- stacks ---------------------------------------------------------------------------------- */
+
+static uint64_t mix(uint64_t x)
+{
+    x *= 0x9e3779b97f4a7c15u;
+    return x ^ (x >> 29);
+}
+
+static bool is_cell(const struct grammar *g, uint32_t i, uint32_t below, uint32_t node)
+{
+    return g->cells[i].below == below && g->cells[i].node == node;
+}
+
+static void table_grow(struct table *t, uint64_t (*hash_of)(const struct grammar *g, uint32_t i),
+                       const struct grammar *g)
+{
+    struct table bigger = {.n_slots = t->n_slots ? 2 * t->n_slots : 256, .n = t->n};
+    bigger.slots = mem_array(bigger.n_slots, sizeof *bigger.slots);
+    for (uint32_t i = 0; i < t->n_slots; i++) {
+        if (!t->slots[i])
+            continue;
+        uint64_t at = hash_of(g, t->slots[i]);
+        while (bigger.slots[at & (bigger.n_slots - 1)])
+            at++;
+        bigger.slots[at & (bigger.n_slots - 1)] = t->slots[i];
+    }
+    mem_free(t->slots);
+    *t = bigger;
+}
+
+static uint64_t cell_hash(const struct grammar *g, uint32_t i)
+{
+    return mix(((uint64_t)g->cells[i].below << 32) | g->cells[i].node);
+}
+
+/* The stack with `node` on top of `below`; 0 if there are too many. */
+static uint32_t push_cell(struct grammar *g, uint32_t below, uint32_t node)
+{
+    struct table *t = &g->cell_table;
+    if (2 * (t->n + 1) > t->n_slots)
+        table_grow(t, cell_hash, g);
+    uint64_t at = mix(((uint64_t)below << 32) | node);
+    for (; t->slots[at & (t->n_slots - 1)]; at++) {
+        uint32_t i = t->slots[at & (t->n_slots - 1)];
+        if (is_cell(g, i, below, node))
+            return i;
+    }
+    if (g->n_cells >= MAX_CELLS)
+        return 0;
+    grow(&g->cells, &g->cells_room, g->n_cells, sizeof *g->cells);
+    g->cells[g->n_cells] =
+        (struct cell){.below = below, .node = node, .depth = g->cells[below].depth + 1};
+    t->slots[at & (t->n_slots - 1)] = g->n_cells;
+    t->n++;
+    return g->n_cells++;
+}
+
+/* ---- states ---------------------------------------------------------------------------------- */
+
+static bool is_new(struct grammar *g, struct thread t)
+{
+    uint64_t key = ((uint64_t)t.node << 32) | t.cell, at = mix(key);
+    for (; g->seen[at & (SEEN_SLOTS - 1)]; at++)
+        if (g->seen[at & (SEEN_SLOTS - 1)] == key)
+            return false;
+    if (2 * g->n_seen >= SEEN_SLOTS)
+        return false;
+    g->seen[at & (SEEN_SLOTS - 1)] = key;
+    g->n_seen++;
+    return true;
+}
+
+/* To be followed, unless it was already or could not be completed within the depth. */
+static void follow(struct grammar *g, uint32_t node, uint32_t cell)
+{
+    struct thread t = {node, cell};
+    uint32_t need = g->nodes[node].need;
+    if (need != NEVER && g->cells[cell].depth + need <= GRAMMAR_MAX_DEPTH && is_new(g, t))
+        g->work[g->n_work++] = t;
+}
+
+/* Follows all that takes no input. */
+static void close_over(struct grammar *g)
+{
+    while (g->n_work > 0) {
+        struct thread t = g->work[--g->n_work];
+        const struct node *n = &g->nodes[t.node];
+        uint32_t cell;
+        switch ((enum node_kind)n->kind) {
+        case NODE_EITHER:
+            follow(g, n->next, t.cell);
+            follow(g, n->other, t.cell);
+            break;
+        case NODE_CALL:
+            cell = push_cell(g, t.cell, n->next);
+            if (cell)
+                follow(g, n->other, cell);
+            break;
+        case NODE_RETURN:
+            if (t.cell)
+                follow(g, g->cells[t.cell].node, g->cells[t.cell].below);
+            break;
+        case NODE_NOWHERE:
+            break;
+        case NODE_BYTES:
+        case NODE_MARKER:
+        case NODE_ANY_MARKER:
+        case NODE_END:
+            if (g->n_fresh < MAX_THREADS)
+                g->fresh[g->n_fresh++] = t;
+            break;
+        }
+    }
+}
+
+static int compare_threads(const void *a, const void *b)
+{
+    const struct thread *x = a, *y = b;
+    if (x->node != y->node)
+        return x->node < y->node ? -1 : 1;
+    return (x->cell > y->cell) - (x->cell < y->cell);
+}
+
+static uint64_t threads_hash(const struct thread *t, uint32_t n)
+{
+    uint64_t h = n;
+    for (uint32_t i = 0; i < n; i++)
+        h = mix(h ^ (((uint64_t)t[i].node << 32) | t[i].cell));
+    return h;
+}
+
+static uint64_t state_hash(const struct grammar *g, uint32_t i)
+{
+    return threads_hash(g->threads + g->states[i].first, g->states[i].n);
+}
+
+static uint32_t new_state(struct grammar *g)
+{
+    grow(&g->states, &g->states_room, g->n_states, sizeof *g->states);
+    struct state *s = &g->states[g->n_states];
+    *s = (struct state){.first = g->n_threads, .n = g->n_fresh};
+    for (uint32_t i = 0; i < g->n_fresh; i++) {
+        grow(&g->threads, &g->threads_room, g->n_threads, sizeof *g->threads);
+        g->threads[g->n_threads++] = g->fresh[i];
+        s->accepts |= g->nodes[g->fresh[i].node].kind == NODE_END;
+    }
+    return g->n_states++;
+}
+
+/* The state of the threads in `fresh`. */
+static uint32_t find_state(struct grammar *g)
+{
+    struct table *t = &g->state_table;
+    if (g->n_fresh == 0)
+        return GRAMMAR_DEAD;
+    qsort(g->fresh, g->n_fresh, sizeof *g->fresh, compare_threads);
+    if (2 * (t->n + 1) > t->n_slots)
+        table_grow(t, state_hash, g);
+    uint64_t at = threads_hash(g->fresh, g->n_fresh);
+    for (; t->slots[at & (t->n_slots - 1)]; at++) {
+        uint32_t i = t->slots[at & (t->n_slots - 1)];
+        const struct state *s = &g->states[i];
+        if (s->n == g->n_fresh &&
+            memcmp(g->threads + s->first, g->fresh, s->n * sizeof *g->fresh) == 0)
+            return i;
+    }
+    uint32_t i = new_state(g);
+    t->slots[at & (t->n_slots - 1)] = i;
+    t->n++;
+    return i;
+}
+
+static void begin_closure(struct grammar *g)
+{
+    memset(g->seen, 0, sizeof g->seen);
+    g->n_work = g->n_fresh = g->n_seen = 0;
+}
+
+static void forget_states(struct grammar *g)
+{
+    for (uint32_t i = 0; i < g->n_states; i++)
+        mem_free(g->states[i].next);
+    g->n_states = g->n_threads = 0;
+    g->n_cells = 0;
+    if (g->cell_table.slots)
+        memset(g->cell_table.slots, 0, g->cell_table.n_slots * sizeof *g->cell_table.slots);
+    if (g->state_table.slots)
+        memset(g->state_table.slots, 0, g->state_table.n_slots * sizeof *g->state_table.slots);
+    g->cell_table.n = g->state_table.n = 0;
+    grow(&g->cells, &g->cells_room, 0, sizeof *g->cells);
+    g->cells[g->n_cells++] = (struct cell){0};
+    g->n_fresh = 0;
+    new_state(g); /* the dead one */
+}
+
+bool grammar_begin(struct grammar *g, uint32_t start)
+{
+    g->start = start;
+    find_needs(g);
+    forget_states(g);
+    return start && g->nodes[start].need <= GRAMMAR_MAX_DEPTH;
+}
+
+uint32_t grammar_start(struct grammar *g)
+{
+    begin_closure(g);
+    follow(g, g->start, 0);
+    close_over(g);
+    return find_state(g);
+}
+
+uint32_t grammar_byte(struct grammar *g, uint32_t state, unsigned char byte)
+{
+    struct state *s = &g->states[state];
+    if (state == GRAMMAR_DEAD)
+        return GRAMMAR_DEAD;
+    if (!s->next) {
+        s->next = mem_array(256, sizeof *s->next);
+        memset(s->next, 0xff, 256 * sizeof *s->next);
+    }
+    if (s->next[byte] != UNKNOWN)
+        return s->next[byte];
+    begin_closure(g);
+    for (uint32_t i = s->first; i < s->first + s->n; i++) {
+        struct thread t = g->threads[i];
+        const struct node *n = &g->nodes[t.node];
+        if (n->kind == NODE_BYTES && byte_set_has(&g->sets[n->other], byte))
+            follow(g, n->next, t.cell);
+    }
+    close_over(g);
+    uint32_t next = find_state(g);
+    g->states[state].next[byte] = next; /* the array may have moved */
+    return next;
+}
+
+static bool is_closed(const struct grammar *g, int32_t id)
+{
+    for (int i = 0; i < g->n_closed; i++)
+        if (g->closed[i] == id)
+            return true;
+    return grammar_is_stop(g, id);
+}
+
+uint32_t grammar_marker(struct grammar *g, uint32_t state, int32_t id)
+{
+    const struct state *s = &g->states[state];
+    begin_closure(g);
+    for (uint32_t i = s->first; i < s->first + s->n; i++) {
+        struct thread t = g->threads[i];
+        const struct node *n = &g->nodes[t.node];
+        if ((n->kind == NODE_MARKER && n->other == (uint32_t)id) ||
+            (n->kind == NODE_ANY_MARKER && !is_closed(g, id)))
+            follow(g, n->next, t.cell);
+    }
+    close_over(g);
+    return find_state(g);
+}
+
+bool grammar_accepts(const struct grammar *g, uint32_t state)
+{
+    return g->states[state].accepts;
+}
+
+bool grammar_is_stop(const struct grammar *g, int32_t id)
+{
+    for (int i = 0; i < g->n_stops; i++)
+        if (g->stops[i] == id)
+            return true;
+    return false;
+}
+
+const int32_t *grammar_stops(const struct grammar *g, int *n)
+{
+    *n = g->n_stops;
+    return g->stops;
+}
+
+/* Where a thread's stack was kept while all were forgotten: its nodes from the bottom up. */
+static uint32_t push_again(struct grammar *g, const struct cell *cells, uint32_t cell)
+{
+    if (cell == 0)
+        return 0;
+    uint32_t below = push_again(g, cells, cells[cell].below);
+    return push_cell(g, below, cells[cell].node);
+}
+
+uint32_t grammar_trim(struct grammar *g, uint32_t keep, bool *forgot)
+{
+    *forgot = g->n_states > MAX_STATES || g->n_cells > MAX_CELLS / 2;
+    if (!*forgot)
+        return keep;
+    struct cell *cells = g->cells;
+    uint32_t n = g->states[keep].n;
+    struct thread *threads = mem_array(n ? n : 1, sizeof *threads);
+    memcpy(threads, g->threads + g->states[keep].first, n * sizeof *threads);
+    g->cells = NULL;
+    g->cells_room = 0;
+    forget_states(g);
+    for (uint32_t i = 0; i < n; i++)
+        g->fresh[i] = (struct thread){threads[i].node, push_again(g, cells, threads[i].cell)};
+    g->n_fresh = n;
+    mem_free(threads);
+    mem_free(cells);
+    return find_state(g);
+}

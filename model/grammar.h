@@ -1,0 +1,57 @@
+/* model/grammar.h - what an output may be: a grammar over bytes and marker tokens, made of a JSON schema.
+ *
+ * The text of a grammar is JSON, so that it can travel with a sequence; both ends compile it:
+ *
+ *   {"stops": [200020],          ids that end the output
+ *    "after": 200051,            free text up to this marker comes first; absent: the output begins at once
+ *    "calls": [200052, 200053],  markers around a block of tool calls
+ *    "value": {...},             the answer is a JSON value of this schema; absent: it is free text
+ *    "tools": [{"name": "f", "schema": {...}}, ...],  calls that are possible; without schema: any arguments
+ *    "forced": true,             the answer is a block of calls and nothing else
+ *    "single": true}             of one call
+ *
+ * Of JSON Schema: type (also a list), properties, required, additionalProperties, items, minItems, maxItems,
+ * minLength, maxLength, enum, const, anyOf, oneOf (as a union), allOf of one, $ref within the
+ * schema, minimum and maximum (and exclusive ones) of integers, true and false.  Properties come in the order in
+ * which they are declared; where some are declared no others come.  Annotations (title, format, default ...)
+ * are ignored; every other keyword that would constrain is refused and named.  Whatever is generated is valid;
+ * not all that is valid can be generated (white space, escapes, numbers of more than 18 digits).
+ *
+ * A grammar is a graph of nodes in which rules call each other; where an output is in it is a state, a set of
+ * (node, return stack).  States are numbered as they are met and their transitions remembered, so that
+ * a byte costs one look-up.  Stacks are GRAMMAR_MAX_DEPTH deep at most: deeper nesting is not allowed, and
+ * never begun where it could not be ended.
+ *
+ * Owner: whoever compiled it; one thread. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/err.h"
+#include "model/sampling.h"
+
+enum {
+    GRAMMAR_MAX_DEPTH = 64,
+    GRAMMAR_MAX_NODES = 1 << 16,
+    GRAMMAR_MAX_STOPS = 8,
+};
+
+struct grammar;
+/* E_INVALID: names the place in the schema ("schema.properties.age: ..."). */
+int grammar_compile(struct str text, struct grammar **out, struct err *e);
+void grammar_free(struct grammar **g);
+
+enum { GRAMMAR_DEAD = 0 }; /* the state of an output that is not in the grammar */
+uint32_t grammar_start(struct grammar *g);
+uint32_t grammar_byte(struct grammar *g, uint32_t state, unsigned char byte);
+uint32_t grammar_marker(struct grammar *g, uint32_t state, int32_t id);
+/* May the output end here? */
+bool grammar_accepts(const struct grammar *g, uint32_t state);
+bool grammar_is_stop(const struct grammar *g, int32_t id);
+/* Ids that end the output, [*n]. */
+const int32_t *grammar_stops(const struct grammar *g, int *n);
+/* Forgets states if they are too many; returns the new number of `keep`, the only one that is still good.
+ * *forgot says whether it did. */
+uint32_t grammar_trim(struct grammar *g, uint32_t keep, bool *forgot);

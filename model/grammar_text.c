@@ -1,0 +1,224 @@
+/* model/grammar_text.c - the text of a grammar becomes its graph: what may come in a whole output; see grammar.h. */
+#include <string.h>
+
+#include "base/mem.h"
+#include "model/grammar_build.h"
+
+struct marks {
+    int32_t after, begin, end; /* -1: none */
+};
+
+static int32_t id_of(const json_t *v)
+{
+    json_int_t id = json_is_integer(v) ? json_integer_value(v) : -1;
+    return id >= 0 && id <= INT32_MAX ? (int32_t)id : -1;
+}
+
+/* Any text and any marker that means nothing here. */
+static uint32_t free_text(struct builder *b, uint32_t next)
+{
+    uint32_t loop = grammar_ahead(b->g);
+    uint32_t on =
+        grammar_either(b->g, grammar_range(b->g, 0, 255, loop), grammar_any_marker(b->g, loop));
+    grammar_lead(b->g, loop, grammar_either(b->g, next, on));
+    return loop;
+}
+
+static uint32_t line_feeds(struct builder *b, int most, uint32_t next)
+{
+    uint32_t at = next;
+    for (int i = 0; i < most; i++)
+        at = grammar_either(b->g, next, grammar_range(b->g, '\n', '\n', at));
+    return at;
+}
+
+/* ---- tool calls --------------------------------------------------------------------------------- */
+
+static uint32_t parameter(struct builder *b, const char *key, uint32_t value)
+{
+    value = grammar_literal(b->g, STR("\">"), value);
+    value = grammar_literal(b->g, str_of(key), value);
+    return grammar_literal(b->g, STR("<parameter name=\""), value);
+}
+
+/* Arguments that nobody described. */
+static uint32_t any_parameters(struct builder *b, uint32_t next)
+{
+    struct byte_set name = {0};
+    byte_set_add(&name, '0', '9');
+    byte_set_add(&name, 'A', 'Z');
+    byte_set_add(&name, 'a', 'z');
+    byte_set_add(&name, '_', '_');
+    byte_set_add(&name, '-', '.');
+    uint32_t end = grammar_literal(b->g, STR("\n"), grammar_return(b->g));
+    uint32_t value = grammar_literal(b->g, STR("\">"), build_raw_to_close(b, end));
+    uint32_t letter = grammar_bytes(b->g, &name, grammar_return(b->g));
+    uint32_t rule =
+        grammar_literal(b->g, STR("<parameter name=\""), build_repeat(b, letter, 1, 64, value));
+    return build_repeat(b, rule, 0, -1, next);
+}
+
+static bool is_named(const json_t *list, const char *key)
+{
+    const json_t *one;
+    size_t i;
+    json_array_foreach(list, i, one)
+    {
+        if (json_is_string(one) && strcmp(json_string_value(one), key) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* In the order of the schema; those that are not required may be left out. */
+static uint32_t parameters(struct builder *b, json_t *schema, uint32_t next)
+{
+    json_t *properties = json_object_get(schema, "properties"), *v;
+    const json_t *required = json_object_get(schema, "required");
+    const char *key;
+    size_t n = json_object_size(properties), i = 0;
+    const char **keys = mem_array(n + 1, sizeof *keys);
+    json_object_foreach(properties, key, v)
+    {
+        keys[i++] = key;
+    }
+    json_array_foreach(required, i, v)
+    {
+        if (!json_is_string(v) || !json_object_get(properties, json_string_value(v)))
+            build_refuse(b, "required: every name must be one of properties");
+    }
+    for (i = n; i > 0; i--) {
+        size_t mark = build_enter(b, "properties"), inner = build_enter(b, keys[i - 1]);
+        if (strpbrk(keys[i - 1], "\"<>\n"))
+            build_refuse(b, "the model's form of calls has no way to write this name");
+        uint32_t value = build_argument(b, json_object_get(properties, keys[i - 1]),
+                                        grammar_literal(b->g, STR("\n"), next));
+        build_leave(b, inner);
+        build_leave(b, mark);
+        uint32_t with = parameter(b, keys[i - 1], value);
+        next = is_named(required, keys[i - 1]) ? with : grammar_either(b->g, with, next);
+    }
+    mem_free(keys);
+    return next;
+}
+
+static bool describes_nothing(const json_t *schema)
+{
+    return json_object_size(json_object_get(schema, "properties")) == 0 &&
+           !json_is_false(json_object_get(schema, "additionalProperties"));
+}
+
+/* Where a tool call goes on after "<invoke name=\"". */
+static uint32_t invocation(struct builder *b, const json_t *tool, uint32_t next)
+{
+    const char *name = json_string_value(json_object_get(tool, "name"));
+    json_t *schema = json_object_get(tool, "schema");
+    if (!name || !*name || strpbrk(name, "\"<>\n"))
+        return build_refuse(b,
+                            "the model's form of calls has no way to write a tool's name \"%.60s\"",
+                            name ? name : "");
+    size_t mark = build_enter(b, name);
+    b->root = schema;
+    b->n_rules = 0; /* they are of another schema */
+    next = grammar_literal(b->g, STR("</invoke>\n"), next);
+    next = describes_nothing(schema) ? any_parameters(b, next) : parameters(b, schema, next);
+    build_leave(b, mark);
+    return grammar_literal(b->g, str_of(name), grammar_literal(b->g, STR("\">\n"), next));
+}
+
+static uint32_t call_block(struct builder *b, const json_t *text, const struct marks *m,
+                           uint32_t next)
+{
+    const json_t *tools = json_object_get(text, "tools"), *tool;
+    uint32_t all = 0, again = grammar_ahead(b->g);
+    size_t i;
+    json_array_foreach(tools, i, tool)
+    {
+        all = grammar_either(b->g, all, invocation(b, tool, again));
+    }
+    uint32_t invoke = grammar_literal(b->g, STR("<invoke name=\""), all);
+    uint32_t close = grammar_marker_node(b->g, m->end, next);
+    bool single = json_is_true(json_object_get(text, "single"));
+    grammar_lead(b->g, again, single ? close : grammar_either(b->g, close, invoke));
+    return grammar_marker_node(b->g, m->begin, grammar_literal(b->g, STR("\n"), invoke));
+}
+
+/* ---- the whole ----------------------------------------------------------------------------------- */
+
+static uint32_t build_answer(struct builder *b, const json_t *text, const struct marks *m)
+{
+    const json_t *value = json_object_get(text, "value");
+    uint32_t end = grammar_end(b->g), calls = 0, said = 0;
+    bool forced = json_is_true(json_object_get(text, "forced"));
+    if (json_array_size(json_object_get(text, "tools")) > 0) {
+        if (m->begin < 0 || m->end < 0)
+            return build_refuse(b, "this model has no markers for tool calls");
+        b->in_call = true;
+        calls = call_block(b, text, m, line_feeds(b, 1, end));
+        b->in_call = false;
+        memset(b->shared, 0, sizeof b->shared);
+    }
+    if (value && !forced) {
+        b->root = value;
+        b->n_rules = 0;
+        said = build_schema(b, value, end);
+        if (!said && !b->failed)
+            build_refuse(b, "cannot be satisfied");
+    }
+    if (!value && !forced)
+        return free_text(b, grammar_either(b->g, end, calls));
+    return grammar_either(b->g, said, calls ? line_feeds(b, 1, calls) : 0);
+}
+
+static void read_marks(struct grammar *g, const json_t *text, struct marks *m)
+{
+    const json_t *calls = json_object_get(text, "calls"), *stop;
+    size_t i;
+    m->after = id_of(json_object_get(text, "after"));
+    m->begin = id_of(json_array_get(calls, 0));
+    m->end = id_of(json_array_get(calls, 1));
+    grammar_close(g, m->after);
+    grammar_close(g, m->begin);
+    grammar_close(g, m->end);
+    json_array_foreach(json_object_get(text, "stops"), i, stop)
+    {
+        grammar_add_stop(g, id_of(stop));
+    }
+}
+
+static int build(struct builder *b, const json_t *text)
+{
+    struct marks m;
+    read_marks(b->g, text, &m);
+    buf_puts(&b->path, json_object_get(text, "value") ? "schema" : "tools");
+    uint32_t start = build_answer(b, text, &m);
+    if (m.after >= 0)
+        start = free_text(b, grammar_marker_node(b->g, m.after, line_feeds(b, 2, start)));
+    if (grammar_is_full(b->g))
+        build_refuse(b, "the schema is too large");
+    if (!b->failed && !grammar_begin(b->g, start))
+        build_refuse(b, "cannot be satisfied");
+    return b->failed ? E_INVALID : 0;
+}
+
+int grammar_compile(struct str text, struct grammar **out, struct err *e)
+{
+    json_error_t why;
+    *out = NULL;
+    if (text.len > SAMPLING_MAX_GRAMMAR_BYTES)
+        return err_set(e, E_INVALID, "schema: %zu bytes, at most %d are taken", text.len,
+                       SAMPLING_MAX_GRAMMAR_BYTES);
+    json_t *root = json_loadb(text.ptr, text.len, JSON_ALLOW_NUL, &why);
+    if (!root)
+        return err_set(e, E_INVALID, "a grammar that is no JSON: %s", why.text);
+    struct builder b = {.g = grammar_new(), .e = e};
+    b.rules = mem_array(BUILD_MAX_RULES, sizeof *b.rules);
+    int rc = build(&b, root);
+    if (rc < 0)
+        grammar_free(&b.g);
+    *out = b.g;
+    mem_free(b.rules);
+    buf_fini(&b.path);
+    json_decref(root);
+    return rc;
+}
