@@ -1,7 +1,10 @@
 /* attn_node/main.c - the attention side as a process: options, start, wait for a signal, stop.
  *
- * Exit 0 after SIGTERM or SIGINT, 1 if it failed or was refused, 2 if it was misused.  A
- * second signal while stopping ends the process at once. */
+ * It leaves at once: the sequences that it holds go on at another side, from their tokens.
+ *
+ * Exit 0 after SIGTERM or SIGINT or when an operator had it go, 1 if it failed or was refused, 2 if
+ * it was misused, 3 if an operator wants it to be started again.  A second signal while
+ * stopping ends the process at once. */
 #include <poll.h>
 #include <stdio.h>
 
@@ -12,16 +15,18 @@
 #include "base/signals.h"
 #include "rpc/auth.h"
 
-enum { REFUSAL_POLL_MS = 200, EXIT_FAILED = 1, EXIT_MISUSED = 2 };
+enum { POLL_MS = 100, EXIT_FAILED = 1, EXIT_MISUSED = 2, EXIT_RESTART = 3 };
 
-/* Until a signal comes or the coordinator has refused this node for good. */
+/* Until a signal comes, an operator wants it, or the coordinator has refused this node for good. */
 static int wait_for_end(const struct side *s, int fd)
 {
     struct err why = {0};
     struct pollfd p = {.fd = fd, .events = POLLIN};
-    for (;;) {
-        if (poll(&p, 1, REFUSAL_POLL_MS) == 1)
+    for (bool restart;;) {
+        if (poll(&p, 1, POLL_MS) == 1)
             return 0;
+        if (side_is_told_to_go(s, &restart))
+            return restart ? EXIT_RESTART : 0;
         if (side_is_refused(s, &why)) {
             fprintf(stderr, "attn_node: %s\n", why.text);
             return EXIT_FAILED;

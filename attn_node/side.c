@@ -49,6 +49,7 @@ struct side {
 
     struct err refusal; /* written before is_refused is set */
     _Atomic bool is_refused;
+    _Atomic bool is_told_to_go, wants_restart;
 
     /* control thread only */
     struct thread *self;
@@ -247,6 +248,17 @@ static void on_refused(void *ud, const struct err *e)
     atomic_store(&s->is_refused, true);
 }
 
+/* Whoever runs the side ends it; the coordinator has another that takes its sequences. */
+static void on_orders(void *ud, const struct wire_heartbeat_reply *r)
+{
+    struct side *s = ud;
+    if (!r->drain || atomic_load(&s->is_told_to_go))
+        return;
+    log_info("node.draining", "restart=%d", r->restart);
+    atomic_store(&s->wants_restart, r->restart);
+    atomic_store(&s->is_told_to_go, true);
+}
+
 static int join(struct side *s, struct err *e)
 {
     const struct model_config *model = checkpoint_config(s->checkpoint);
@@ -268,6 +280,7 @@ static int join(struct side *s, struct err *e)
             },
         .on_table = on_table,
         .on_refused = on_refused,
+        .on_orders = on_orders,
         .ud = s,
     };
     snprintf(o.join.name, sizeof(o.join.name), "%s", s->name);
@@ -515,6 +528,12 @@ bool side_is_refused(const struct side *s, struct err *why)
     if (is_refused && why)
         *why = s->refusal;
     return is_refused;
+}
+
+bool side_is_told_to_go(const struct side *s, bool *restart)
+{
+    *restart = atomic_load(&s->wants_restart);
+    return atomic_load(&s->is_told_to_go);
 }
 
 /* The BLAS header stays in engine/gemm.c; this one call is about the build, not about arithmetic. */

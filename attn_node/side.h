@@ -3,7 +3,7 @@
  * thing: a control thread (member, Attention service) and an engine thread (KV, layers,
  * links to experts).  Everything else is messages.
  *
- * Log events: node.listening, side.ready, weights.packing. */
+ * Log events: node.listening, node.draining, side.ready, weights.packing. */
 #pragma once
 
 #include <stdbool.h>
@@ -43,5 +43,8 @@ int side_start(const struct side_config *c, struct side **out, struct err *e);
 void side_stop(struct side **s);
 /* true once the coordinator refused this side for good; `why` is then filled. */
 bool side_is_refused(const struct side *s, struct err *why);
+/* true once an operator wants this node to go (polymath drain); `restart`: and to be started
+ * again. */
+bool side_is_told_to_go(const struct side *s, bool *restart);
 /* What --version of a program with an attention side prints: build, kernels, BLAS. */
 void side_print_version(FILE *out);

@@ -130,6 +130,9 @@ static json_t *node_object(const struct hub *h, const struct node *n, int64_t no
         set(o, "page_tokens", json_integer(a->description.page_tokens));
         set(o, "max_rows", json_integer(a->description.max_rows));
         set(o, "max_seqs", json_integer(a->description.max_seqs));
+        set(o, "up", json_boolean(sched_has_side(&h->sched, n->id)));
+        set(o, "sequences", json_integer(sched_side_seqs(&h->sched, n->id)));
+        set(o, "draining", json_boolean(n->drain));
     }
     return o;
 }

@@ -1,6 +1,6 @@
 /* coordinator/hub_admin.c - what operators may do over HTTP; see hub.h.
  *
- * POST /admin/drain?node=NAME[&restart=1]: an expert node hands over what it holds and ends;
+ * POST /admin/drain?node=NAME[&restart=1]: a node hands over what it holds and ends;
  * with restart it asks whoever supervises it to start it again.
  *
  * GET /admin/heat: {"layers":L, "experts":E, "nodes":[NAME...], "load":[...], "copies":[...],

@@ -416,15 +416,30 @@ void hub_cluster_judge(struct hub *h, const struct wire_step_reply *r)
     }
 }
 
+/* An attention side's sequences are replayed on another, which must be there. */
+static int check_side_may_go(const struct hub *h, const struct node *n, struct err *e)
+{
+    if (strncmp(n->join.endpoint, "inproc:", 7) == 0)
+        return err_set(e, E_PRECONDITION,
+                       "\"%s\" lives in the coordinator, and ends with it (attention.embedded)",
+                       n->join.name);
+    for (int i = 0; i < h->members.n_nodes; i++) {
+        const struct node *o = h->members.nodes[i];
+        if (o != n && !o->drain && sched_has_side(&h->sched, o->id))
+            return 0;
+    }
+    return err_set(e, E_PRECONDITION, "\"%s\" is the only attention side that works now",
+                   n->join.name);
+}
+
 int hub_cluster_drain(struct hub *h, const char *name, bool restart, struct err *e)
 {
     struct node *n = members_find_name(&h->members, name);
     if (!n)
         return err_set(e, E_NOT_FOUND, "there is no node \"%.64s\" in the cluster", name);
-    if (n->join.role != NODE_EXPERT)
-        return err_set(
-            e, E_UNIMPLEMENTED,
-            "\"%s\" is an attention node: send it SIGTERM, its sequences go on elsewhere", name);
+    int rc = n->join.role == NODE_ATTENTION ? check_side_may_go(h, n, e) : 0;
+    if (rc < 0)
+        return rc;
     n->drain = true;
     n->restart = restart;
     return 0;

@@ -210,7 +210,8 @@ int hub_cluster_open(struct hub *h, struct err *e);
 void hub_cluster_tick(struct hub *h, int64_t now_ns);
 /* What an attention side says of the nodes' answers. */
 void hub_cluster_judge(struct hub *h, const struct wire_step_reply *r);
-/* Tells an expert node to hand over what it holds and end.  E_NOT_FOUND, E_UNIMPLEMENTED. */
+/* Tells a node to hand over what it holds and end.  E_NOT_FOUND; E_PRECONDITION: an attention
+ * side that nobody could take over from. */
 int hub_cluster_drain(struct hub *h, const char *name, bool restart, struct err *e);
 
 /* hub_attention.c: attention sides. */

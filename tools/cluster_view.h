@@ -26,7 +26,7 @@ bool cluster_view_is_settled(const struct cluster_view *v);
 long long cluster_view_number(const json_t *object, const char *key);
 const char *cluster_view_text(const json_t *object, const char *key);
 
-/* Tells an expert node to hand over what it holds and end (to be started again). */
+/* Tells a node to hand over what it holds and end (to be started again). */
 enum cluster_view_end { CLUSTER_VIEW_STAY_AWAY, CLUSTER_VIEW_RESTART };
 int cluster_view_drain(struct cluster_view *v, const char *name, enum cluster_view_end end,
                        struct err *e);

@@ -1,9 +1,10 @@
-/* tools/drain.c - `polymath drain`: an expert node hands over what it holds, and ends. */
+/* tools/drain.c - `polymath drain`: a node hands over what it holds, and ends. */
 #include "tools/drain.h"
 
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "tools/cluster_view.h"
@@ -11,8 +12,9 @@
 static void usage(FILE *out)
 {
     fputs("usage: polymath drain NAME [--url URL] [--key FILE] [--no-wait] [--timeout SECONDS]\n\n"
-          "Lets an expert node go without anybody noticing: its experts are loaded elsewhere,\n"
-          "then it leaves and ends with exit code 0.\n\n"
+          "Lets a node go without an error: an expert node's experts are loaded elsewhere first,\n"
+          "an attention node's sequences go on at another with the same tokens, after a pause in\n"
+          "which they are fed again.  Then it leaves and ends with exit code 0.\n\n"
           "  --url URL    the coordinator (default http://127.0.0.1:8080)\n"
           "  --key FILE   holds an admin's API key, mode 0600\n"
           "  --no-wait    only tell it\n"
@@ -33,14 +35,16 @@ static int wait_until_gone(struct cluster_view *v, const char *name, int64_t dea
         const json_t *n = cluster_view_node(v, name);
         if (!n)
             return 0;
-        long long left = cluster_view_number(n, "experts_wanted");
+        bool is_expert = strcmp(cluster_view_text(n, "role"), "expert") == 0;
+        const char *what = is_expert ? "experts" : "sequences";
+        long long left = cluster_view_number(n, is_expert ? "experts_wanted" : "sequences");
         if (left != said)
-            printf("%s: %lld experts are still there\n", name, left);
+            printf("%s: %lld %s are still there\n", name, left, what);
         fflush(stdout);
         said = left;
         if (clock_now_ns() >= deadline_ns)
-            return err_set(e, E_DEADLINE, "%s has not left in time; it still holds %lld experts",
-                           name, left);
+            return err_set(e, E_DEADLINE, "%s has not left in time; it still holds %lld %s", name,
+                           left, what);
         clock_sleep_until(clock_now_ns() + CLOCK_S / 5);
     }
 }
@@ -97,7 +101,7 @@ int drain_main(int argc, char **argv)
         }
     }
     if (optind + 1 != argc) {
-        fprintf(stderr, "polymath drain: name one expert node; polymath status lists them\n");
+        fprintf(stderr, "polymath drain: name one node; polymath status lists them\n");
         return 2;
     }
     struct err e = {0};

@@ -1,4 +1,4 @@
-/* tools/roll.c - `polymath roll`: every expert node is started again, one after another, under
+/* tools/roll.c - `polymath roll`: every node is started again, one after another, under
  * load: drained, restarted by whoever supervises it (or by a hook), and only when every copy
  * is live again comes the next. */
 #include "tools/roll.h"
@@ -25,11 +25,12 @@ static void usage(FILE *out)
 {
     fputs("usage: polymath roll [--url URL] [--key FILE] [--hook COMMAND] [--timeout SECONDS] "
           "[NAME]...\n\n"
-          "Restarts expert nodes one after another while the cluster works: each hands over\n"
-          "what it holds, ends with exit code 3, is started again and loads; only when every\n"
-          "copy is live again comes the next.  `polymath up` and systemd units with\n"
-          "Restart=always start it by themselves.\n\n"
-          "  NAME         only these nodes (default: every expert node)\n"
+          "Restarts nodes one after another while the cluster works: each hands over what it\n"
+          "holds, ends with exit code 3, is started again and loads; only when every copy is\n"
+          "live again comes the next.  An attention node's streams go on at another one, so a\n"
+          "single one is left alone.  `polymath up` and systemd units with Restart=always start\n"
+          "a node again by themselves.\n\n"
+          "  NAME         only these nodes (default: every expert and attention node)\n"
           "  --url URL    the coordinator (default http://127.0.0.1:8080)\n"
           "  --key FILE   holds an admin's API key, mode 0600\n"
           "  --hook CMD   run by the shell when a node has left, its name as $1, to start it\n"
@@ -68,11 +69,18 @@ static bool has_left(struct roll *r, const char *name, long long incarnation)
     return !n || cluster_view_number(n, "incarnation") != incarnation;
 }
 
+static bool is_expert(const json_t *node)
+{
+    return strcmp(cluster_view_text(node, "role"), "expert") == 0;
+}
+
 static bool is_back(struct roll *r, const char *name, long long incarnation)
 {
     const json_t *n = cluster_view_node(&r->view, name);
     return n && cluster_view_number(n, "incarnation") != incarnation &&
-           strcmp(cluster_view_text(n, "state"), "ready") == 0 && cluster_view_is_settled(&r->view);
+           strcmp(cluster_view_text(n, "state"), "ready") == 0 &&
+           (is_expert(n) || json_is_true(json_object_get(n, "up"))) &&
+           cluster_view_is_settled(&r->view);
 }
 
 static int run_hook(const struct roll *r, const char *name, struct err *e)
@@ -123,19 +131,42 @@ static int restart_one(struct roll *r, const char *name, struct err *e)
     return 0;
 }
 
-/* All expert nodes of the moment; names are copied. */
+static bool is_gone(const json_t *node)
+{
+    return strcmp(cluster_view_text(node, "state"), "gone") == 0;
+}
+
+/* Attention sides at work, that in the coordinator included. */
+static int count_sides(const json_t *nodes)
+{
+    int n = 0;
+    for (size_t i = 0; i < json_array_size(nodes); i++) {
+        const json_t *o = json_array_get(nodes, i);
+        n += !is_expert(o) && !is_gone(o);
+    }
+    return n;
+}
+
+/* All nodes of the moment that can be restarted, expert nodes first; names are copied. */
 static int list_all(struct roll *r, char **names, int most, struct err *e)
 {
     int rc = cluster_view_read(&r->view, e), n = 0;
     if (rc < 0)
         return rc;
     const json_t *nodes = json_object_get(r->view.root, "nodes");
-    for (size_t i = 0; i < json_array_size(nodes) && n < most; i++) {
-        const json_t *o = json_array_get(nodes, i);
-        if (strcmp(cluster_view_text(o, "role"), "expert") == 0 &&
-            strcmp(cluster_view_text(o, "state"), "gone") != 0)
-            names[n++] = mem_string(cluster_view_text(o, "name"));
-    }
+    bool has_spare_side = count_sides(nodes) > 1;
+    for (int experts = 1; experts >= 0; experts--)
+        for (size_t i = 0; i < json_array_size(nodes) && n < most; i++) {
+            const json_t *o = json_array_get(nodes, i);
+            bool is_embedded = strncmp(cluster_view_text(o, "endpoint"), "inproc:", 7) == 0;
+            if (is_expert(o) != (experts == 1) || is_gone(o) || is_embedded)
+                continue;
+            if (is_expert(o) || has_spare_side)
+                names[n++] = mem_string(cluster_view_text(o, "name"));
+            else
+                printf("%-22s is left alone: there is no other attention side\n",
+                       cluster_view_text(o, "name"));
+        }
     return n;
 }
 
@@ -150,7 +181,7 @@ static int roll(struct roll *r, char **names, int n, struct err *e)
         n = n_all;
     }
     if (rc >= 0 && n == 0)
-        rc = err_set(e, E_NOT_FOUND, "the cluster has no expert node");
+        rc = err_set(e, E_NOT_FOUND, "the cluster has no node that can be restarted");
     for (int i = 0; i < n && rc >= 0; i++)
         rc = restart_one(r, names[i], e);
     for (int i = 0; i < n_all; i++)

@@ -147,12 +147,36 @@ TEST_WITHIN(polymath_drain_lets_a_node_go, 90)
     cluster_stop(&c);
 }
 
+TEST_WITHIN(polymath_drain_moves_the_streams_of_an_attention_node, 90)
+{
+    struct cluster c;
+    cluster_start(&c, 2, 2, NULL);
+    char *want = ids_of(&c);
+    pid_t asking = start_asking(&c, want);
+    const char *const arguments[] = {"drain", "attn-0", "--url", c.url, NULL};
+    struct buf output = {0};
+    CHECK_INT(cluster_run("polymath", arguments, &output), 0);
+    CHECK_HAS(output.data, "attn-0 has left");
+    expect_end(&c, "attn-0", 0);
+    stop_asking(asking);
+    /* The last one stays. */
+    CHECK_INT(cluster_ask(&c, "/admin/drain?node=attn-1", "{}"), 409);
+    char *after = ids_of(&c);
+    CHECK_STR(after, want);
+    free(after);
+    free(want);
+    buf_fini(&output);
+    cluster_stop(&c);
+}
+
 /* The hook tells us which node has left; we are the supervisor. */
-TEST_WITHIN(polymath_roll_restarts_every_node_under_load, 120)
+TEST_WITHIN(polymath_roll_restarts_every_node_under_load, 240)
 {
     struct cluster c;
     static const char *const settings[] = {"placement.replicas=2", NULL};
-    cluster_start(&c, 3, 0, settings);
+    static const char *const nodes[] = {"expert-0", "expert-1", "expert-2", "attn-0", "attn-1"};
+    enum { NODES = sizeof nodes / sizeof nodes[0] };
+    cluster_start(&c, 3, 2, settings);
     cluster_wait_value(&c, "placement.lowest", 2, 30);
     char *want = ids_of(&c);
     pid_t asking = start_asking(&c, want);
@@ -168,21 +192,20 @@ TEST_WITHIN(polymath_roll_restarts_every_node_under_load, 120)
     }
     int n_left = 0, wait_status;
     while (waitpid(rolling, &wait_status, WNOHANG) == 0) {
-        for (int i = 0; i < 3; i++) {
-            char name[32], file[48];
-            snprintf(name, sizeof name, "expert-%d", i);
-            snprintf(file, sizeof file, "left-%s", name);
+        for (int i = 0; i < NODES; i++) {
+            char file[48];
+            snprintf(file, sizeof file, "left-%s", nodes[i]);
             if (access(file, F_OK) != 0)
                 continue;
             CHECK_INT(unlink(file), 0);
-            expect_end(&c, name, 3);
-            cluster_start_node(&c, "expert_node", name);
+            expect_end(&c, nodes[i], 3);
+            cluster_start_node(&c, i < 3 ? "expert_node" : "attn_node", nodes[i]);
             n_left++;
         }
         clock_sleep_until(clock_now_ns() + 20 * CLOCK_MS);
     }
     CHECK_INT(wait_status, 0);
-    CHECK_INT(n_left, 3);
+    CHECK_INT(n_left, NODES);
     stop_asking(asking);
     json_t *root = cluster_ask_json(&c, "/cluster", NULL);
     CHECK_INT(json_integer_value(cluster_at(root, "placement.lowest")), 2);
