@@ -70,6 +70,7 @@ struct scene {
     struct blob *payloads[2];
     struct buf message;
     size_t request_bytes, reply_bytes; /* with headers: what bare TCP carries, too */
+    int first, end;                    /* variants that take part */
     int n_open, n_failed, n_broken;
     struct err why; /* of the last one that failed */
     char *scratch;
@@ -289,7 +290,7 @@ static int take_turn(struct scene *s, struct party *p, int n, double *out, int *
 static int measure(struct scene *s, struct err *e)
 {
     for (int turn = 0; turn < s->options.turns; turn++)
-        for (int v = 0; v < N_VARIANTS; v++) {
+        for (int v = s->first; v < s->end; v++) {
             struct party *p = &s->parties[v];
             int rc = take_turn(s, p, 1, p->one_us, &p->n_one);
             if (rc == 0)
@@ -412,7 +413,7 @@ static int set_up(struct scene *s, struct err *e)
 {
     int rc = make_keys(s, e);
     make_call(s);
-    for (int v = 0; v < N_VARIANTS; v++) {
+    for (int v = s->first; v < s->end; v++) {
         struct party *p = &s->parties[v];
         p->variant = &variants[v];
         p->spin_ns = p->variant->spins ? s->options.spin_us * CLOCK_US : 0;
@@ -428,10 +429,10 @@ static int set_up(struct scene *s, struct err *e)
     struct auth_options a = {.key_file = key, .server_key = server, .is_client_only = true};
     if (rc == 0)
         rc = auth_start(&a, &s->auth, e);
-    for (int v = 0; v < N_VARIANTS; v++)
+    for (int v = s->first; v < s->end; v++)
         for (int i = 0; rc == 0 && i < s->options.nodes; i++)
             rc = connect_node(s, &s->parties[v], i, e);
-    for (int v = 0; v < N_VARIANTS && rc == 0; v++)
+    for (int v = s->first; v < s->end && rc == 0; v++)
         if (wait_connected(&s->options, &s->parties[v]) < 0)
             rc = err_set(e, E_DEADLINE, "%s: no connection", variants[v].name);
     return rc;
@@ -439,7 +440,7 @@ static int set_up(struct scene *s, struct err *e)
 
 static void tear_down(struct scene *s)
 {
-    for (int v = 0; v < N_VARIANTS; v++) {
+    for (int v = s->first; v < s->end; v++) {
         struct party *p = &s->parties[v];
         for (int i = 0; i < s->options.nodes; i++) {
             if (p->channels[i])
@@ -565,6 +566,7 @@ int bench_rpc_main(int argc, char **argv)
         return rc < 0 ? 2 : 0;
     }
     log_init("bench", LOG_ERROR);
+    s->end = N_VARIANTS;
     rc = set_up(s, &e);
     if (rc == 0)
         rc = measure(s, &e);
@@ -575,4 +577,27 @@ int bench_rpc_main(int argc, char **argv)
     tear_down(s);
     mem_free(s);
     return rc < 0 ? 1 : 0;
+}
+
+int bench_rpc_round_trips(const struct bench_rpc_case *c, double *us, struct err *e)
+{
+    enum { CALL_BLOCKING = 2 };
+    struct scene *s = mem_alloc(sizeof *s);
+    s->options = (struct options){
+        .nodes = c->nodes, .rows = c->rows, .hidden = c->hidden, .turns = 1, .calls = c->calls};
+    s->first = CALL_BLOCKING;
+    s->end = CALL_BLOCKING + 1;
+    struct party *p = &s->parties[CALL_BLOCKING];
+    int rc = set_up(s, e);
+    for (int n = 1; n <= c->nodes && rc == 0; n++) {
+        p->n_all = 0;
+        rc = take_turn(s, p, n, p->all_us, &p->n_all);
+        if (rc < 0)
+            err_set(e, rc, "a round trip failed: %s", s->why.code ? s->why.text : err_text(rc));
+        qsort(p->all_us, (size_t)p->n_all, sizeof(double), compare);
+        us[n - 1] = at_share(p->all_us, p->n_all, c->share);
+    }
+    tear_down(s);
+    mem_free(s);
+    return rc;
 }

@@ -23,6 +23,7 @@ static void join_nodes(struct forecast *f)
     for (int i = 0; i < h->n_hosts; i++) {
         const struct plan_host *host = &h->hosts[i];
         double speed = host->read_bytes_s / host->nodes;
+        double most = host->node_bytes_s > 0 ? host->node_bytes_s : speed;
         for (int k = 0; k < host->nodes; k++, n++) {
             struct placement_newcomer new = {
                 .table.node_id = (uint32_t)n + 1,
@@ -36,7 +37,7 @@ static void join_nodes(struct forecast *f)
             bool is_slow = rng_unit(&r) < f->options.straggler_share;
             f->host_of[n] = i;
             f->bytes_s[n] =
-                speed * f->options.efficiency * (is_slow ? f->options.straggler_speed : 1);
+                most * f->options.efficiency * (is_slow ? f->options.straggler_speed : 1);
         }
     }
 }
@@ -136,6 +137,7 @@ struct bench_of_steps {
     uint16_t *experts; /* [n_layers][n_tokens * top_k] */
     int32_t *slots;
     int *load, *rows, *last_row; /* [n_nodes] */
+    int *host_load;              /* [n_hosts] experts that its memory is read for */
     uint8_t *standing;
     double *times;
 };
@@ -168,6 +170,9 @@ static void run_layer(struct forecast *f, struct bench_of_steps *b, int layer, i
         b->last_row[i] = -1;
         n_present += !f->is_lost[i];
     }
+    memset(b->host_load, 0, (size_t)f->hosts->n_hosts * sizeof *b->host_load);
+    for (int i = 0; i < f->n_nodes; i++)
+        b->host_load[f->host_of[i]] += b->load[i];
     double out_bytes = 0, back_bytes = 0, slowest_ns = 0, experts_ns = 0, wire = 0, trip = 0;
     int n_routes = 0;
     for (int s = 0; s < n_slots; s++) {
@@ -183,6 +188,9 @@ static void run_layer(struct forecast *f, struct bench_of_steps *b, int layer, i
             continue;
         const struct plan_host *host = &f->hosts->hosts[f->host_of[i]];
         double read_ns = 1e9 * b->load[i] * m->expert_bytes / f->bytes_s[i];
+        double host_ns = 1e9 * b->host_load[f->host_of[i]] * m->expert_bytes /
+                         (host->read_bytes_s * f->options.efficiency);
+        read_ns = read_ns > host_ns ? read_ns : host_ns;
         double out = plan_model_row_out_bytes(m, b->rows[i], 0);
         double back = plan_model_row_back_bytes(m, b->rows[i]);
         double late = host->round_trip_ns + jitter(f, &b->rng);
@@ -231,6 +239,7 @@ void forecast_run(struct forecast *f, int n_tokens, double context, int n_steps,
         .load = mem_array(n, sizeof *b.load),
         .rows = mem_array(n, sizeof *b.rows),
         .last_row = mem_array(n, sizeof *b.last_row),
+        .host_load = mem_array((size_t)f->hosts->n_hosts, sizeof *b.host_load),
         .standing = mem_array(n, sizeof *b.standing),
         .times = mem_array((size_t)n_steps, sizeof *b.times),
     };
@@ -266,6 +275,7 @@ void forecast_run(struct forecast *f, int n_tokens, double context, int n_steps,
     mem_free(b.load);
     mem_free(b.rows);
     mem_free(b.last_row);
+    mem_free(b.host_load);
     mem_free(b.standing);
     mem_free(b.times);
 }

@@ -5,7 +5,8 @@
  *
  *   the attention side's weights and cache / its memory's speed
  *   + for each layer:  the round trip  +  rows on the wire / the network's speed
- *                      +  the slowest node's distinct experts / its memory's speed
+ *                      +  the slowest node's distinct experts / its memory's speed, and no less
+ *                         than all that the nodes of its machine read / that machine's
  *
  * where memory gives `efficiency` of what reading alone does.  Several attention sides each take
  * their part of the tokens, at the same time; nodes read for all of them together.  What arithmetic

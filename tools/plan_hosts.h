@@ -18,6 +18,7 @@ struct plan_host {
     char name[48], rack[48];
     int64_t memory_bytes; /* for experts */
     double read_bytes_s;  /* what its memory gives, all its nodes together */
+    double node_bytes_s;  /* what one of them can take of it; 0: its part */
     double wire_bytes_s, round_trip_ns;
     int nodes;        /* expert nodes that share it */
     bool is_measured; /* read_bytes_s is this machine's: nobody stated one */

@@ -17,6 +17,7 @@
 #include "tools/plan.h"
 #include "tools/quality.h"
 #include "tools/roll.h"
+#include "tools/simulate.h"
 #include "tools/status.h"
 #include "tools/synth.h"
 #include "tools/up.h"
@@ -31,6 +32,7 @@ static const struct verb verbs[] = {
     {"chat", "talk to a running cluster in the terminal", chat_main},
     {"status", "show a running cluster: nodes, placement, requests", status_main},
     {"plan", "what some machines would hold of a model, may lose, and give", plan_main},
+    {"simulate", "clusters of any size as numbers, with lateness and losses", simulate_main},
     {"drain", "let an expert node go without anybody noticing", drain_main},
     {"roll", "restart the expert nodes of a running cluster one after another", roll_main},
     {"chaos", "disturb a cluster of its own under load and print what that cost", chaos_main},
