@@ -7,6 +7,7 @@
 
 #include "base/mem.h"
 #include "base/must.h"
+#include "coordinator/placement_order.h"
 
 enum {
     NOBODY = PLACEMENT_NOBODY,
@@ -31,7 +32,11 @@ struct plan {
     int64_t *arriving; /* of them not there yet */
     int64_t *free_now; /* places that nothing lies in */
     bool *is_open;     /* may be given something new */
-    bool is_stuck;     /* a swap was looked for in vain */
+    int64_t *capacity;
+    struct placement_order *order;
+    uint64_t *hosts; /* [n_hosts] of open nodes, ascending */
+    size_t n_hosts;
+    bool is_stuck; /* a swap was looked for in vain */
 };
 
 static uint32_t layer_of(const struct plan *q, int64_t i)
@@ -211,35 +216,47 @@ static void set_speeds(struct plan *q)
     }
 }
 
+struct room {
+    double ratio; /* of memory to speed */
+    int node;
+};
+
+static int by_ratio(const void *a, const void *b)
+{
+    const struct room *x = a, *y = b;
+    return x->ratio != y->ratio ? (x->ratio < y->ratio ? -1 : 1) : x->node - y->node;
+}
+
 /* Shares by speed, limited by memory: what the small cannot take is for the others. */
 static void set_shares(struct plan *q)
 {
     double to_give = 0, left_speed = 0;
-    int left = 0;
+    struct room *rooms = mem_array((size_t)q->n_nodes + 1, sizeof *rooms);
+    size_t n = 0;
     for (int64_t i = 0; i < q->p->n_total; i++)
         to_give += q->n_copies[i];
     for (int i = 0; i < q->n_nodes; i++) {
-        bool counts = is_counted(&q->p->nodes[i]);
-        q->share[i] = counts ? -1 : 0;
-        left += counts;
-        left_speed += counts ? q->speed[i] : 0;
+        q->share[i] = 0;
+        if (!is_counted(&q->p->nodes[i]))
+            continue;
+        left_speed += q->speed[i];
+        rooms[n++] = (struct room){(double)useful_capacity(q, &q->p->nodes[i]) / q->speed[i], i};
     }
-    for (; left > 0; left--) {
-        int least = -1;
-        double least_ratio = 0;
-        for (int i = 0; i < q->n_nodes; i++) {
-            double ratio = (double)useful_capacity(q, &q->p->nodes[i]) / q->speed[i];
-            if (q->share[i] < 0 && (least < 0 || ratio < least_ratio)) {
-                least = i;
-                least_ratio = ratio;
-            }
-        }
-        double capacity = (double)useful_capacity(q, &q->p->nodes[least]);
-        double fair = to_give * q->speed[least] / left_speed;
-        q->share[least] = fair < capacity ? fair : capacity;
-        to_give -= q->share[least];
-        left_speed -= q->speed[least];
+    qsort(rooms, n, sizeof *rooms, by_ratio);
+    size_t k = 0;
+    for (; k < n; k++) {
+        int node = rooms[k].node;
+        double capacity = (double)useful_capacity(q, &q->p->nodes[node]);
+        if (capacity > to_give / left_speed * q->speed[node])
+            break;
+        q->share[node] = capacity;
+        to_give -= capacity;
+        left_speed -= q->speed[node];
     }
+    /* Memory limits nobody from here on: those of one speed have exactly the same. */
+    for (double each = to_give / left_speed; k < n; k++)
+        q->share[rooms[k].node] = each * q->speed[rooms[k].node];
+    mem_free(rooms);
 }
 
 /* ---- who gets what ------------------------------------------------------------------------- */
@@ -306,33 +323,55 @@ static bool keep_place(struct plan *q, int64_t i, int round, enum host_rule rule
     return true;
 }
 
+struct asker {
+    const struct plan *plan;
+    const uint16_t *want;
+    enum host_rule rule;
+};
+
+static bool accepts(void *ud, int node)
+{
+    const struct asker *a = ud;
+    return may_join(a->plan, a->want, node, a->rule);
+}
+
+static int by_number(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Is there an open node on a host that has no copy yet?  Asking every node would be slow where most
+ * of them share few hosts. */
+static bool has_other_host(const struct plan *q, const uint16_t *want)
+{
+    size_t n_taken = 0;
+    uint64_t seen[MAX_COPIES];
+    for (int k = 0; k < MAX_COPIES && want[k] != NOBODY; k++) {
+        uint64_t host = q->p->nodes[want[k]].host;
+        bool is_new = bsearch(&host, q->hosts, q->n_hosts, sizeof host, by_number) != NULL;
+        for (size_t m = 0; m < n_taken; m++)
+            is_new &= seen[m] != host;
+        if (is_new)
+            seen[n_taken++] = host;
+    }
+    return n_taken < q->n_hosts;
+}
+
 static bool pack(struct plan *q, int64_t i, enum host_rule rule, enum room_rule room)
 {
-    struct placement_expert *x = &q->p->experts[i];
-    const double *cost = cost_of(q, i, 0);
-    int best = -1;
-    bool best_waits = false;
-    double best_key = 0, best_full = 0;
-    for (int n = 0; n < q->n_nodes; n++) {
-        if (!q->is_open[n] || q->claimed[n] >= q->p->nodes[n].capacity)
-            continue;
-        bool waits = q->arriving[n] >= q->free_now[n]; /* for something else to go */
-        if (waits && (room == FREE_NOW || (best >= 0 && !best_waits)))
-            continue;
-        double key = (cost[n] + q->weight[i]) / (q->share[n] > 0 ? q->share[n] : 1e-9);
-        bool is_better = best < 0 || (best_waits && !waits) || key < best_key ||
-                         (key == best_key && fullness(q, n) < best_full);
-        if (!is_better || !may_join(q, x->want, n, rule))
-            continue;
-        best = n;
-        best_waits = waits;
-        best_key = key;
-        best_full = fullness(q, n);
-    }
-    if (best < 0)
+    struct asker asker = {q, q->p->experts[i].want, rule};
+    struct placement_order_question question = {.layer = (int)layer_of(q, i),
+                                                .weight = q->weight[i],
+                                                .now_only = room == FREE_NOW,
+                                                .accepts = accepts,
+                                                .ud = &asker};
+    if (rule == OTHER_HOST && !has_other_host(q, asker.want))
         return false;
-    claim(q, i, best);
-    return true;
+    int best = placement_order_best(q->order, &question);
+    if (best >= 0)
+        claim(q, i, best);
+    return best >= 0;
 }
 
 /* Where `node` stands in want if that copy may go to `to`, or -1. */
@@ -364,6 +403,7 @@ static void shift(struct plan *q, int64_t i, int at, int to)
     q->claimed[from]--;
     q->arriving[from] -= !place_at(x, from);
     *cost_of(q, i, from) -= q->weight[i];
+    placement_order_renew(q->order);
     x->want[at] = (uint16_t)to;
     q->claimed[to]++;
     q->arriving[to] += !place_at(x, to);
@@ -415,6 +455,7 @@ static bool swap_in(struct plan *q, int64_t i)
 static void pack_rest(struct plan *q, int round, struct heat *rest, size_t n)
 {
     qsort(rest, n, sizeof *rest, by_heat);
+    placement_order_renew(q->order);
     for (size_t k = 0; k < n; k++) {
         int64_t i = (int64_t)rest[k].layer * q->p->config.n_experts + rest[k].expert;
         /* Two copies that wait for each other's memory would wait for ever: what is there
@@ -547,11 +588,38 @@ static void open_plan(struct plan *q, struct placement *p)
     q->arriving = mem_array(n, sizeof *q->arriving);
     q->free_now = mem_array(n, sizeof *q->free_now);
     q->is_open = mem_array(n, sizeof *q->is_open);
+    q->capacity = mem_array(n, sizeof *q->capacity);
+    q->hosts = mem_array(n, sizeof *q->hosts);
     for (int i = 0; i < p->n_nodes; i++) {
         q->is_open[i] =
             p->nodes[i].presence == PLACEMENT_PRESENT && p->nodes[i].trust == NODE_TRUSTED;
         q->free_now[i] = p->nodes[i].capacity - p->nodes[i].held;
+        q->capacity[i] = p->nodes[i].capacity;
+        if (q->is_open[i])
+            q->hosts[q->n_hosts++] = p->nodes[i].host;
     }
+    qsort(q->hosts, q->n_hosts, sizeof *q->hosts, by_number);
+    size_t n_hosts = 0;
+    for (size_t k = 0; k < q->n_hosts; k++)
+        if (k == 0 || q->hosts[k] != q->hosts[k - 1])
+            q->hosts[n_hosts++] = q->hosts[k];
+    q->n_hosts = n_hosts;
+}
+
+/* Once shares are known. */
+static void open_order(struct plan *q)
+{
+    q->order = placement_order_new(&(struct placement_order_books){
+        .n_nodes = q->n_nodes,
+        .n_layers = (int)q->p->config.n_layers,
+        .cost = q->cost,
+        .share = q->share,
+        .capacity = q->capacity,
+        .claimed = q->claimed,
+        .arriving = q->arriving,
+        .free_now = q->free_now,
+        .is_open = q->is_open,
+    });
 }
 
 static void close_plan(struct plan *q)
@@ -565,6 +633,9 @@ static void close_plan(struct plan *q)
     mem_free(q->arriving);
     mem_free(q->free_now);
     mem_free(q->is_open);
+    mem_free(q->capacity);
+    mem_free(q->hosts);
+    placement_order_free(&q->order);
 }
 
 static bool has_all(const uint16_t *a, const uint16_t *b)
@@ -605,6 +676,7 @@ bool placement_plan(struct placement *p)
     }
     set_speeds(&q);
     set_shares(&q);
+    open_order(&q);
     for (int round = 0; round < MAX_COPIES; round++)
         run_round(&q, round);
     even_out_all(&q);

@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "base/mem.h"
+#include "coordinator/placement_plan.h"
 #include "tests/lib/test.h"
 
 enum { LAYERS = 6, EXPERTS = 16, TOTAL = LAYERS * EXPERTS, SETTLE = 100, REJOIN = 1000 };
@@ -589,5 +590,39 @@ TEST(placement_plans_a_large_cluster_in_milliseconds)
         first, worst);
     /* Ten times what it takes: a plan that became quadratic is a defect, a busy machine is not. */
     CHECK(test_is_slow_build() || (first < 150 && worst < 100));
+    placement_fini(&place);
+}
+
+TEST(placement_plans_two_thousand_nodes_evenly)
+{
+    enum { NODES = 2000, N_LAYERS = 62, N_EXPERTS = 256 };
+    struct placement_config c = {
+        .n_layers = N_LAYERS, .n_experts = N_EXPERTS, .replicas = 2, .first_version = 1};
+    placement_init(&place, &c);
+    now = 1;
+    for (uint32_t i = 0; i < NODES; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "n%u", i);
+        join(i + 1, name, 19);
+    }
+    double begun = cpu_ms();
+    placement_plan(&place);
+    double spent = cpu_ms() - begun;
+    test_say("62 x 256 experts, 2 copies, 2,000 nodes: %.1f ms of CPU", spent);
+    CHECK(spent < (test_is_slow_build() ? 20000 : 1000));
+    int *held = mem_array(NODES, sizeof *held), *last = mem_array(NODES, sizeof *last);
+    for (int64_t i = 0; i < place.n_total; i++)
+        for (int k = 0; k < 2; k++) {
+            uint16_t node = place.experts[i].want[k];
+            CHECK(node < NODES);
+            /* 512 copies of a layer: nobody reads two of them. */
+            CHECK(last[node] != 1 + i / N_EXPERTS);
+            last[node] = 1 + (int)(i / N_EXPERTS);
+            held[node]++;
+        }
+    for (int i = 0; i < NODES; i++)
+        CHECK(held[i] >= 15 && held[i] <= 17); /* 15.9 in the mean */
+    mem_free(held);
+    mem_free(last);
     placement_fini(&place);
 }
