@@ -57,6 +57,13 @@ static json_t *placement_object(const struct hub *h)
     return o;
 }
 
+void admin_health(const struct hub *h, struct buf *out)
+{
+    json_t *o = hub_leader_object(h);
+    set(o, "status", json_string("ok"));
+    dump(o, out);
+}
+
 void admin_ready(const struct hub *h, struct buf *out)
 {
     json_t *o = json_object();
@@ -168,6 +175,7 @@ void admin_cluster(const struct hub *h, struct buf *out)
     set(o, "ready", json_boolean(h->ready));
     if (!h->ready)
         set(o, "reason", json_string(h->why_not));
+    set(o, "leadership", hub_leader_object(h));
     set(o, "version", json_string(version_string()));
     set(o, "listen", json_string(server_endpoint(h->servers[0])));
     set(o, "model", model_object(h));

@@ -106,6 +106,26 @@ static const struct conf_option options[] = {
      "how long a record waits for others to be written with it"},
     {"state.max_bytes", CONF_BYTES, FIELD(state_max_bytes), "256MiB", 65536, 1e12, NULL,
      "largest file of the token log; twice as much for moments"},
+    {"etcd.endpoints", CONF_STRING, FIELD(etcd_endpoints), "", 0, 0, NULL,
+     "etcd, http(s)://HOST:PORT, several with commas between: one of the coordinators that name "
+     "the "
+     "same leads, the others stand by; empty: this is the only one"},
+    {"etcd.prefix", CONF_STRING, FIELD(etcd_prefix), "/polymath", 0, 0, NULL,
+     "begins all of this cluster's keys in etcd; /NAME"},
+    {"etcd.lease_ms", CONF_MS, FIELD(etcd_lease_ns), "5000", 1000, 600000, NULL,
+     "how long after a leader's death another leads, and how long one serves without etcd; etcd "
+     "rounds up to whole seconds, and to 2 unless its election timeout is shortened"},
+    {"etcd.advertise_url", CONF_STRING, FIELD(etcd_advertise_url), "", 0, 0, NULL,
+     "where clients reach this coordinator, as a standby tells them; empty: http.host and "
+     "http.port"},
+    {"etcd.ca_file", CONF_STRING, FIELD(etcd_ca_file), "", 0, 0, NULL,
+     "PEM certificate that signs etcd's; empty: the system's"},
+    {"etcd.cert_file", CONF_STRING, FIELD(etcd_cert_file), "", 0, 0, NULL,
+     "PEM certificate that this coordinator shows to etcd; empty: none"},
+    {"etcd.key_file", CONF_STRING, FIELD(etcd_key_file), "", 0, 0, NULL, "its key"},
+    {"etcd.user", CONF_STRING, FIELD(etcd_user), "", 0, 0, NULL, "user in etcd; empty: none"},
+    {"etcd.password_file", CONF_STRING, FIELD(etcd_password_file), "", 0, 0, NULL,
+     "holds the user's password, mode 0600"},
     {"streams.linger_ms", CONF_MS, FIELD(streams_linger_ns), "60000", 0, 86400000, NULL,
      "with a token log or an Idempotency-Key: how long generation goes on while no client reads"},
     {"streams.keep_ms", CONF_MS, FIELD(streams_keep_ns), "600000", 0, 864000000, NULL,
@@ -146,6 +166,28 @@ static int check_security(const struct coordinator_config *c, struct err *e)
     return 0;
 }
 
+struct etcd_options coordinator_etcd_options(const struct coordinator_config *c)
+{
+    return (struct etcd_options){.endpoints = c->etcd_endpoints,
+                                 .ca_file = c->etcd_ca_file,
+                                 .cert_file = c->etcd_cert_file,
+                                 .key_file = c->etcd_key_file,
+                                 .user = c->etcd_user,
+                                 .password_file = c->etcd_password_file};
+}
+
+static int check_etcd(const struct coordinator_config *c, struct err *e)
+{
+    const char *prefix = c->etcd_prefix;
+    size_t n = strlen(prefix);
+    if (!c->etcd_endpoints[0])
+        return 0;
+    if (n < 2 || n > 200 || prefix[0] != '/' || prefix[n - 1] == '/')
+        return err_set(e, E_INVALID, "etcd.prefix: \"%s\" is not /NAME", prefix);
+    struct etcd_options o = coordinator_etcd_options(c);
+    return etcd_check(&o, c->is_insecure, e);
+}
+
 int coordinator_config_check(const void *config, struct err *e)
 {
     const struct coordinator_config *c = config;
@@ -168,6 +210,8 @@ int coordinator_config_check(const void *config, struct err *e)
             e, E_INVALID,
             "streams.keep_bytes (%lld) must be at most a quarter of state.max_bytes (%lld)",
             (long long)c->streams_keep_bytes, (long long)c->state_max_bytes);
+    if (check_etcd(c, e) < 0)
+        return e ? e->code : E_INVALID;
     return weights_options_check(&c->weights, e);
 }
 

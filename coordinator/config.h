@@ -6,6 +6,7 @@
 
 #include "attn_node/side.h"
 #include "base/conf.h"
+#include "coordinator/etcd.h"
 #include "model/weights_options.h"
 
 struct coordinator_config {
@@ -31,12 +32,17 @@ struct coordinator_config {
     char *state_dir;
     bool state_syncs, state_waits;
     int64_t state_delay_ns, state_max_bytes;
+    char *etcd_endpoints, *etcd_prefix, *etcd_advertise_url; /* no endpoints: no etcd */
+    char *etcd_ca_file, *etcd_cert_file, *etcd_key_file, *etcd_user, *etcd_password_file;
+    int64_t etcd_lease_ns;
     int64_t streams_linger_ns, streams_keep_ns, streams_keep_bytes;
 };
 
 extern const struct conf_table coordinator_options;
 /* What the table cannot say: for conf_main(). */
 int coordinator_config_check(const void *config, struct err *e);
+/* Borrowed from `c`. */
+struct etcd_options coordinator_etcd_options(const struct coordinator_config *c);
 /* placement.replicas: 1 .. WIRE_MAX_REPLICAS, 0 for auto; -1 if it is neither. */
 int coordinator_replicas(const struct coordinator_config *c);
 /* model.name, or the last component of model.path; free with mem_free(). */

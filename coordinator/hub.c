@@ -62,7 +62,9 @@ void hub_run(struct hub *h)
 static void find_why_not(struct hub *h)
 {
     h->why_not[0] = '\0';
-    if (h->draining)
+    if (h->leader && !h->leads)
+        hub_leader_why(h, h->why_not, sizeof h->why_not);
+    else if (h->draining)
         snprintf(h->why_not, sizeof h->why_not, "shutting down");
     else if (!placement_is_covered(&h->placement))
         placement_why(&h->placement, h->why_not, sizeof h->why_not);
@@ -95,10 +97,23 @@ void hub_refresh(struct hub *h)
         log_info("cluster.not_ready", "why=%s", log_quote(h->why_not).text);
 }
 
+/* While this loop was away nobody's heartbeat was heard, and nobody is to blame for that. */
+static void count_absence(struct hub *h, int64_t now_ns)
+{
+    int64_t away_ns = now_ns - h->ticked_ns - HUB_TICK_MS * CLOCK_MS;
+    if (h->ticked_ns && away_ns > HUB_AWAY_MS * CLOCK_MS) {
+        log_warn("loop.away", "ms=%lld", (long long)(away_ns / CLOCK_MS));
+        members_extend(&h->members, away_ns);
+    }
+    h->ticked_ns = now_ns;
+}
+
 static void on_tick(void *ud, int64_t now_ns)
 {
     struct hub *h = ud;
-    hub_cluster_tick(h, now_ns);
+    count_absence(h, now_ns);
+    if (h->leads)
+        hub_cluster_tick(h, now_ns);
     hub_attention_tick(h, now_ns);
     hub_refresh(h);
     hub_run(h);
@@ -106,9 +121,27 @@ static void on_tick(void *ud, int64_t now_ns)
     hub_trace_tick(h, now_ns);
     access_tick(h->access, now_ns);
     hub_log_tick(h);
+    hub_leader_tick(h, now_ns);
     if (h->draining && (h->n_requests == 0 || now_ns >= h->drain_deadline_ns))
         loop_stop(h->loop);
     loop_set_timer(h->loop, &h->tick, now_ns + HUB_TICK_MS * CLOCK_MS);
+}
+
+void hub_end_with(struct hub *h, enum hub_end end, const struct err *e)
+{
+    h->end = end;
+    snprintf(h->end_text, sizeof h->end_text, "%s", e ? e->text : "");
+    loop_stop(h->loop);
+}
+
+enum hub_end hub_end(const struct hub *h)
+{
+    return h->end;
+}
+
+const char *hub_end_text(const struct hub *h)
+{
+    return h->end_text;
 }
 
 void hub_drain(struct hub *h)
@@ -226,12 +259,16 @@ int hub_open(struct loop *l, const struct coordinator_config *c, struct auth *au
     init_state(h);
     /* Before the log: the requests that it brings back are submitted at once. */
     rc = access_open(c->api_keys_file, clock_now_ns(), &h->access, e);
-    if (rc == 0)
+    /* With etcd the log is opened by who leads, when it does. */
+    h->leads = !c->etcd_endpoints[0];
+    if (rc == 0 && h->leads)
         rc = hub_log_open(h, e);
     if (rc == 0)
         rc = hub_cluster_open(h, e);
     if (rc == 0)
         rc = hub_http_open(h, e);
+    if (rc == 0 && !h->leads)
+        rc = hub_leader_open(h, e);
     if (rc < 0)
         goto out;
     loop_set_timer(l, &h->tick, clock_now_ns());
@@ -258,6 +295,7 @@ void hub_close(struct hub **hp)
         server_close(&h->servers[i]);
     }
     hub_log_close(h);
+    hub_leader_close(h);
     hub_request_close(h);
     access_close(&h->access);
     sched_fini(&h->sched);

@@ -27,3 +27,13 @@ int hub_open(struct loop *l, const struct coordinator_config *c, struct auth *au
 void hub_close(struct hub **h);
 /* No new requests; the loop stops when the running ones are done or http.drain_ms is over. */
 void hub_drain(struct hub *h);
+
+/* Why the loop has stopped. */
+enum hub_end {
+    HUB_ENDED,  /* drained */
+    HUB_BROKEN, /* it leads, but cannot: hub_end_text() */
+    HUB_ANEW,   /* another coordinator leads: nothing of this one's state may be used any more, not
+                   even to close it; the program begins anew, as a standby */
+};
+enum hub_end hub_end(const struct hub *h);
+const char *hub_end_text(const struct hub *h);

@@ -37,6 +37,15 @@ static void hub_place(struct hub *h, int64_t now_ns)
 
 /* ---- members come and go --------------------------------------------------------------------- */
 
+/* Who does not lead has nothing to say to nodes, and they go on to the next. */
+static bool stands_by(const struct hub *h, struct server_call **call)
+{
+    if (h->leads)
+        return false;
+    server_fail(call, E_UNAVAILABLE, "%s", h->why_not);
+    return true;
+}
+
 static int64_t capacity_of(const struct wire_join *j)
 {
     return j->expert_bytes ? (int64_t)(j->memory_bytes / j->expert_bytes) : 0;
@@ -144,6 +153,8 @@ static void on_join(void *ud, struct server_call *call, const struct server_requ
     struct wire_join j;
     struct members_joined joined;
     struct err e = {0};
+    if (stands_by(h, &call))
+        return;
     int rc = wire_join_decode(r->message, &j, &e);
     if (rc == 0)
         rc = check_join(&j, &e);
@@ -214,6 +225,8 @@ static void on_heartbeat(void *ud, struct server_call *call, const struct server
     struct hub *h = ud;
     struct wire_heartbeat b;
     struct err e = {0};
+    if (stands_by(h, &call))
+        return;
     int rc = wire_heartbeat_decode(r->message, &b, &e);
     if (rc < 0) {
         server_fail(&call, rc, "%s", e.text);
@@ -252,6 +265,8 @@ static void on_load(void *ud, struct server_call *call, const struct server_requ
     struct wire_load l;
     uint16_t *counts = NULL;
     struct err e = {0};
+    if (stands_by(h, &call))
+        return;
     int rc = wire_load_decode(r->message, r->payloads, r->n_payloads, &l, &counts, &e);
     const struct node *n = rc == 0 ? members_find(&h->members, l.node_id) : NULL;
     if (rc == 0 && (!n || n->join.incarnation != l.incarnation || n->join.role != NODE_ATTENTION))
@@ -276,6 +291,8 @@ static void on_leave(void *ud, struct server_call *call, const struct server_req
     struct wire_leave l;
     struct node *n;
     struct err e = {0};
+    if (stands_by(h, &call))
+        return;
     int rc = wire_leave_decode(r->message, &l, &e);
     if (rc < 0) {
         server_fail(&call, rc, "%s", e.text);
@@ -299,6 +316,8 @@ static void on_holdings(void *ud, struct server_call *call, const struct server_
     struct hub *h = ud;
     struct wire_holdings_request q;
     struct err e = {0};
+    if (stands_by(h, &call))
+        return;
     int rc = wire_holdings_request_decode(r->message, &q, &e);
     if (rc < 0) {
         server_fail(&call, rc, "%s", e.text);
@@ -332,6 +351,8 @@ static void on_table(void *ud, struct server_call *call, const struct server_req
 {
     struct hub *h = ud;
     const struct placement *p = &h->placement;
+    if (stands_by(h, &call))
+        return;
     (void)r;
     struct wire_table_node *nodes = mem_array((size_t)p->n_nodes + 1, sizeof *nodes);
     uint16_t *holders = mem_array((size_t)p->n_total * WIRE_MAX_REPLICAS, sizeof *holders);
@@ -351,6 +372,8 @@ static void on_table(void *ud, struct server_call *call, const struct server_req
 static void on_callers(void *ud, struct server_call *call, const struct server_request *r)
 {
     struct hub *h = ud;
+    if (stands_by(h, &call))
+        return;
     (void)r;
     char(*keys)[KEY_TEXT_BYTES] = mem_array((size_t)h->members.n_nodes + 1, sizeof *keys);
     struct wire_callers callers = {.version = h->callers_version, .keys = keys};

@@ -287,7 +287,10 @@ static void stream_again(struct hub *h, struct http_exchange *x, const struct ht
     struct hub_request *r = hub_request_by_id(h, owner_of(x), id);
     if (!r) {
         openai_refuse(&e, "stream", "",
-                      "there is no answer %.60s, or not any more: they are kept for a time", id);
+                      "there is no answer %.60s, or not any more: they are kept for a time%s", id,
+                      h->leader ? "; what was begun under another coordinator is known here only "
+                                  "if both have the same state.dir"
+                                : "");
         e.status = 404;
     }
     if (!r || read_seen(x, &seen, &e) < 0) {
@@ -347,9 +350,10 @@ static void models(struct hub *h, struct http_exchange *x, const struct http_mes
 
 static void health(struct hub *h, struct http_exchange *x, const struct http_message *m)
 {
-    (void)h;
+    struct buf body = {0};
     (void)m;
-    http_reply(x, 200, JSON, STR("{\"status\":\"ok\"}"));
+    admin_health(h, &body);
+    reply_buf(x, 200, &body);
 }
 
 static void ready(struct hub *h, struct http_exchange *x, const struct http_message *m)
@@ -442,9 +446,33 @@ static bool page(struct http_exchange *x, const char *path)
     return true;
 }
 
+/* What only the leader can answer.  No redirect: clients drop their API key on the way to
+ * another origin, while 503 with Retry-After is what they and load balancers try again. */
+static bool is_for_leader(const struct http_message *m)
+{
+    static const char models[] = "/v1/models";
+    return (strncmp(m->path, "/v1/", 4) == 0 && strncmp(m->path, models, sizeof models - 1) != 0) ||
+           strncmp(m->path, "/admin/", 7) == 0;
+}
+
+static void point_to_leader(struct hub *h, struct http_exchange *x)
+{
+    struct openai_error e;
+    const char *url = hub_leader_url(h);
+    openai_error_of(&e, E_UNAVAILABLE, h->why_not);
+    e.code = "not_the_leader";
+    if (url[0])
+        http_add_header(x, "X-Polymath-Leader", url);
+    refuse(h, x, &e);
+}
+
 static void on_request(void *ud, struct http_exchange *x, const struct http_message *m)
 {
     struct hub *h = ud;
+    if (!h->leads && is_for_leader(m)) {
+        point_to_leader(h, x);
+        return;
+    }
     for (size_t i = 0; i < sizeof routes / sizeof routes[0]; i++) {
         if (strcmp(m->path, routes[i].path) != 0)
             continue;

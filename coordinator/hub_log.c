@@ -39,7 +39,7 @@ int hub_log_admits(const struct hub *h, size_t body_bytes, struct openai_error *
 
 bool hub_log_has(const struct hub *h, const struct hub_request *r)
 {
-    return !h->journal || r->logged <= journal_durable(h->journal);
+    return h->leads && (!h->journal || r->logged <= journal_durable(h->journal));
 }
 
 static void write_request(const struct hub_request *r, struct buf *out)
@@ -167,7 +167,7 @@ static void write_snapshot(const struct hub *h, struct buf *snapshot)
 
 void hub_log_tick(struct hub *h)
 {
-    if (!h->journal || !journal_wants_rewrite(h->journal))
+    if (!h->leads || !h->journal || !journal_wants_rewrite(h->journal))
         return;
     struct buf snapshot = {0};
     write_snapshot(h, &snapshot);
@@ -176,13 +176,17 @@ void hub_log_tick(struct hub *h)
 
 /* ---- news from the journal ----------------------------------------------------------------- */
 
-static void on_durable(void *ud)
+void hub_log_release(struct hub *h)
 {
-    struct hub *h = ud;
     struct list *lists[] = {&h->requests, &h->kept};
     for (int i = 0; i < 2; i++)
         for (struct list *l = lists[i]->next; l != lists[i]; l = l->next)
             hub_request_release(h, LIST_ITEM(l, struct hub_request, link));
+}
+
+static void on_durable(void *ud)
+{
+    hub_log_release(ud);
 }
 
 /* Who has been told nothing yet is told this.  The others are in the log. */
@@ -357,9 +361,9 @@ static int open_or_wait(struct hub *h, const struct journal_options *o, struct l
                         struct err *e)
 {
     int rc = journal_open(o, load_record, g, &h->journal, e);
-    if (rc == E_BUSY && h->config->state_waits)
+    if (rc == E_BUSY && h->config->state_waits && !h->leader)
         log_info("standby.waiting", "why=%s", log_quote(e->text).text);
-    while (rc == E_BUSY && h->config->state_waits) {
+    while (rc == E_BUSY && h->config->state_waits && !h->leader) {
         clock_sleep_until(clock_now_ns() + STANDBY_POLL_MS * CLOCK_MS);
         *e = (struct err){0};
         rc = journal_open(o, load_record, g, &h->journal, e);
@@ -375,10 +379,13 @@ int hub_log_open(struct hub *h, struct err *e)
     char host[64] = "";
     if (gethostname(host, sizeof host - 1) < 0)
         host[0] = '\0';
+    char label[320];
+    hub_leader_label(h, label, sizeof label);
     char *holder =
-        mem_format("coordinator %s, process %d on %s", c->node_name, (int)getpid(), host);
+        mem_format("coordinator %s, process %d on %s%s", c->node_name, (int)getpid(), host, label);
     struct journal_options o = {.dir = c->state_dir,
                                 .holder = holder,
+                                .led_through = label,
                                 .syncs = c->state_syncs,
                                 .delay_ns = c->state_delay_ns,
                                 .max_bytes = c->state_max_bytes,

@@ -1,6 +1,8 @@
 /* coordinator/hub_state.h - the hub's state, shared by hub*.c and admin.c only. */
 #pragma once
 
+#include <jansson.h>
+
 #include "base/clock.h"
 #include "base/list.h"
 #include "base/stats.h"
@@ -23,8 +25,9 @@
 #include "rpc/server.h"
 
 enum {
-    HUB_TICK_MS = 25,           /* leases, deadlines, pings */
-    HUB_PING_S = 15,            /* silence on a stream after which it gets a comment */
+    HUB_AWAY_MS = 100, /* a tick that is later than this by so much says that the loop was away */
+    HUB_TICK_MS = 25,  /* leases, deadlines, pings */
+    HUB_PING_S = 15,   /* silence on a stream after which it gets a comment */
     HUB_UNREAD_BYTES = 1 << 20, /* of a stream; a client that lets more pile up is cut off */
     HUB_RETRY_AFTER_S = 2,
 };
@@ -133,8 +136,14 @@ struct hub {
     uint64_t id_base, n_ids;
     uint64_t last_session; /* highest that any attention side has heard of */
 
+    struct hub_leader *leader; /* NULL: no etcd.endpoints */
+    bool leads;                /* always, without etcd; else see hub_leader.c */
+    int64_t ticked_ns;
+    enum hub_end end;
+    char end_text[ERR_TEXT_BYTES];
+
     bool ready;
-    char why_not[256]; /* if not ready */
+    char why_not[320]; /* if not ready */
     bool draining;
     int64_t drain_deadline_ns;
     struct hub_counters counters;
@@ -151,6 +160,22 @@ void hub_event(struct hub *h, const struct sched_event *e);
 void hub_run(struct hub *h);
 /* Is the cluster ready to work?  Call after anything that may change it. */
 void hub_refresh(struct hub *h);
+
+/* The loop stops; `e` may be NULL. */
+void hub_end_with(struct hub *h, enum hub_end end, const struct err *e);
+
+/* hub_leader.c: who leads. */
+int hub_leader_open(struct hub *h, struct err *e);
+/* After the log is closed: a standby leads from then on. */
+void hub_leader_close(struct hub *h);
+void hub_leader_tick(struct hub *h, int64_t now_ns);
+/* Why this one does nothing: for people. */
+void hub_leader_why(const struct hub *h, char *text, size_t bytes);
+/* Of another coordinator, that leads; "": none, or not known. */
+const char *hub_leader_url(const struct hub *h);
+json_t *hub_leader_object(const struct hub *h);
+/* What all coordinators have in common of which one at a time leads; "": there is no etcd. */
+void hub_leader_label(const struct hub *h, char *text, size_t bytes);
 
 /* hub_http.c: routes and admission. */
 int hub_http_open(struct hub *h, struct err *e);
@@ -193,6 +218,8 @@ void hub_request_close(struct hub *h);
 int hub_log_open(struct hub *h, struct err *e);
 void hub_log_close(struct hub *h);
 void hub_log_tick(struct hub *h);
+/* What waited for the log, or for the leadership, goes out. */
+void hub_log_release(struct hub *h);
 /* May a request of this size be admitted?  E_UNAVAILABLE: the log has stopped; E_BUSY: it is full. */
 int hub_log_admits(const struct hub *h, size_t body_bytes, struct openai_error *e);
 void hub_log_request(struct hub *h, struct hub_request *r);
@@ -250,6 +277,7 @@ void hub_admin_events(struct hub *h, struct http_exchange *x, const struct http_
 void hub_admin_drain(struct hub *h, struct http_exchange *x, const struct http_message *m);
 
 /* admin.c: what operators see. */
+void admin_health(const struct hub *h, struct buf *out);
 void admin_ready(const struct hub *h, struct buf *out);
 void admin_cluster(const struct hub *h, struct buf *out);
 /* Load, copies and places of all experts; what happened after the event `after`. */

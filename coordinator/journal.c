@@ -27,7 +27,7 @@
 #include "base/queue.h"
 #include "base/thread.h"
 
-enum { FRAME_BYTES = 9, MAGIC_BYTES = 8, NAME_BYTES = 64, RETRY_MS = 1000 };
+enum { FRAME_BYTES = 9, MAGIC_BYTES = 8, NAME_BYTES = 64, RETRY_MS = 1000, HOLDER_BYTES = 640 };
 static const char magic[MAGIC_BYTES] = "PMJRNL1\n";
 /* A rewrite that failed is not tried again at once. */
 #define REWRITE_AGAIN_NS (5 * CLOCK_S)
@@ -48,7 +48,7 @@ struct job {
 
 struct journal {
     struct journal_options options;
-    char *dir;
+    char *dir, *holder, *led_through;
     int lock_fd;
     struct file file; /* the writer's while a job is out */
     struct loop *loop;
@@ -135,6 +135,12 @@ static int sync_fd(const struct file *f, int fd, struct err *e)
     return 0;
 }
 
+static bool has_name(int fd)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 && st.st_nlink > 0;
+}
+
 static void append_batch(struct file *f, struct job *job)
 {
     if (f->bytes + (int64_t)job->data->len > f->max_bytes) {
@@ -146,6 +152,10 @@ static void append_batch(struct file *f, struct job *job)
         /* What was written in part goes; whoever reads would cut it off, too. */
         if (ftruncate(f->fd, f->bytes) < 0 || lseek(f->fd, f->bytes, SEEK_SET) < 0)
             log_warn("journal.untidy", "why=%s", log_quote(strerror(errno)).text);
+        return;
+    }
+    if (!has_name(f->fd)) {
+        err_set(&job->e, E_ABORTED, "another coordinator has taken over the token log");
         return;
     }
     f->bytes += (int64_t)job->data->len;
@@ -177,22 +187,27 @@ static int write_file(struct file *f, const char *name, const struct buf *data, 
     return rc;
 }
 
-/* The new file is whole before it has its name, and the old one goes after that. */
+/* The new file is whole before it has its name, and the old one goes after that.  link(), because it
+ * never takes the place of a successor's file. */
 static void replace_file(struct file *f, struct job *job)
 {
     char fresh[NAME_BYTES], name[NAME_BYTES], old[NAME_BYTES];
-    name_of(fresh, f->generation + 1, ".new");
+    char suffix[32];
+    snprintf(suffix, sizeof suffix, ".%d.new", (int)getpid());
+    name_of(fresh, f->generation + 1, suffix);
     name_of(name, f->generation + 1, "");
     name_of(old, f->generation, "");
     int fd = -1;
     int rc = write_file(f, fresh, job->data, &fd, &job->e);
-    if (rc == 0 && renameat(f->dir_fd, fresh, f->dir_fd, name) < 0)
-        rc = err_set_errno(&job->e, errno, "rename %s", fresh);
+    bool is_linked = rc == 0 && linkat(f->dir_fd, fresh, f->dir_fd, name, 0) == 0;
+    if (rc == 0 && !is_linked)
+        rc = err_set_errno(&job->e, errno, "give %s its name", fresh);
+    unlinkat(f->dir_fd, fresh, 0);
     if (rc == 0 && f->syncs && fsync(f->dir_fd) < 0)
         rc = err_set_errno(&job->e, errno, "sync the directory of the token log");
     if (rc < 0) {
-        unlinkat(f->dir_fd, fresh, 0);
-        unlinkat(f->dir_fd, name, 0);
+        if (is_linked)
+            unlinkat(f->dir_fd, name, 0);
         if (fd >= 0)
             close(fd);
         return;
@@ -372,18 +387,48 @@ void journal_rewrite(struct journal *j, struct buf *snapshot)
 
 /* ---- opening and closing ----------------------------------------------------------------- */
 
-static int lock_dir(struct journal *j, struct err *e)
+static bool ends_with(const char *text, const char *end)
+{
+    size_t n = strlen(text), n_end = strlen(end);
+    return n_end > 0 && n >= n_end && strcmp(text + n - n_end, end) == 0;
+}
+
+/* A lock of our own in its place; what the holder keeps is one on a file without a name. */
+static int replace_lock(struct journal *j, struct err *e)
+{
+    char fresh[NAME_BYTES];
+    snprintf(fresh, sizeof fresh, "lock.%d", (int)getpid());
+    close(j->lock_fd);
+    j->lock_fd = openat(j->file.dir_fd, fresh, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (j->lock_fd < 0 || flock(j->lock_fd, LOCK_EX | LOCK_NB) < 0 ||
+        renameat(j->file.dir_fd, fresh, j->file.dir_fd, "lock") < 0)
+        return err_set_errno(e, errno, "%s/%s", j->dir, fresh);
+    return 0;
+}
+
+static int take_lock(struct journal *j, struct err *e)
 {
     j->lock_fd = openat(j->file.dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (j->lock_fd < 0)
         return err_set_errno(e, errno, "%s/lock", j->dir);
-    if (flock(j->lock_fd, LOCK_EX | LOCK_NB) < 0) {
-        char holder[200] = "";
-        ssize_t n = read(j->lock_fd, holder, sizeof holder - 1);
-        holder[n > 0 ? strcspn(holder, "\n") : 0] = '\0';
+    if (flock(j->lock_fd, LOCK_EX | LOCK_NB) == 0)
+        return has_name(j->lock_fd) ? 0 : err_set(e, E_BUSY, "%s has just been taken", j->dir);
+    char holder[HOLDER_BYTES] = "";
+    ssize_t n = read(j->lock_fd, holder, sizeof holder - 1);
+    holder[n > 0 ? strcspn(holder, "\n") : 0] = '\0';
+    if (!ends_with(holder, j->led_through))
         return err_set(e, E_BUSY, "%s is in use by %s", j->dir, holder[0] ? holder : "somebody");
-    }
-    if (ftruncate(j->lock_fd, 0) < 0 || dprintf(j->lock_fd, "%s\n", j->options.holder) < 0)
+    log_warn("journal.taken_over", "dir=%s from=%s", log_quote(j->dir).text,
+             log_quote(holder).text);
+    return replace_lock(j, e);
+}
+
+static int lock_dir(struct journal *j, struct err *e)
+{
+    int rc = take_lock(j, e);
+    if (rc < 0)
+        return rc;
+    if (ftruncate(j->lock_fd, 0) < 0 || dprintf(j->lock_fd, "%s\n", j->holder) < 0)
         return err_set_errno(e, errno, "%s/lock", j->dir);
     return 0;
 }
@@ -481,6 +526,9 @@ int journal_open(const struct journal_options *o, journal_record *each, void *ud
         return err_set_errno(e, errno, "open %s", o->dir);
     struct journal *j = mem_alloc(sizeof *j);
     j->options = *o;
+    j->options.holder = j->options.led_through = NULL; /* the caller's again */
+    j->holder = mem_string(o->holder);
+    j->led_through = mem_string(o->led_through ? o->led_through : "");
     j->dir = mem_string(o->dir);
     j->lock_fd = -1;
     j->timer = (struct loop_timer){.deadline_ns = CLOCK_NEVER, .cb = on_timer, .ud = j};
@@ -559,6 +607,8 @@ void journal_close(struct journal **journal)
     buf_fini(&j->pending);
     buf_fini(&j->batch);
     buf_fini(&j->snapshot);
+    mem_free(j->holder);
+    mem_free(j->led_through);
     mem_free(j->dir);
     mem_free(j);
 }

@@ -12,6 +12,10 @@
  * again every second, and goes on where it stood).  Records may come back twice, after a rewrite:
  * reading them must be idempotent.
  *
+ * A process that goes on after its successor has begun (it was stopped for a while) cannot spoil
+ * anything: the successor's file has another name, which it cannot take, and what it appends to its
+ * own, which has no name any more, counts as not written.
+ *
  * Log events: journal.opened, journal.damaged, journal.stopped, journal.goes_on, journal.rewritten,
  * journal.rewrite_failed.
  *
@@ -30,7 +34,11 @@ enum { JOURNAL_MAX_RECORD_BYTES = 1 << 30 };
 struct journal_options {
     const char *dir;    /* made if it is not there */
     const char *holder; /* who we are, in one line: for those who find the directory in use */
-    bool syncs;         /* to the disk: survives the machine's death; else only the process's */
+    /* The end of that line for all of whom one at a time may have the directory, and it is us: a
+     * holder that has it too cannot write any more, though it may live (stopped, or cut off),
+     * and is not waited for.  "": there is nothing of the kind. */
+    const char *led_through;
+    bool syncs; /* to the disk: survives the machine's death; else only the process's */
     int64_t delay_ns;
     int64_t max_bytes; /* of a file; what would go over it stops the log until a rewrite */
     void (*on_durable)(void *ud);

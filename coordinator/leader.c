@@ -4,13 +4,12 @@
  * nothing is ever concluded from a request whose fate is not known. */
 #include "coordinator/leader.h"
 
-#include "base/clock.h"
 #include "base/must.h"
 
 /* A lease is kept alive so many times before it would end, and then looked at. */
 enum { KEEPS = 4 };
-#define POLL_MOST_NS (250 * CLOCK_MS) /* of a standby, and of one who is suspended */
-#define TIMEOUT_MOST_NS (2 * CLOCK_S)
+#define POLL_MOST_NS (250LL * 1000 * 1000) /* of a standby, and of one who is suspended */
+#define TIMEOUT_MOST_NS (2000LL * 1000 * 1000)
 
 static int64_t least(int64_t a, int64_t b)
 {
@@ -46,7 +45,7 @@ static enum leader_turn suspend(struct leader *l, int64_t now_ns)
 static enum leader_turn step_down(struct leader *l)
 {
     l->state = LEADER_OVER;
-    l->next_ns = CLOCK_NEVER;
+    l->next_ns = INT64_MAX;
     return LEADER_STEP_DOWN;
 }
 
@@ -100,7 +99,7 @@ bool leader_ask(struct leader *l, int64_t now_ns, struct leader_request *out)
 
 int64_t leader_next_ns(const struct leader *l)
 {
-    int64_t next_ns = l->is_out ? CLOCK_NEVER : l->next_ns;
+    int64_t next_ns = l->is_out ? INT64_MAX : l->next_ns;
     return l->state == LEADER_LEADS ? least(next_ns, l->sure_ns) : next_ns;
 }
 
@@ -145,7 +144,7 @@ static enum leader_turn on_take(struct leader *l, const struct leader_answer *a,
 {
     if (a->outcome == LEADER_NO) {
         enum leader_turn turn = look(l, &a->keys, now_ns);
-        l->next_ns = turn == LEADER_STEP_DOWN ? CLOCK_NEVER : now_ns + poll_ns(l);
+        l->next_ns = turn == LEADER_STEP_DOWN ? INT64_MAX : now_ns + poll_ns(l);
         return turn;
     }
     l->term = a->keys.term;

@@ -1,9 +1,13 @@
 /* coordinator/main.c - the front door of a cluster: options, wiring, loop, exit.
  *
- * Threads: the loop (this one) owns everything; the embedded attention side brings its own.
+ * Threads: the loop (this one) owns everything; the embedded attention side, the journal and the
+ * client of etcd bring their own.
  * SIGTERM and SIGINT drain, a second one exits at once. */
+#include <errno.h>
+#include <linux/close_range.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "attn_node/side.h"
@@ -84,6 +88,32 @@ static void stop(struct program *p)
     loop_close(&p->loop);
 }
 
+/* Another coordinator leads.  What this process was it must not be for a moment longer, so nothing
+ * is closed in good order (which would write and send); the same process begins anew. */
+static void begin_anew(char **argv)
+{
+    close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
+    execv("/proc/self/exe", argv);
+    log_error("program.exit", "why=\"cannot begin anew: %s\"", strerror(errno));
+    _exit(1);
+}
+
+/* The loop has stopped. */
+static void see_why(struct program *p, char **argv)
+{
+    switch (hub_end(p->hub)) {
+    case HUB_ENDED:
+        return;
+    case HUB_BROKEN:
+        log_error("program.exit", "why=%s", log_quote(hub_end_text(p->hub)).text);
+        fprintf(stderr, "coordinator: %s\n", hub_end_text(p->hub));
+        p->exit_status = 1;
+        return;
+    case HUB_ANEW:
+        begin_anew(argv);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static struct program p;
@@ -103,6 +133,7 @@ int main(int argc, char **argv)
         p.exit_status = 1;
     } else {
         loop_run(p.loop);
+        see_why(&p, argv);
     }
     stop(&p);
     conf_fini(&coordinator_options, &p.config);

@@ -174,6 +174,12 @@ int members_leave(struct members *m, const struct wire_leave *l, struct node **o
     return 0;
 }
 
+void members_extend(struct members *m, int64_t by_ns)
+{
+    for (int i = 0; i < m->n_nodes; i++)
+        m->nodes[i]->seen_ns += by_ns;
+}
+
 struct node *members_expire(struct members *m, int64_t now_ns)
 {
     for (int i = 0; i < m->n_nodes; i++) {

@@ -73,6 +73,8 @@ int members_heartbeat(struct members *m, const struct wire_heartbeat *h, int64_t
                       struct node **out);
 /* The node is GONE at once.  E_NOT_FOUND as above. */
 int members_leave(struct members *m, const struct wire_leave *l, struct node **out);
+/* Everybody's lease by the time for which we ourselves did not listen. */
+void members_extend(struct members *m, int64_t by_ns);
 /* The next node whose lease has ended, now GONE; NULL when there is none left. */
 struct node *members_expire(struct members *m, int64_t now_ns);
 

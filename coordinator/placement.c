@@ -352,9 +352,64 @@ static int take_slot(struct placement *p, const char *name)
     return p->n_nodes++;
 }
 
+static bool has_bit(const struct placement *p, const uint8_t *bitmap, int64_t i)
+{
+    size_t row_bytes = (p->config.n_experts + 7) / 8;
+    size_t layer = (size_t)i / p->config.n_experts, k = (size_t)i % p->config.n_experts;
+    return bitmap[layer * row_bytes + k / 8] >> (k % 8) & 1;
+}
+
+void placement_restore(struct placement *p, const char *name, const char *host, int64_t capacity,
+                       const uint8_t *bitmap, int64_t until_ns)
+{
+    int at = take_slot(p, name);
+    p->nodes[at] = (struct placement_node){.presence = PLACEMENT_AWAY,
+                                           .host = hash_text(host),
+                                           .away_since_ns = until_ns,
+                                           .is_reserved = true,
+                                           .is_restored = true,
+                                           .capacity = capacity > 0 ? capacity : 0};
+    snprintf(p->nodes[at].table.name, sizeof p->nodes[at].table.name, "%s", name);
+    p->restored_until_ns = until_ns;
+    int64_t n_held = 0;
+    for (int64_t i = 0; i < p->n_total; i++) {
+        struct placement_expert *x = &p->experts[i];
+        int k = 0;
+        while (k < WIRE_MAX_REPLICAS && x->want[k] != NOBODY)
+            k++;
+        if (!has_bit(p, bitmap, i) || k == WIRE_MAX_REPLICAS || n_held == capacity)
+            continue;
+        n_held++;
+        x->want[k] = (uint16_t)at;
+        x->places[k] = (struct placement_place){.node = (uint16_t)at, .state = PLACE_WAITING};
+    }
+}
+
+/* It has them still, or is the one that loads them anyway. */
+static void take_back(struct placement *p, int at)
+{
+    for (int64_t i = 0; i < p->n_total; i++) {
+        const struct placement_place *l = place_at(&p->experts[i], at);
+        if (l && l->state == PLACE_WAITING && is_wanted(&p->experts[i], at) &&
+            p->nodes[at].held < p->nodes[at].capacity)
+            begin_load(p, &p->experts[i], at);
+    }
+}
+
+static bool awaits_restored(const struct placement *p, int64_t now_ns)
+{
+    if (now_ns >= p->restored_until_ns)
+        return false;
+    for (int i = 0; i < p->n_nodes; i++)
+        if (p->nodes[i].is_restored && p->nodes[i].presence == PLACEMENT_AWAY)
+            return true;
+    return false;
+}
+
 void placement_join(struct placement *p, const struct placement_newcomer *n, int64_t now_ns)
 {
     int at = take_slot(p, n->table.name);
+    bool was_restored = p->nodes[at].is_restored;
     double before = p->nodes[at].speed, speed = n->speed > 0 ? n->speed : 0;
     /* Back again and nearly as fast: a measurement's noise, and no reason to move anything. */
     if (before > 0 && speed > 0 && fabs(speed / before - 1) < PLACEMENT_SAME_SPEED)
@@ -366,6 +421,8 @@ void placement_join(struct placement *p, const struct placement_newcomer *n, int
                                            .threads = n->threads > 0 ? n->threads : 1,
                                            .capacity = n->capacity > 0 ? n->capacity : 0,
                                            .changed = true};
+    if (was_restored)
+        take_back(p, at);
     p->last_join_ns = now_ns;
     p->dirty = p->pending = true;
     finish(p);
@@ -559,6 +616,7 @@ void placement_tick(struct placement *p, uint64_t oldest_epoch, int64_t now_ns)
     expire(p, now_ns);
     retire(p, oldest_epoch);
     bool is_due = p->dirty && (p->urgent || now_ns - p->last_join_ns >= p->config.settle_ns);
+    is_due = is_due && !awaits_restored(p, now_ns);
     if (is_due || (p->again > 0 && is_quiet(p))) {
         p->again = is_due ? MAX_AGAIN : p->again - 1;
         p->dirty = p->urgent = false;

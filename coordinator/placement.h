@@ -80,6 +80,7 @@ struct placement_node {
     int threads;                  /* that read them; at least 1 */
     int64_t away_since_ns;        /* lost, or quarantined */
     bool is_reserved;             /* for its return: until rejoin_ns after that */
+    bool is_restored;             /* it had its experts under an earlier coordinator */
     int64_t capacity;             /* experts */
     int64_t held;                 /* LOADING, LIVE and RETIRING: what it is told to hold */
     int64_t live, loading;
@@ -100,6 +101,7 @@ struct placement {
     double *load;              /* [n_layers][n_experts] decayed counts of the routers */
     double observed;           /* their sum */
     int64_t last_join_ns, last_rebalance_ns, last_tick_ns;
+    int64_t restored_until_ns;   /* no plan before that, while restored nodes are away */
     double move_budget;          /* experts */
     bool dirty, urgent, pending; /* plan; now; reconcile */
     int again;                   /* plan when all has settled, at most so often */
@@ -116,6 +118,12 @@ struct placement_newcomer {
     double speed; /* measured, in bytes per second or any unit; 0: unknown, the others' median */
     int threads;  /* that it reads with; 0: unknown, taken as 1 */
 };
+
+/* Before any event: what a node held under an earlier coordinator, as a bitmap like that of
+ * placement_holdings().  It is waited for like a lost one, nothing is planned before `until_ns` unless
+ * all such nodes are back, and when it is back it is told to hold all of that at once. */
+void placement_restore(struct placement *p, const char *name, const char *host, int64_t capacity,
+                       const uint8_t *bitmap, int64_t until_ns);
 
 /* Events. */
 void placement_join(struct placement *p, const struct placement_newcomer *n, int64_t now_ns);

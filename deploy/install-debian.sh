@@ -12,7 +12,8 @@ build='gcc make pkg-config git libc6-dev
     libconfig-dev libopenblas-dev libmicrohttpd-dev libjansson-dev libxxhash-dev
     libutf8proc-dev libcurl4-openssl-dev libedit-dev libsodium-dev
     zlib1g-dev'
-test='libpcre2-dev clang libclang-rt-14-dev clang-format valgrind curl procps qemu-user'
+test='libpcre2-dev clang libclang-rt-14-dev clang-format valgrind curl procps qemu-user
+    etcd-server'
 
 clients=''
 if [ "${1:-}" = --clients ]; then

@@ -31,6 +31,8 @@ struct loop {
     zmq_pollitem_t *items;
     int items_size;
     bool is_stopped, is_turning;
+    loop_callback *gate;
+    void *gate_ud;
 };
 
 int loop_open(struct loop **out, struct err *e)
@@ -144,6 +146,13 @@ void loop_remove_timer(struct loop *l, struct loop_timer *t)
         close_holes(l);
 }
 
+void loop_set_gate(struct loop *l, loop_callback *cb, void *ud)
+{
+    must_own(l);
+    l->gate = cb;
+    l->gate_ud = ud;
+}
+
 static int64_t next_deadline_ns(const struct loop *l, int64_t deadline_ns)
 {
     for (int i = 0; i < l->n_entries; i++)
@@ -215,6 +224,8 @@ void loop_turn(struct loop *l, int64_t deadline_ns)
         for (int i = 0; i < n_items; i++)
             l->items[i].revents = 0;
     int64_t now_ns = clock_now_ns();
+    if (l->gate)
+        l->gate(l->gate_ud, now_ns);
     run_timers(l, now_ns);
     run_entries(l, n_entries, n_items, now_ns);
     l->is_turning = false;

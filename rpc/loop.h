@@ -30,6 +30,9 @@ struct loop_timer {
 void loop_set_timer(struct loop *l, struct loop_timer *t, int64_t deadline_ns);
 void loop_remove_timer(struct loop *l, struct loop_timer *t);
 
+/* Called in every turn after the wait and before anything else; NULL: nobody. */
+void loop_set_gate(struct loop *l, loop_callback *cb, void *ud);
+
 /* One turn: waits for the next event or timer, at most until deadline_ns. */
 void loop_turn(struct loop *l, int64_t deadline_ns);
 /* Turns until loop_stop() (callable from a callback). */

@@ -43,8 +43,10 @@
 #define DIAL_NEXT_NS (250 * CLOCK_MS)
 /* Of a member whose heartbeats are more frequent. */
 #define LEAST_PATIENCE_NS (250 * CLOCK_MS)
+#define SAY_AGAIN_NS (5 * CLOCK_S)
 
 enum { MEMBER_MAX_HEARTBEATS = 8 }; /* under way at a time */
+enum { MEMBER_MAX_STAYS = 10 };     /* tries at a standby before the round goes on */
 
 enum phase { AWAY, JOINING, JOINED, REFUSED, LEAVING };
 
@@ -63,8 +65,10 @@ struct member {
     struct member_report report;
     struct wire_join_reply joined;
     int64_t backoff_ns, heard_ns, next_heartbeat_ns;
-    int n_heartbeats;   /* under way */
-    bool is_unanswered; /* the latest Join, or heartbeats for a lease */
+    int n_silent, n_stays; /* dials in a row that nobody took; tries at the one that did */
+    int64_t said_ns;       /* that it waits; 0: not since it was a member */
+    int n_heartbeats;      /* under way */
+    bool is_unanswered;    /* the latest Join, or heartbeats for a lease */
     bool is_pulling, is_pulling_callers, has_left;
     uint64_t pulled;    /* newest that was handed over in this membership */
     uint64_t callers;   /* likewise */
@@ -250,6 +254,12 @@ static void on_heartbeat(void *ud, const struct reply *r)
         return;
     }
     struct wire_heartbeat_reply reply;
+    /* It is there and does not lead: somebody else does, or it will again in a moment. */
+    if (r->code == E_UNAVAILABLE && m->n_endpoints > 1 && channel_is_connected(m->channel)) {
+        lose(m, r->text);
+        m->is_unanswered = true;
+        return;
+    }
     if (r->code < 0 || wire_heartbeat_reply_decode(r->message, &reply, NULL) < 0)
         return; /* the lease decides */
     m->heard_ns = clock_now_ns();
@@ -345,13 +355,35 @@ static void refuse(struct member *m, const struct reply *r)
         m->options.on_refused(m->options.ud, &e);
 }
 
-static void try_later(struct member *m, const char *why)
+/* The same again, as with two coordinators of which none leads, is said now and then. */
+static void say_waiting(struct member *m, const char *why)
 {
+    int64_t now_ns = clock_now_ns();
+    if (m->said_ns && now_ns - m->said_ns < SAY_AGAIN_NS)
+        return;
+    m->said_ns = now_ns;
     log_warn("member.waiting", "coordinator=%s why=%s", log_quote(m->endpoint).text,
              log_quote(why).text);
+}
+
+static void try_later(struct member *m, const char *why)
+{
+    say_waiting(m, why);
     int64_t wait_ns = with_jitter(m, m->backoff_ns);
     m->backoff_ns = m->backoff_ns * 2 < BACKOFF_MOST_NS ? m->backoff_ns * 2 : BACKOFF_MOST_NS;
     go_away(m, wait_ns);
+}
+
+/* It stands by, and none of the others is there: it will lead soon, so it is asked again at once
+ * rather than after another round of dials. */
+static bool stays(struct member *m)
+{
+    m->backoff_ns = BACKOFF_FIRST_NS;
+    if (m->n_silent >= m->n_endpoints - 1 && channel_is_connected(m->channel) &&
+        ++m->n_stays <= MEMBER_MAX_STAYS)
+        return true;
+    m->n_silent = m->n_stays = 0;
+    return false;
 }
 
 static void on_join(void *ud, const struct reply *r)
@@ -366,11 +398,12 @@ static void on_join(void *ud, const struct reply *r)
     struct err e = {0};
     struct wire_join_reply reply;
     if (r->code < 0 || wire_join_reply_decode(r->message, &reply, &e) < 0) {
-        m->is_unanswered = r->code == E_DEADLINE || r->code == E_UNAVAILABLE;
+        m->is_unanswered = r->code == E_DEADLINE || (r->code == E_UNAVAILABLE && !stays(m));
         try_later(m, r->code < 0 ? r->text : e.text);
         return;
     }
     m->phase = JOINED;
+    m->said_ns = 0;
     m->joined = reply;
     m->backoff_ns = BACKOFF_FIRST_NS;
     m->heard_ns = clock_now_ns();
@@ -391,8 +424,10 @@ static void join(struct member *m)
         set_timer(m, CLOCK_NEVER); /* the call's deadline is set */
         return;
     }
-    if (clock_now_ns() - m->dialled_ns >= DIAL_NEXT_NS)
+    if (clock_now_ns() - m->dialled_ns >= DIAL_NEXT_NS) {
+        m->n_silent++;
         dial_next(m);
+    }
     set_timer(m, clock_now_ns() + with_jitter(m, DIAL_POLL_NS));
 }
 

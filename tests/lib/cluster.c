@@ -246,6 +246,20 @@ void cluster_start_standby(struct cluster *c)
     spawn(c, "coordinator", "standby", list);
 }
 
+void cluster_start_another(struct cluster *c, const char *name, const char *const *settings,
+                           char url[64])
+{
+    const char *list[40];
+    int n = 0;
+    for (; c->coordinator_settings[n]; n++)
+        list[n] = c->coordinator_settings[n];
+    for (; *settings && n < 39; settings++)
+        list[n++] = *settings;
+    list[n] = NULL;
+    spawn(c, "coordinator", name, list);
+    wait_for_log(name, "ev=http.ready", "url=", url, 64);
+}
+
 void cluster_wait_takeover(struct cluster *c)
 {
     wait_for_log("standby", "ev=http.ready", "url=", c->url, sizeof c->url);

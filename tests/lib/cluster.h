@@ -57,9 +57,9 @@ void cluster_kill(struct cluster *c, const char *name, int signal_number);
 void cluster_start_standby(struct cluster *c);
 /* Until it serves; the cluster is then at its URL. */
 void cluster_wait_takeover(struct cluster *c);
-/* One that waits for the death of the first, with the same state directory; nodes must have been
- * told of both (cluster_node_settings()). */
-void cluster_start_standby(struct cluster *c);
+/* A further coordinator, with the settings of the first and then these; its URL into `url`. */
+void cluster_start_another(struct cluster *c, const char *name, const char *const *settings,
+                           char url[64]);
 /* The coordinator again after its death, as it was started; at another URL. */
 void cluster_start_coordinator(struct cluster *c);
 void cluster_wait_ready(struct cluster *c, int seconds);
