@@ -334,7 +334,7 @@ static int64_t time_to_lead(struct world *w)
     return w->now_ns - from_ns;
 }
 
-enum { CLUSTERS = 2000 };
+enum { CLUSTERS = 1000 };
 
 TEST_WITHIN(never_do_two_lead_and_somebody_leads_soon, 120)
 {
@@ -364,8 +364,9 @@ TEST_WITHIN(never_do_two_lead_and_somebody_leads_soon, 120)
         CLUSTERS, MAX_COORDINATORS, n_leads, n_suspended, n_resumed, n_stepped_down,
         (long long)(longest_ns / CLOCK_MS), TTL_S * 1000);
     CHECK(n_leads > CLUSTERS && n_resumed > 100 && n_stepped_down > 100);
-    /* A dead one's lease ends, a standby looks, and three requests are answered. */
-    CHECK(longest_ns < TTL_NS + TTL_NS / 4);
+    /* A dead one's lease ends, which its last request, TTL_NS late, may have renewed; a standby looks, and
+     * three requests are answered. */
+    CHECK(longest_ns < 2 * TTL_NS + TTL_NS / 4);
 }
 
 /* Without trouble the first one leads, and goes on. */
