@@ -37,9 +37,15 @@ int hub_log_admits(const struct hub *h, size_t body_bytes, struct openai_error *
     return E_BUSY;
 }
 
+static bool is_durable(const struct hub *h, const struct hub_request *r)
+{
+    return !h->journal || r->logged <= journal_durable(h->journal);
+}
+
+/* Who does not lead any more may have written to a file that nobody will read. */
 bool hub_log_has(const struct hub *h, const struct hub_request *r)
 {
-    return h->leads && (!h->journal || r->logged <= journal_durable(h->journal));
+    return h->leads && is_durable(h, r);
 }
 
 static void write_request(const struct hub_request *r, struct buf *out)
@@ -203,7 +209,7 @@ static void on_stopped(void *ud, const char *why)
     for (struct list *l = h->requests.next, *next; l != &h->requests; l = next) {
         next = l->next;
         struct hub_request *r = LIST_ITEM(l, struct hub_request, link);
-        if (hub_log_has(h, r))
+        if (is_durable(h, r))
             continue;
         r->logged = 0;
         struct sched_event e = {
