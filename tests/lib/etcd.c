@@ -19,7 +19,7 @@
 
 static const char program[] = "/usr/bin/etcd";
 
-static int free_port(void)
+int etcd_free_port(void)
 {
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof a;
@@ -83,8 +83,8 @@ void etcd_begin(struct test_etcd *t)
     *t = (struct test_etcd){0};
     if (access(program, X_OK) != 0)
         test_skip("%s is missing: deploy/install-debian.sh installs etcd-server", program);
-    t->client_port = free_port();
-    t->peer_port = free_port();
+    t->client_port = etcd_free_port();
+    t->peer_port = etcd_free_port();
     snprintf(t->url, sizeof t->url, "http://127.0.0.1:%d", t->client_port);
     etcd_again(t);
 }

@@ -10,6 +10,8 @@ struct test_etcd {
     char url[64];
 };
 
+/* Of 127.0.0.1; nobody has it at this moment. */
+int etcd_free_port(void);
 /* Skips the test where there is no etcd-server.  Leases of a second are possible.  Returns when it
  * answers. */
 void etcd_begin(struct test_etcd *t);
