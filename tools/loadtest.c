@@ -307,10 +307,16 @@ static int run(struct loadtest *t, struct loadtest_result *r, struct err *e)
     sigaction(SIGINT, &old, NULL);
     if (t->is_terminal)
         fputs("\r\033[K", stderr);
-    if (rc == 0 && t->before.is_known)
-        rc = loadtest_server_settle(t->http, t->run.url, t->before.connections + 1,
-                                    clock_now_ns() + SETTLE_S * CLOCK_S, &t->after, e);
     return rc;
+}
+
+/* Waits until what the test has begun is over there. */
+static int settle(struct loadtest *t, struct err *e)
+{
+    if (!t->before.is_known)
+        return 0;
+    return loadtest_server_settle(t->http, t->run.url, t->before.connections + 1,
+                                  clock_now_ns() + SETTLE_S * CLOCK_S, &t->after, e);
 }
 
 /* ---- what came of it ------------------------------------------------------------------------ */
@@ -389,8 +395,15 @@ int loadtest_main(int argc, char **argv)
     struct loadtest_result r = {0};
     t.http = http_client_new();
     rc = run(&t, &r, &e);
-    if (rc == 0)
+    if (rc == 0) {
+        struct err why = {0};
+        int settled = settle(&t, &why);
         rc = report(&t, &r, &e);
+        if (rc == 0 && settled < 0) {
+            rc = settled;
+            e = why;
+        }
+    }
     loadtest_result_fini(&r);
     http_client_free(&t.http);
     if (rc < 0)

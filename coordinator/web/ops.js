@@ -80,6 +80,7 @@ function tile(name, value, more = "") {
 function drawTiles(now) {
   const c = now.cluster, m = now.metrics, before = earlier(5);
   const rate = perSecond(now, before, "generated_tokens_total");
+  const fed = get(m, "prompt_tokens_total"), cached = get(m, "prefix_cached_tokens_total");
   let pages = 0, used = 0;
   for (const [key, value] of m) {
     if (key.startsWith("polymath_kv_pages{")) pages += value;
@@ -90,7 +91,7 @@ function drawTiles(now) {
     tile("Tokens/s", Number.isFinite(rate) ? short(rate) : "–", `${get(m, "generated_tokens_total").toLocaleString()} so far`),
     tile("Requests", `${c.requests.running} + ${c.requests.queued}`, "running + queued"),
     tile("Experts", `${Math.floor(c.coverage.share * 100)} %`, `${c.coverage.live} of ${c.coverage.experts} live, ${c.coverage.copies} copies`),
-    tile("KV cache", pages ? `${Math.round((100 * used) / pages)} %` : "–", `${used} of ${pages} pages`),
+    tile("KV cache", pages ? `${Math.round((100 * used) / pages)} %` : "–", `${used} of ${pages} pages; ${fed ? Math.round((100 * cached) / fed) : 0} % of prompts were there`),
     tile("Coordinator", bytes(m.get("process_resident_memory_bytes") ?? 0), "resident memory"));
 }
 

@@ -97,9 +97,9 @@ export function drawMap(canvas, layers, experts, value) {
   context.putImageData(image, 0, 0);
 }
 
-// A hue of its own for the i-th of n.
+// A hue of its own for the i-th of n; red is left for what is wrong.
 export function hue(i, n) {
-  const h = (i * 360) / Math.max(n, 1), dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const h = 35 + (i * 300) / Math.max(n, 1), dark = matchMedia("(prefers-color-scheme: dark)").matches;
   const s = 0.55, l = dark ? 0.6 : 0.5, a = s * Math.min(l, 1 - l);
   return [0, 8, 4].map((k) => {
     const t = (k + h / 30) % 12;
