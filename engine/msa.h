@@ -37,6 +37,7 @@ struct row_group {
     int position; /* of first_row */
 };
 
+/* Between two calls only queries, keys and blocks mean something to others. */
 struct msa {
     struct sparse_config config;
     int max_rows;

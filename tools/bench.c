@@ -135,7 +135,9 @@ enum {
     OPT_LLAMA_BENCH,
     OPT_MODEL_GGUF,
     OPT_PEER_ARGS,
-    OPT_COPY
+    OPT_COPY,
+    OPT_KIND,
+    OPT_CACHE
 };
 static const struct option long_options[] = {
     {"kernels", required_argument, NULL, OPT_KERNELS},
@@ -157,13 +159,16 @@ static const struct option long_options[] = {
     {"model-gguf", required_argument, NULL, OPT_MODEL_GGUF},
     {"peer-args", required_argument, NULL, OPT_PEER_ARGS},
     {"copy", no_argument, NULL, OPT_COPY},
+    {"kind", required_argument, NULL, OPT_KIND},
+    {"cache", required_argument, NULL, OPT_CACHE},
     {0},
 };
 
 #define HELP_MODEL \
     "  --model DIR          a checkpoint or a packed directory\n" \
     "  --copy               of a packed directory: copy weights into huge pages\n" \
-    "  --geometry NAME      random weights in memory instead: m2-tiny, m2-mini, m2-layers-N\n" \
+    "  --geometry NAME      random weights in memory instead: m2-tiny, m2-mini, m2-layers-N,\n" \
+    "                       m3-tiny, m3-layer\n" \
     "  --vocab N            vocabulary of --geometry (12800 gives the head of 4 layers the " \
     "share\n" \
     "                       that it has in the whole M2)\n" \
@@ -186,10 +191,14 @@ static const struct verb verbs[] = {
      "                       at most 256)\n",
      bench_kernels},
     {"attention",
-     "one layer's attention over a full cache, M2's heads",
-     {OPT_DEPTH, OPT_PROMPT},
+     "one layer's attention over a full cache",
+     {OPT_DEPTH, OPT_PROMPT, OPT_GEOMETRY, OPT_KIND, OPT_CACHE},
+     "  --geometry NAME      the heads of m2 (default) or m3\n"
+     "  --kind LIST          full: every key; msa: MiniMax Sparse Attention, m3's (default: what\n"
+     "                       the geometry has; of m3 full,msa in turn over one cache)\n"
+     "  --cache F            only this one of " KV_FORMAT_CHOICES " (default: each)\n"
      "  --depth LIST         positions in the cache (default 4096,16384)\n"
-     "  --prompt N           rows of a prefill step (default 128)\n",
+     "  --prompt N           rows of a prefill step (default 128; 1: decoding only)\n",
      bench_attention},
     {"decode",
      "tokens one by one through the whole model",
@@ -291,6 +300,12 @@ static int take_option(struct bench_options *o, int code, const char *value, str
         return local_engine_take(&o->engine, LOCAL_ENGINE_COPY, NULL, e);
     case OPT_GEOMETRY:
         o->geometry = value;
+        return 0;
+    case OPT_KIND:
+        o->kinds = value;
+        return 0;
+    case OPT_CACHE:
+        o->cache = value;
         return 0;
     case OPT_VOCAB:
         return take_int("vocab", value, INT_MAX / 2, &o->vocab, e);

@@ -31,6 +31,7 @@ struct bench_options {
     struct local_engine_options engine; /* model, kernels, threads, chunk */
     const char *formats;                /* as given, or NULL */
     const char *geometry;
+    const char *kinds, *cache; /* of bench attention */
     bool all_kernels, as_json;
     int vocab, experts, batch, tokens, prompt, repeat;
     struct bench_list rows, depths;

@@ -1,8 +1,10 @@
 /* tools/bench_attention.c - `polymath bench attention`: one layer's attention over a full
  * cache, one token and a prefill step.
  *
- * The layer has M2's heads but a hidden size of 16, so that its projections cost nothing and
- * what remains is norms, rotation, appending, the scores, the sum over values and the merge. */
+ * The layer has M2's or M3's heads but a hidden size of 16, so that its projections cost nothing
+ * and what remains is norms, rotation, appending, the scores, the sum over values and the merge;
+ * of sparse attention also the scoring and the choice of blocks.  Both kinds of M3 run in turn
+ * over one cache, so that their ratio means something on a busy machine too. */
 #include <stdio.h>
 #include <string.h>
 
@@ -13,31 +15,36 @@
 #include "tools/bench_fill.h"
 #include "tools/bench_random.h"
 
-enum { HIDDEN = 16, HEADS = 48, KV_HEADS = 8, HEAD_DIM = 128, DEFAULT_PROMPT = 128 };
+enum { HIDDEN = 16, DEFAULT_PROMPT = 128, N_MATRICES = 6 };
 
-static const struct model_config one_layer = {.vocab_size = 16,
-                                              .hidden_size = HIDDEN,
-                                              .n_layers = 1,
-                                              .n_heads = HEADS,
-                                              .n_kv_heads = KV_HEADS,
-                                              .head_dim = HEAD_DIM,
-                                              .rotary_dim = 64,
-                                              .expert_size = 16,
-                                              .n_experts = 1,
-                                              .top_k = 1,
-                                              .max_positions = 1 << 21,
-                                              .rope_theta = 5e6,
-                                              .rms_norm_eps = 1e-6f};
+#define ONE_LAYER \
+    .vocab_size = 16, .hidden_size = HIDDEN, .n_layers = 1, .head_dim = 128, .rotary_dim = 64, \
+    .expert_size = 16, .n_experts = 1, .top_k = 1, .max_positions = 1 << 21, .rope_theta = 5e6, \
+    .rms_norm_eps = 1e-6f
+static const struct model_config m2_layer = {ONE_LAYER, .n_heads = 48, .n_kv_heads = 8};
+static const struct model_config m3_layer = {
+    ONE_LAYER,
+    .n_heads = 64,
+    .n_kv_heads = 4,
+    .has_head_norms = true,
+    .sparse = {.block_size = 128, .top_k = 16, .n_heads = 4, .head_dim = 128},
+};
+
+enum kind { KIND_FULL, KIND_MSA, N_KINDS };
+static const char *const kind_names[N_KINDS] = {"full", "msa"};
 
 struct attention_bench {
-    struct attention *attention;
-    struct attention_weights weights;
-    struct bench_matrix matrices[4];
+    const struct model_config *model;
+    bool wanted[N_KINDS];
+    struct attention *attention[N_KINDS];
+    struct attention_weights weights[N_KINDS];
+    struct bench_matrix matrices[N_MATRICES];
     float *ones; /* every norm's weights */
     struct kv *kv;
     struct kv_seq seq;
     float *x;
     int rows;
+    enum kind kind; /* that is measured */
 };
 
 static void body(void *ud)
@@ -45,14 +52,15 @@ static void body(void *ud)
     struct attention_bench *a = ud;
     struct step_seq q = {.kv = &a->seq, .position = a->seq.length, .n_tokens = a->rows};
     struct step s = {.n_seqs = 1, .seqs = &q};
-    attention_begin(a->attention, &s);
-    attention_layer(a->attention, &a->weights, a->kv, 0, a->x);
+    attention_begin(a->attention[a->kind], &s);
+    attention_layer(a->attention[a->kind], &a->weights[a->kind], a->kv, 0, a->x);
 }
 
 static void close_all(struct attention_bench *a)
 {
-    attention_close(&a->attention);
-    for (int i = 0; i < 4; i++)
+    for (int kind = 0; kind < N_KINDS; kind++)
+        attention_close(&a->attention[kind]);
+    for (int i = 0; i < N_MATRICES; i++)
         bench_matrix_close(&a->matrices[i]);
     mem_free(a->ones);
     mem_free(a->x);
@@ -63,102 +71,196 @@ static void close_all(struct attention_bench *a)
 
 static int open_weights(struct attention_bench *a, struct err *e)
 {
-    int q = HEADS * HEAD_DIM, kv = KV_HEADS * HEAD_DIM, rc = 0;
-    const int sizes[4][2] = {{q, HIDDEN}, {kv, HIDDEN}, {kv, HIDDEN}, {HIDDEN, q}};
-    for (int i = 0; i < 4 && rc == 0; i++)
+    const struct model_config *m = a->model;
+    const struct sparse_config *s = &m->sparse;
+    bool is_sparse = s->block_size > 0;
+    int q = m->n_heads * m->head_dim, kv = m->n_kv_heads * m->head_dim, rc = 0;
+    const int sizes[N_MATRICES][2] = {{q, HIDDEN},
+                                      {kv, HIDDEN},
+                                      {kv, HIDDEN},
+                                      {HIDDEN, q},
+                                      {s->n_heads * s->head_dim, HIDDEN},
+                                      {s->head_dim, HIDDEN}};
+    for (int i = 0; i < (is_sparse ? N_MATRICES : 4) && rc == 0; i++)
         rc = bench_matrix_open(&a->matrices[i], FORMAT_F32, sizes[i][0], sizes[i][1], (uint64_t)i,
                                e);
     a->ones = mem_aligned((size_t)q * sizeof(float));
     for (int i = 0; i < q; i++)
         a->ones[i] = 1;
-    a->weights = (struct attention_weights){.wq = a->matrices[0].m,
-                                            .wk = a->matrices[1].m,
-                                            .wv = a->matrices[2].m,
-                                            .wo = a->matrices[3].m,
-                                            .input_norm = a->ones,
-                                            .q_norm = a->ones,
-                                            .k_norm = a->ones};
+    struct attention_weights w = {.wq = a->matrices[0].m,
+                                  .wk = a->matrices[1].m,
+                                  .wv = a->matrices[2].m,
+                                  .wo = a->matrices[3].m,
+                                  .input_norm = a->ones,
+                                  .q_norm = a->ones,
+                                  .k_norm = a->ones,
+                                  .index_q = a->matrices[4].m,
+                                  .index_k = a->matrices[5].m,
+                                  .index_q_norm = a->ones,
+                                  .index_k_norm = a->ones};
+    a->weights[KIND_FULL] = a->weights[KIND_MSA] = w;
+    a->weights[KIND_MSA].is_sparse = true;
     return rc;
 }
 
+static int prompt_of(const struct bench *b)
+{
+    return b->options->prompt ? b->options->prompt : DEFAULT_PROMPT;
+}
+
+static int open_attention(struct attention_bench *a, struct bench *b, enum kv_format format,
+                          struct err *e)
+{
+    struct attention_options o = {.max_rows = prompt_of(b), .kv = format};
+    struct model_config full = *a->model;
+    full.sparse = (struct sparse_config){0};
+    int rc = 0;
+    if (a->wanted[KIND_FULL])
+        rc = attention_open(&full, &o, b->compute, &a->attention[KIND_FULL], e);
+    if (rc == 0 && a->wanted[KIND_MSA])
+        rc = attention_open(a->model, &o, b->compute, &a->attention[KIND_MSA], e);
+    return rc;
+}
+
+/* `a` says model and kinds. */
 static int open_all(struct attention_bench *a, struct bench *b, enum kv_format format, int depth,
                     struct err *e)
 {
-    *a = (struct attention_bench){0};
-    int pages = depth / KV_PAGE_TOKENS + 2;
-    int prompt = b->options->prompt ? b->options->prompt : DEFAULT_PROMPT;
-    struct attention_options o = {.max_rows = prompt, .kv = format};
-    pages += prompt / KV_PAGE_TOKENS + 1;
+    int prompt = prompt_of(b), pages = depth / KV_PAGE_TOKENS + prompt / KV_PAGE_TOKENS + 3;
     int rc = open_weights(a, e);
     if (rc == 0)
-        rc = kv_open(&one_layer, format, (size_t)pages * kv_page_bytes(&one_layer, format), &a->kv,
-                     e);
+        rc = kv_open(a->model, format, (size_t)pages * kv_page_bytes(a->model, format), &a->kv, e);
     if (rc == 0 && kv_reserve(a->kv, &a->seq, depth + prompt) < 0)
         rc = err_set(e, E_NOMEM, "the cache has no room for %d positions", depth + prompt);
     if (rc == 0)
-        rc = attention_open(&one_layer, &o, b->compute, &a->attention, e);
+        rc = open_attention(a, b, format, e);
     if (rc < 0) {
         close_all(a);
         return rc;
     }
     a->x = mem_aligned((size_t)prompt * HIDDEN * sizeof(float));
     bench_random_floats(a->x, (size_t)prompt * HIDDEN, 3);
-    bench_fill_cache(&one_layer, a->kv, &a->seq, depth, b->compute.pool);
+    bench_fill_cache(a->model, a->kv, &a->seq, depth, b->compute.pool);
     return 0;
 }
 
-/* Scores and values: 2 multiply-adds per head, dimension and visible key. */
-static double ops_of(int depth, int rows)
+/* What one row at the end must read, or what all rows must multiply. */
+struct work {
+    double bytes, ops;
+};
+
+static struct work work_of(const struct attention_bench *a, enum kv_format format, int depth,
+                           int rows)
 {
-    double keys = (double)rows * depth + (double)rows * (rows + 1) / 2;
-    return 4.0 * HEADS * HEAD_DIM * keys;
+    const struct sparse_config *s = &a->model->sparse;
+    struct model_config full = *a->model;
+    full.sparse = (struct sparse_config){0};
+    double position_bytes = (double)kv_page_bytes(&full, format) / KV_PAGE_TOKENS;
+    double index_bytes = (double)kv_page_bytes(a->model, format) / KV_PAGE_TOKENS - position_bytes;
+    double keys = (double)rows * depth + (double)rows * (rows + 1) / 2, ops = 0;
+    double seen = (double)depth + rows, scanned = 0;
+    if (a->kind == KIND_MSA && depth / s->block_size >= s->top_k) {
+        ops = 2.0 * s->n_heads * s->head_dim * keys;
+        scanned = seen;
+        seen = (double)s->block_size * s->top_k;
+        keys = seen * rows;
+    }
+    return (struct work){.bytes = rows > 1 ? 0 : seen * position_bytes + scanned * index_bytes,
+                         .ops = ops + 4.0 * a->model->n_heads * a->model->head_dim * keys};
 }
 
 static void run_one(struct bench *b, struct attention_bench *a, enum kv_format format, int depth,
                     int rows)
 {
-    char name[64];
+    char name[80];
     a->rows = rows;
-    snprintf(name, sizeof(name), "attention %s, %d row%s at %d", kv_format_name(format), rows,
-             rows == 1 ? "" : "s", depth);
-    /* A page holds its positions for the one layer. */
-    double pages = (double)(depth + rows) / KV_PAGE_TOKENS;
+    snprintf(name, sizeof(name), "%s %s, %d row%s at %d", kind_names[a->kind],
+             kv_format_name(format), rows, rows == 1 ? "" : "s", depth);
+    struct work w = work_of(a, format, depth, rows);
     struct bench_case c = {.name = name,
                            .body = body,
                            .ud = a,
-                           .bytes =
-                               rows > 1 ? 0 : pages * (double)kv_page_bytes(&one_layer, format),
-                           .ops = ops_of(depth, rows),
+                           .bytes = w.bytes,
+                           .ops = w.ops,
                            .kind = format == KV_INT8 ? BENCH_Q8 : BENCH_F32,
                            .shows_time = true};
     bench_case_run(b, &c);
 }
 
-static int run_depth(struct bench *b, enum kv_format format, int depth, struct err *e)
+static int run_depth(struct bench *b, const struct attention_bench *as, enum kv_format format,
+                     int depth, struct err *e)
 {
-    struct attention_bench a;
+    struct attention_bench a = *as;
+    const int rows[2] = {1, prompt_of(b)};
     int rc = open_all(&a, b, format, depth, e);
     if (rc < 0)
         return err_prefix(e, "depth %d", depth);
-    run_one(b, &a, format, depth, 1);
-    run_one(b, &a, format, depth, b->options->prompt ? b->options->prompt : DEFAULT_PROMPT);
+    for (int i = 0; i < (rows[1] > 1 ? 2 : 1); i++)
+        for (a.kind = 0; a.kind < N_KINDS; a.kind++)
+            if (a.wanted[a.kind])
+                run_one(b, &a, format, depth, rows[i]);
     close_all(&a);
     return 0;
+}
+
+static int parse_kinds(const char *text, struct attention_bench *a, struct err *e)
+{
+    bool has_sparse = a->model->sparse.block_size > 0;
+    if (!text) {
+        a->wanted[KIND_FULL] = true;
+        a->wanted[KIND_MSA] = has_sparse;
+        return 0;
+    }
+    for (const char *at = text; *at; at += *at == ',') {
+        size_t len = strcspn(at, ",");
+        int kind = 0;
+        while (kind < N_KINDS &&
+               (strlen(kind_names[kind]) != len || strncmp(at, kind_names[kind], len) != 0))
+            kind++;
+        if (kind == N_KINDS || (kind == KIND_MSA && !has_sparse))
+            return err_set(e, E_INVALID, "--kind: found \"%s\", expected %s", text,
+                           has_sparse ? "full, msa or both" : "full (msa is --geometry m3's)");
+        a->wanted[kind] = true;
+        at += len;
+    }
+    return 0;
+}
+
+static int parse_what(const struct bench_options *o, struct attention_bench *a,
+                      enum kv_format *first, enum kv_format *last, struct err *e)
+{
+    *a = (struct attention_bench){.model = &m2_layer};
+    if (o->geometry && strcmp(o->geometry, "m3") == 0)
+        a->model = &m3_layer;
+    else if (o->geometry && strcmp(o->geometry, "m2") != 0)
+        return err_set(e, E_INVALID, "--geometry: found \"%s\", expected m2 or m3", o->geometry);
+    *first = KV_F32;
+    *last = KV_FORMAT_COUNT - 1;
+    if (o->cache && !kv_format_parse(o->cache, first))
+        return err_set(e, E_INVALID, "--cache: found \"%s\", expected " KV_FORMAT_CHOICES,
+                       o->cache);
+    if (o->cache)
+        *last = *first;
+    return parse_kinds(o->kinds, a, e);
 }
 
 int bench_attention(const struct bench_options *o, struct err *e)
 {
     struct bench b;
+    struct attention_bench a;
+    enum kv_format format = KV_F32, last = KV_F32;
     struct bench_list depths = o->depths;
     if (depths.n == 0)
         depths = (struct bench_list){.n = 2, .values = {4096, 16384}};
-    int rc =
-        bench_open(&b, o, o->engine.kernels ? kernels_named(o->engine.kernels) : kernels_best(), e);
+    int rc = parse_what(o, &a, &format, &last, e);
+    if (rc == 0)
+        rc = bench_open(&b, o,
+                        o->engine.kernels ? kernels_named(o->engine.kernels) : kernels_best(), e);
     if (rc < 0)
         return rc;
-    for (enum kv_format format = KV_F32; format < KV_FORMAT_COUNT && rc == 0; format++)
+    for (; format <= last && rc == 0; format++)
         for (int i = 0; i < depths.n && rc == 0; i++)
-            rc = run_depth(&b, format, depths.values[i], e);
+            rc = run_depth(&b, &a, format, depths.values[i], e);
     bench_close(&b);
     return rc;
 }

@@ -27,6 +27,8 @@ static void fill_task(void *ctx, int task)
         size_t key = ((size_t)at * 7919 + (size_t)layer * 104729) % TABLE_FLOATS;
         size_t value = (key + TABLE_FLOATS / 2) % TABLE_FLOATS;
         kv_write(f->kv, f->seq, layer, at, f->table + key, f->table + value);
+        if (config_is_sparse(f->config, layer))
+            kv_index_write(f->kv, f->seq, layer, at, f->table + (key + 31) % TABLE_FLOATS);
     }
 }
 
@@ -34,6 +36,8 @@ void bench_fill_cache(const struct model_config *config, struct kv *kv, struct k
                       int n_positions, struct pool *pool)
 {
     size_t width = (size_t)config->n_kv_heads * (size_t)config->head_dim;
+    if (width < (size_t)config->sparse.head_dim)
+        width = (size_t)config->sparse.head_dim;
     size_t floats = TABLE_FLOATS + width;
     float *table = mem_array(floats, sizeof(*table));
     struct fill f = {

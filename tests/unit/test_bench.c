@@ -306,6 +306,11 @@ TEST(bench_command_line_errors)
     CHECK_INT(run_bench(kernels, depth, one), 2);     /* not an option of this one */
     CHECK_INT(run_bench(decode, NULL, NULL), 2);      /* no model */
     CHECK_INT(run_bench(against, geometry, tiny), 2); /* no peer */
+    char attention[] = "attention", kind[] = "--kind", msa[] = "msa", cache[] = "--cache";
+    CHECK_INT(run_bench(attention, kind, msa), 2); /* M2 has none */
+    CHECK_INT(run_bench(attention, kind, unknown), 2);
+    CHECK_INT(run_bench(attention, geometry, tiny), 2); /* m2 or m3 */
+    CHECK_INT(run_bench(attention, cache, tiny), 2);
     CHECK_INT(run_bench(help, NULL, NULL), 0);
     CHECK_INT(run_bench(decode, help, NULL), 0);
 }
