@@ -45,8 +45,9 @@ struct store {
     struct compute compute;
     int group; /* format_group() of the experts */
     struct expert_scratch *scratch;
-    struct expert **loaded;  /* [n_all]; NULL where not here */
-    uint8_t *is_new;         /* [n_all]: loaded by this wish, to be tested */
+    struct expert **loaded; /* [n_all]; NULL where not here */
+    uint8_t *is_new;        /* [n_all]: loaded by this wish, to be tested */
+    bool is_testing_again;
     struct store_view *lent; /* the view that the worker has, or was sent */
 };
 
@@ -210,6 +211,30 @@ static int load_missing(struct store *s, const struct wish *w, struct err *e)
 
 /* ---- the self-test ------------------------------------------------------------------- */
 
+/* The expert read anew gives `got`, too: memory decays.  What is mapped is its file. */
+static int test_against_storage(struct store *s, size_t i, const struct parcel *p, const float *got,
+                                float *want, struct err *e)
+{
+    struct expert again = {0}, *const fresh[1] = {&again};
+    const struct expert *held[1] = {&again};
+    struct load_options o = {
+        .checkpoint = s->options.checkpoint, .format = s->options.format, .compute = &s->compute};
+    size_t bytes = (size_t)p->hidden * sizeof(float);
+    if (!s->loaded[i]->room)
+        return 0;
+    int rc = load_experts(&o, &i, 1, fresh, e);
+    if (rc < 0)
+        return rc;
+    expert_forward(&s->compute, s->scratch, held, 1, p, &(struct parcel_result){.by_expert = want});
+    load_release(s->options.checkpoint, i, &again);
+    if (memcmp(got, want, bytes) != 0)
+        return err_set(
+            e, E_CORRUPT,
+            "self-test: layer %d: expert %d: its weights are not those on storage any more",
+            layer_of(s, i), index_of(s, i));
+    return 0;
+}
+
 static int test_one(struct store *s, size_t i, const struct rows *row, float *got, float *want,
                     struct err *e)
 {
@@ -241,7 +266,7 @@ static int test_one(struct store *s, size_t i, const struct rows *row, float *go
         return err_set(e, E_CORRUPT,
                        "self-test: layer %d: expert %d: kernels %s and portable give other bits",
                        layer, index, s->compute.kernels->name);
-    return 0;
+    return s->is_testing_again ? test_against_storage(s, i, &p, got, want, e) : 0;
 }
 
 static int test_new(struct store *s, size_t stride, const struct rows *row, float *got, float *want,
@@ -385,7 +410,9 @@ static void test_again(struct store *s)
         return;
     for (size_t i = 0; i < s->n_all; i++)
         s->is_new[i] = s->loaded[i] != NULL;
+    s->is_testing_again = true;
     int rc = self_test(s, TESTED_AGAIN, &e);
+    s->is_testing_again = false;
     if (rc < 0) {
         log_error("store.failed", "why=%s", log_quote(e.text).text);
         tell(s, &(struct wish){0}, rc, &e);

@@ -6,7 +6,8 @@
  * through a queue; the worker hands the view before it back through another.  Only then are
  * experts freed that the new view lacks, so the worker never sees freed memory and nobody
  * shares a lock.  What was loaded is tested before it is published: the chosen kernels and the
- * portable ones must give the same finite bits.
+ * portable ones must give the same finite bits; a test that is asked for later also reads
+ * experts anew, and compares.
  *
  * New experts are loaded before old ones are given up, unless memory is too small for both.
  *

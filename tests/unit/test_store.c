@@ -469,3 +469,35 @@ TEST(store_tests_again_what_it_serves)
     CHECK_INT(p.tested, 7);
     close_world(&w);
 }
+
+/* One bit of a weight turns while it is in use. */
+TEST(store_finds_memory_that_decays)
+{
+    struct world w;
+    struct err e = {0};
+    tiny_model_write("model", LAYERS, 5);
+    open_world(&w, ALL);
+    store_stop(&w.store);
+    struct store_options o = {.checkpoint = w.checkpoint,
+                              .kernels = kernels_named("portable"),
+                              .threads = 1,
+                              .memory_bytes = (size_t)ALL * w.expert_bytes,
+                              .views = w.views,
+                              .retired = w.retired};
+    CHECK_INT(store_start(&o, &w.store, &e), 0);
+    want(&w, 1, 0, 0, 3);
+    CHECK_INT(outcome(&w).code, 0);
+    struct store_view *view = queue_pop(w.views);
+    CHECK(view != NULL);
+    for (int i = 0; i < ALL; i++)
+        if (view->held[i]) {
+            memset(view->held[i]->room, 0x11, view->held[i]->room_bytes / 2);
+            break;
+        }
+    store_test(w.store, 3);
+    struct store_outcome out = outcome(&w);
+    CHECK_INT(out.code, E_CORRUPT);
+    CHECK_HAS(out.why.text, "self-test");
+    CHECK_HAS(out.why.text, "not those on storage");
+    close_world(&w);
+}
