@@ -54,7 +54,9 @@ bool chaos_is_whole(struct str text, const struct chaos_crew *crew)
         count_node(json_array_get(nodes, i), crew, &c);
     long long experts = number(coverage, "experts");
     int copies = crew->replicas < c.n_experts ? crew->replicas : c.n_experts;
+    /* settled: attention sides know of every copy, and nothing is to be given up any more */
     bool whole = json_is_true(json_object_get(root, "ready")) && experts > 0 &&
+                 json_is_true(json_object_get(json_object_get(root, "placement"), "settled")) &&
                  number(coverage, "live") == experts && c.n_crew == crew->n_pids &&
                  c.n_ready == c.n_crew + crew->has_embedded && c.n_idle == 0 &&
                  c.live >= experts * copies && c.live == c.wanted;

@@ -15,8 +15,8 @@ struct chaos_crew {
     bool has_embedded; /* and the coordinator's own attention side */
 };
 /* /cluster: every expert has `replicas` live holders (as many as there are nodes, if fewer),
- * nothing is still to be loaded, requests are accepted, the crew and nobody else is ready, and
- * every expert node has its share. */
+ * nothing is still to be loaded, every attention side knows so, requests are accepted, the crew and
+ * nobody else is ready, and every expert node has its share. */
 bool chaos_watch_is_whole(struct http_client *http, const char *url, const struct chaos_crew *crew);
 /* The same of a /cluster body. */
 bool chaos_is_whole(struct str cluster_json, const struct chaos_crew *crew);

@@ -219,7 +219,7 @@ TEST(chaos_measures_have_limits_too)
 #define OTHER(role, state, live, wanted) NODE_OF(12, role, state, live, wanted)
 #define CLUSTER(ready, experts, live, nodes) \
     "{\"ready\":" ready ",\"coverage\":{\"experts\":" #experts ",\"live\":" #live \
-    "},\"nodes\":[" nodes "]}"
+    "},\"placement\":{\"settled\":true},\"nodes\":[" nodes "]}"
 
 TEST(chaos_whole_means_every_copy_is_there)
 {
@@ -253,6 +253,10 @@ TEST(chaos_whole_means_every_copy_is_there)
         {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6)), 1, 1, true, false},
         {CLUSTER("false", 6, 6, NODE("expert", "ready", 6, 6)), 1, 1, false, false},
         {CLUSTER("true", 6, 5, NODE("expert", "ready", 6, 6)), 1, 1, false, false},
+        {"{\"ready\":true,\"coverage\":{\"experts\":6,\"live\":6},\"placement\":{\"settled\":false}"
+         ","
+         "\"nodes\":[" NODE("expert", "ready", 6, 6) "]}",
+         1, 1, false, false},
         {"{}", 1, 0, false, false},
         {"[1,", 1, 0, false, false},
         {"", 1, 0, false, false},
