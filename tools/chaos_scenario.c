@@ -32,6 +32,8 @@
         .pause_ms = -1, .whole_s = 60 \
     }
 
+/* How soon after the lease a silent node's copies are made elsewhere. */
+#define REJOIN "coordinator.placement.rejoin_ms=500"
 #define STATE "coordinator.state.dir=%d/state"
 
 static const struct chaos_scenario scenarios[] = {
@@ -66,8 +68,9 @@ static const struct chaos_scenario scenarios[] = {
      .target = KILLED},
     {.name = "stop",
      .summary = "SIGSTOP of an expert node; later it is drained: the others are as fast without it",
+     .settings = {REJOIN},
      .steps = {{CHAOS_STOP, "expert-?", 0},
-               {CHAOS_WAIT, NULL, 600},
+               {CHAOS_WAIT, NULL, 4500},
                {CHAOS_RATE, NULL, 3000},
                {CHAOS_CONTINUE, "last", 0},
                {CHAOS_WHOLE, NULL, 0},
@@ -188,16 +191,17 @@ static const struct chaos_scenario scenarios[] = {
      .steps = {{CHAOS_START, "spare", 0}, {CHAOS_WAIT, NULL, 6000}},
      .target = LATE},
     {.name = "blackhole",
-     .summary = "the wire of an expert node's host is cut for five seconds, nobody is told",
+     .summary = "the wire of an expert node's host is cut for eight seconds, nobody is told",
      .needs_hosts = true,
+     .settings = {REJOIN},
      .steps = {{CHAOS_CUT, "expert-?", 0},
-               {CHAOS_WAIT, NULL, 600},
-               {CHAOS_RATE, NULL, 4400},
+               {CHAOS_WAIT, NULL, 4500},
+               {CHAOS_RATE, NULL, 3000},
                {CHAOS_HEAL, "last", 0},
                {CHAOS_WHOLE, NULL, 0},
                {CHAOS_DRAIN, "last", 0},
                {CHAOS_WHOLE, NULL, 0},
-               {CHAOS_RATE_OF_OTHERS, NULL, 4400},
+               {CHAOS_RATE_OF_OTHERS, NULL, 3000},
                {CHAOS_START, "last", 0},
                {CHAOS_WHOLE, NULL, 0}},
      .target = SILENT},

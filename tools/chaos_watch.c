@@ -17,7 +17,9 @@ static long long number(const json_t *object, const char *key)
 /* Copies of experts that can be used, and whether anything is still to come. */
 struct census {
     long long live, wanted;
+    long long epoch;
     int n_ready, n_crew, n_experts, n_idle; /* idle: an expert node that has got nothing yet */
+    int n_behind;                           /* attention sides with an older table */
 };
 
 static bool is_of(const struct chaos_crew *crew, long long pid)
@@ -36,8 +38,10 @@ static void count_node(const json_t *node, const struct chaos_crew *crew, struct
         return;
     c->n_ready++;
     c->n_crew += is_of(crew, number(node, "pid"));
-    if (strcmp(role, "expert") != 0)
+    if (strcmp(role, "expert") != 0) {
+        c->n_behind += number(node, "epoch") < c->epoch;
         return;
+    }
     c->n_experts++;
     c->n_idle += number(node, "experts_wanted") == 0;
     c->live += number(node, "experts_live");
@@ -49,13 +53,12 @@ bool chaos_is_whole(struct str text, const struct chaos_crew *crew)
     json_t *root = json_loadb(text.ptr, text.len, 0, NULL);
     const json_t *coverage = json_object_get(root, "coverage");
     const json_t *nodes = json_object_get(root, "nodes");
-    struct census c = {0};
+    struct census c = {.epoch = number(root, "epoch")};
     for (size_t i = 0; i < json_array_size(nodes); i++)
         count_node(json_array_get(nodes, i), crew, &c);
     long long experts = number(coverage, "experts");
     int copies = crew->replicas < c.n_experts ? crew->replicas : c.n_experts;
-    /* settled: attention sides know of every copy, and nothing is to be given up any more */
-    bool whole = json_is_true(json_object_get(root, "ready")) && experts > 0 &&
+    bool whole = json_is_true(json_object_get(root, "ready")) && experts > 0 && c.n_behind == 0 &&
                  json_is_true(json_object_get(json_object_get(root, "placement"), "settled")) &&
                  number(coverage, "live") == experts && c.n_crew == crew->n_pids &&
                  c.n_ready == c.n_crew + crew->has_embedded && c.n_idle == 0 &&

@@ -340,3 +340,50 @@ TEST(a_port_in_use_is_one_sentence)
     buf_fini(&output);
     cluster_stop(&c);
 }
+
+/* ---- nodes that do not match ------------------------------------------------------------- */
+
+/* Starts the program with one setting of its own; it must end with 1 and say this. */
+static void check_refused(const char *program, const char *model, const char *own, const char *says)
+{
+    char *path = mem_format("model.path=%s", model);
+    const char *const arguments[] = {"--set", path,
+                                     "--set", "node.name=other",
+                                     "--set", "node.listen=ipc://other.sock",
+                                     "--set", "coordinator.endpoint=ipc://cluster.sock",
+                                     "--set", own,
+                                     NULL};
+    struct buf output = {0};
+    int code = cluster_run(program, arguments, &output);
+    if (code != 1 || !strstr(output.data, says))
+        test_fail(__FILE__, __LINE__, "%s with %s ended with %d: %s", program, own, code,
+                  output.data);
+    buf_fini(&output);
+    mem_free(path);
+}
+
+/* Another model, other weights, another way to add up: refused by the field's name, and the
+ * cluster does not notice.  (Other protocol versions: unit/members_refuse...; strangers and
+ * wrong keys: test_keys.c; a second coordinator: test_resume.c.) */
+TEST_WITHIN(nodes_that_do_not_match_are_refused_by_the_fields_name, 90)
+{
+    static const char *const synth[] = {
+        "synth", "--preset", "m2-tiny", "--seed", "8", "--set", "num_hidden_layers=3",
+        "--out", "model",    NULL};
+    static const char *const programs[] = {"expert_node", "attn_node"};
+    struct cluster c;
+    struct buf output = {0};
+    CHECK_INT(cluster_run("polymath", synth, &output), 0);
+    buf_fini(&output);
+    cluster_start(&c, 1, 0, NULL);
+    for (int i = 0; i < 2; i++) {
+        check_refused(programs[i], "model", "log.level=info", "fingerprint");
+        check_refused(programs[i], c.model, "weights.combine=expert",
+                      "weights.combine: other uses expert, the coordinator fixed");
+        check_refused(programs[i], c.model, "weights.format=q8", "weights.format: other uses q8");
+    }
+    CHECK_INT(cluster_ask(&c, "/metrics", NULL), 200);
+    CHECK_HAS(c.answer.data, "polymath_joins_refused_total 6");
+    free(ids_of(&c));
+    cluster_stop(&c);
+}

@@ -218,7 +218,7 @@ TEST(chaos_measures_have_limits_too)
 #define NODE(role, state, live, wanted) NODE_OF(11, role, state, live, wanted)
 #define OTHER(role, state, live, wanted) NODE_OF(12, role, state, live, wanted)
 #define CLUSTER(ready, experts, live, nodes) \
-    "{\"ready\":" ready ",\"coverage\":{\"experts\":" #experts ",\"live\":" #live \
+    "{\"epoch\":9,\"ready\":" ready ",\"coverage\":{\"experts\":" #experts ",\"live\":" #live \
     "},\"placement\":{\"settled\":true},\"nodes\":[" nodes "]}"
 
 TEST(chaos_whole_means_every_copy_is_there)
@@ -248,8 +248,13 @@ TEST(chaos_whole_means_every_copy_is_there)
          2, false, false},
         {CLUSTER("true", 6, 6,
                  NODE("expert", "ready", 6, 6) ",{\"role\":\"attention\",\"state\":"
-                                               "\"ready\",\"pid\":9}"),
+                                               "\"ready\",\"pid\":9,\"epoch\":9}"),
          1, 1, true, true},
+        /* it does not know yet */
+        {CLUSTER("true", 6, 6,
+                 NODE("expert", "ready", 6, 6) ",{\"role\":\"attention\",\"state\":"
+                                               "\"ready\",\"pid\":9,\"epoch\":8}"),
+         1, 1, true, false},
         {CLUSTER("true", 6, 6, NODE("expert", "ready", 6, 6)), 1, 1, true, false},
         {CLUSTER("false", 6, 6, NODE("expert", "ready", 6, 6)), 1, 1, false, false},
         {CLUSTER("true", 6, 5, NODE("expert", "ready", 6, 6)), 1, 1, false, false},
