@@ -476,16 +476,29 @@ static double at_share(const double *sorted, int n, double share)
     return n ? sorted[(int)(share * (n - 1))] : 0;
 }
 
+/* What must travel: 8-bit rows with a float for each group of 128, a route's expert and weight
+ * and two numbers for each row; one int32 for each column back.  The rest is the wire's. */
+static void print_bytes(const struct scene *s)
+{
+    const struct options *o = &s->options;
+    size_t row = (size_t)o->hidden + (size_t)(o->hidden / 128) * 4 + 2 * 2 + TOP_K * (2 + 4);
+    double there = (double)row * o->rows, back = (double)answer_bytes(s);
+    printf(
+        "a Forward of %d row%s of %d and its answer: %zu bytes there, %zu back, headers included\n"
+        "must travel: %.0f and %.0f bytes; on the wire %+.1f %% and %+.1f %%\n",
+        o->rows, o->rows == 1 ? "" : "s", o->hidden, s->request_bytes, s->reply_bytes, there, back,
+        100 * ((double)s->request_bytes / there - 1), 100 * ((double)s->reply_bytes / back - 1));
+}
+
 static void print(struct scene *s)
 {
     const struct options *o = &s->options;
-    printf(
-        "a Forward of %d row%s of %d and its answer: %zu bytes there, %zu back, headers included\n"
-        "%d processes for each variant, spinning for %d us; %ld CPUs; %d round trips each\n\n"
-        "%-16s %9s %9s %9s  %6s  |%9s %9s %9s  %6s  %s\n",
-        o->rows, o->rows == 1 ? "" : "s", o->hidden, s->request_bytes, s->reply_bytes, o->nodes,
-        o->spin_us, sysconf(_SC_NPROCESSORS_ONLN), s->parties[0].n_one, "round trips, us", "median",
-        "p10", "p99", "x tcp", "median", "p10", "p99", "x tcp", "x one");
+    print_bytes(s);
+    printf("%d processes for each variant, spinning for %d us; %ld CPUs; %d round trips each\n\n"
+           "%-16s %9s %9s %9s  %6s  |%9s %9s %9s  %6s  %s\n",
+           o->nodes, o->spin_us, sysconf(_SC_NPROCESSORS_ONLN), s->parties[0].n_one,
+           "round trips, us", "median", "p10", "p99", "x tcp", "median", "p10", "p99", "x tcp",
+           "x one");
     for (int v = 0; v < N_VARIANTS; v++) {
         struct party *p = &s->parties[v];
         qsort(p->one_us, (size_t)p->n_one, sizeof(double), compare);
