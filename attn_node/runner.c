@@ -43,7 +43,7 @@ struct runner {
     struct moe_remote *moe;
     struct sampler *sampler;
     struct step_seq *step_seqs;       /* [max_seqs] */
-    struct wire_step_sample *samples; /* [max_seqs] */
+    struct wire_step_sample *samples; /* [max_rows] */
     struct wire_step_opened *opened;  /* [max_seqs] */
     struct wire_node_health *health;  /* [MAX_HEALTH] */
     struct observer *observer;
@@ -123,7 +123,8 @@ static int set_up(struct runner *r, struct err *e)
     };
     r->moe = moe_remote_new(&m);
     r->step_seqs = mem_array((size_t)o->max_seqs, sizeof(*r->step_seqs));
-    r->samples = mem_array((size_t)o->max_seqs, sizeof(*r->samples));
+    r->samples = mem_array((size_t)(o->max_rows > o->max_seqs ? o->max_rows : o->max_seqs),
+                           sizeof(*r->samples));
     r->opened = mem_array((size_t)o->max_seqs, sizeof(*r->opened));
     r->health = mem_array(MAX_HEALTH, sizeof(*r->health));
     r->traffic = mem_array(MAX_HEALTH, sizeof(*r->traffic));
@@ -161,20 +162,50 @@ static void note_layer(void *ud, int layer, const struct routing *routing)
         r->layers_done_ns = clock_now_ns();
 }
 
-/* A sequence whose logits are not finite fails alone. */
+/* The token after the first n_tokens of the i-th sequence of the step.  One whose logits are not
+ * finite fails alone. */
+static struct wire_step_sample *sample_row(struct runner *r, const struct wire_step *step,
+                                           uint32_t i, int n_tokens, const float *logits,
+                                           uint32_t *n)
+{
+    struct wire_step_sample *s = &r->samples[(*n)++];
+    struct sample_history history = seqs_history(r->seqs, (int)i);
+    history.n_tokens = n_tokens;
+    *s = (struct wire_step_sample){.seq = step->seqs[i].seq};
+    s->code = sample_token(r->sampler, logits, seqs_sampling(r->seqs, (int)i), &history,
+                           (uint64_t)history.n_tokens, &s->sampled);
+    return s;
+}
+
+/* As far as the guesses come true; the rest of the sequence's rows never were. */
+static void sample_drafts(struct runner *r, const struct wire_step *step, uint32_t i,
+                          const float *logits, uint32_t *n)
+{
+    const struct step_seq *q = &r->step_seqs[i];
+    size_t vocab = (size_t)r->config->vocab_size;
+    int rows = 1;
+    for (;; rows++) {
+        const struct wire_step_sample *s =
+            sample_row(r, step, i, q->position + rows, logits + (size_t)(rows - 1) * vocab, n);
+        if (s->code < 0 || rows == q->n_tokens || s->sampled.token != q->tokens[rows])
+            break;
+    }
+    seqs_cut(r->seqs, (int)i, rows);
+}
+
 static uint32_t sample_rows(struct runner *r, const struct wire_step *step, const float *logits)
 {
     uint32_t n = 0;
+    size_t vocab = (size_t)r->config->vocab_size;
     for (uint32_t i = 0; i < step->n_seqs; i++) {
-        if (r->step_seqs[i].no_logits)
+        const struct step_seq *q = &r->step_seqs[i];
+        if (q->no_logits)
             continue;
-        struct wire_step_sample *s = &r->samples[n];
-        struct sample_history history = seqs_history(r->seqs, (int)i);
-        *s = (struct wire_step_sample){.seq = step->seqs[i].seq};
-        s->code = sample_token(r->sampler, logits + (size_t)n * (size_t)r->config->vocab_size,
-                               seqs_sampling(r->seqs, (int)i), &history, (uint64_t)history.n_tokens,
-                               &s->sampled);
-        n++;
+        if (q->all_logits)
+            sample_drafts(r, step, i, logits, &n);
+        else
+            sample_row(r, step, i, q->position + q->n_tokens, logits, &n);
+        logits += (q->all_logits ? (size_t)q->n_tokens : 1) * vocab;
     }
     return n;
 }

@@ -156,6 +156,9 @@ static int check_seq(struct seqs *s, const struct wire_step_seq *w, int *n_new, 
 {
     if (w->n_tokens == 0)
         return err_set(e, E_INVALID, "sequence %" PRIu64 ": a step without tokens", w->seq);
+    if (w->n_draft > 0 && (w->position == 0 || w->n_draft != w->n_tokens - 1))
+        return err_set(e, E_INVALID, "sequence %" PRIu64 ": %u guesses with %u tokens", w->seq,
+                       w->n_draft, w->n_tokens);
     if (w->n_ahead > 0 && w->position != 0)
         return err_set(e, E_INVALID, "sequence %" PRIu64 ": only a beginning has tokens ahead",
                        w->seq);
@@ -256,7 +259,7 @@ static int take_seq(struct seqs *s, const struct wire_step_seq *w, const int32_t
         .position = position + adopted,
         .n_tokens = rows,
         .tokens = tokens + adopted,
-        .no_logits = !w->sample || adopted + rows < given,
+        .no_logits = !w->sample || adopted + rows<given, .all_logits = w->n_draft> 0,
     };
     return 0;
 }
@@ -277,6 +280,16 @@ int seqs_begin(struct seqs *s, const struct wire_step *step, struct step_seq *ou
         tokens += step->seqs[i].n_tokens + step->seqs[i].n_ahead;
     }
     return 0;
+}
+
+void seqs_cut(struct seqs *s, int i, int n_rows)
+{
+    must(i >= 0 && i < s->n_in_step && n_rows > 0);
+    struct seq *q = s->in_step[i];
+    int end = q->committed + n_rows;
+    must(end <= q->n_tokens && !q->is_opened_by_step);
+    kv_truncate(s->kv, &q->kv, end);
+    q->n_tokens = end;
 }
 
 void seqs_commit(struct seqs *s, bool is_exact)

@@ -39,6 +39,8 @@ int seqs_count(const struct seqs *s);
  * On failure no sequence has changed, except that one which the step wanted to restart may be
  * gone. */
 int seqs_begin(struct seqs *s, const struct wire_step *step, struct step_seq *out, struct err *e);
+/* After forward_step(): of the i-th sequence of the step only the first n_rows rows count. */
+void seqs_cut(struct seqs *s, int i, int n_rows);
 /* After forward_step() has moved the lengths.  false: what was computed is not the function of the
  * tokens that it should be (experts were left out); nobody else gets any of it. */
 void seqs_commit(struct seqs *s, bool is_exact);

@@ -146,6 +146,7 @@ static void on_describe(void *ud, struct server_call *call, const struct server_
         .epoch = s->epoch,
         .session = runner_session(s->runner),
         .keeps_prefixes = s->config.keeps_prefixes,
+        .takes_drafts = true,
         .kv_pages_total = (uint32_t)runner_kv_pages_total(s->runner),
         .kv_pages_free = (uint32_t)runner_kv_pages_free(s->runner),
         .page_tokens = KV_PAGE_TOKENS,

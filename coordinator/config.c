@@ -92,6 +92,9 @@ static const struct conf_option options[] = {
     {"schedule.prompt_rows", CONF_INT, FIELD(schedule_prompt_rows), "0", 0, 65536, NULL,
      "of these, for prompts while answers are being written: fewer make answers smoother and "
      "prompts slower; 0: all that are left"},
+    {"schedule.speculation", CONF_INT, FIELD(schedule_speculation), "8", 0, 32, NULL,
+     "tokens that are guessed at a time from what a sequence has said before, and verified in one "
+     "step, while that pays; answers are the same; 0: none"},
     {"schedule.queue_ms", CONF_MS, FIELD(schedule_queue_ns), "60000", 0, 86400000, NULL,
      "a request that would wait longer than this is answered 429 at once; 0: none is"},
     {"schedule.aging_ms", CONF_MS, FIELD(schedule_aging_ns), "30000", 0, 86400000, NULL,

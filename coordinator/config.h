@@ -28,7 +28,8 @@ struct coordinator_config {
     struct weights_options weights;
     int64_t request_max_tokens, request_queue_limit, request_timeout_ns;
     int64_t request_patience_ns;
-    int64_t schedule_step_rows, schedule_prompt_rows, schedule_queue_ns, schedule_aging_ns;
+    int64_t schedule_speculation, schedule_step_rows, schedule_prompt_rows, schedule_queue_ns,
+        schedule_aging_ns;
     char *state_dir;
     bool state_syncs, state_waits;
     int64_t state_delay_ns, state_max_bytes;

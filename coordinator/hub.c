@@ -223,7 +223,8 @@ static void init_state(struct hub *h)
                                  .queue_ns = c->schedule_queue_ns,
                                  .aging_ns = c->schedule_aging_ns,
                                  .step_rows = (uint32_t)c->schedule_step_rows,
-                                 .prompt_rows = (uint32_t)c->schedule_prompt_rows};
+                                 .prompt_rows = (uint32_t)c->schedule_prompt_rows,
+                                 .draft_tokens = (uint32_t)c->schedule_speculation};
     sched_init(&h->sched, &sched);
     traffic_init(&h->traffic, (uint32_t)h->model_config.n_layers);
     /* Ids differ between coordinators, so that a side that outlives one is not confused. */

@@ -70,6 +70,7 @@ static void side_up(struct hub *h, struct hub_attention *a)
                             .side = {.id = a->node_id,
                                      .pages = d->kv_pages_total,
                                      .keeps_prefixes = d->keeps_prefixes,
+                                     .takes_drafts = d->takes_drafts,
                                      .page_tokens = d->page_tokens,
                                      .max_rows = d->max_rows,
                                      .max_seqs = d->max_seqs}};

@@ -51,6 +51,10 @@ static void write_requests(struct metrics *m, const struct hub *h)
     gauge(m, "requests_queued", h->sched.n_queued, "Requests waiting for room.");
     counter(m, "requests_preempted_total", (int64_t)h->sched.n_preempted,
             "Sequences that made place for others and were fed again later.");
+    counter(m, "draft_tokens_total", (int64_t)h->sched.n_drafted,
+            "Tokens guessed from a sequence's own text.");
+    counter(m, "draft_accepted_tokens_total", (int64_t)h->sched.n_draft_true,
+            "Of these, that came true.");
     counter(m, "prefix_cached_tokens_total", (int64_t)h->sched.n_cached_tokens,
             "Tokens that were not fed, because an attention side still had them.");
     counter(m, "prompt_tokens_total", c->prompt_tokens, "Tokens of accepted prompts.");

@@ -19,6 +19,7 @@
 enum {
     MAX_REPLAYS = 8, /* of one sequence without a new token in between */
     MOST_RETRY_S = 600,
+    DRAFT_PERMILLE = 250, /* what a row of a guess costs, before it was measured */
 };
 
 void sched_init(struct sched *s, const struct sched_config *c)
@@ -29,11 +30,17 @@ void sched_init(struct sched *s, const struct sched_config *c)
     list_init(&s->keys);
 }
 
+static void free_seq(struct sched_seq *q)
+{
+    lookup_fini(&q->lookup);
+    mem_free(q);
+}
+
 static void free_list(struct list *head)
 {
     struct list *l;
     while ((l = list_pop_front(head)))
-        mem_free(LIST_ITEM(l, struct sched_seq, link));
+        free_seq(LIST_ITEM(l, struct sched_seq, link));
 }
 
 static void free_side(struct sched_side *d)
@@ -163,7 +170,7 @@ static void leave_side(struct sched_seq *q, enum told told, struct sched_actions
     list_remove(&q->link);
     q->side = NULL;
     q->pages = 0;
-    q->fed = q->chunk = 0;
+    q->fed = q->chunk = q->n_drafted = 0;
     q->n_blocks = 0;
     q->block_number = 0;
     q->is_sent = q->is_decoded = false;
@@ -190,7 +197,7 @@ static void end(struct sched *s, struct sched_seq *q, struct sched_actions *out)
     if (d)
         leave_side(q, TELL_SIDE, out);
     list_remove(&q->link);
-    mem_free(q);
+    free_seq(q);
 }
 
 /* It is on no side any more, and is replayed as soon as one has room. */
@@ -220,7 +227,7 @@ static void drop_doomed(struct sched_side *d, enum told told, struct sched_actio
         next = l->next;
         struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
         leave_side(q, told, out);
-        mem_free(q);
+        free_seq(q);
     }
 }
 
@@ -302,6 +309,7 @@ static void side_up(struct sched *s, const struct sched_side_limits *l)
     if (d->limits.max_seqs > WIRE_MAX_SEQS)
         d->limits.max_seqs = WIRE_MAX_SEQS;
     d->pages_free = l->pages;
+    d->draft_permille = DRAFT_PERMILLE;
     d->retry_ns = INT64_MIN;
     list_init(&d->prefilling);
     list_init(&d->decoding);
@@ -340,13 +348,34 @@ struct cursor {
 };
 /* What the answer says of one of the step's sequences. */
 struct part {
-    uint32_t n_cached;                     /* of its tokens, that were there when it began */
-    uint32_t end;                          /* the position that it has come to */
-    const struct wire_step_sample *sample; /* NULL: it has none yet */
+    uint32_t n_cached; /* of its tokens, that were there when it began */
+    uint32_t end;      /* the position that it has come to */
+    const struct wire_step_sample *samples;
+    uint32_t n_samples; /* 0: it has none yet; more than 1: guesses came true */
 };
 
-/* false if it cannot be the answer to that. */
-static bool read_part(const struct wire_step_seq *w, struct cursor *c, struct part *out)
+/* As many samples as guesses came true, and one.  `guesses`: the n_draft tokens. */
+static bool read_samples(const struct wire_step_seq *w, const int32_t *guesses, struct cursor *c,
+                         struct part *out)
+{
+    const struct wire_step_reply *r = c->reply;
+    out->samples = r->samples + c->n_samples;
+    bool goes_on = true;
+    for (uint32_t i = 0; goes_on; i++) {
+        if (c->n_samples >= r->n_samples || r->samples[c->n_samples].seq != w->seq)
+            return false;
+        const struct wire_step_sample *s = &r->samples[c->n_samples++];
+        out->n_samples++;
+        goes_on = i < w->n_draft && s->code == 0 && s->sampled.token == guesses[i];
+    }
+    if (w->n_draft > 0)
+        out->end = w->position + out->n_samples;
+    return true;
+}
+
+/* false if it cannot be the answer to that.  `tokens`: the sequence's, in the step. */
+static bool read_part(const struct wire_step_seq *w, const int32_t *tokens, struct cursor *c,
+                      struct part *out)
 {
     const struct wire_step_reply *r = c->reply;
     uint32_t known_end = w->position + w->n_tokens + w->n_ahead;
@@ -360,19 +389,19 @@ static bool read_part(const struct wire_step_seq *w, struct cursor *c, struct pa
     }
     if (!w->sample || out->end < known_end)
         return true;
-    if (c->n_samples >= r->n_samples || r->samples[c->n_samples].seq != w->seq)
-        return false;
-    out->sample = &r->samples[c->n_samples++];
-    return true;
+    return read_samples(w, tokens + 1, c, out);
 }
 
 static bool is_answer_to(const struct sched_side *d, const struct wire_step_reply *r)
 {
     struct cursor c = {.reply = r};
     struct part part;
-    for (uint32_t i = 0; i < d->message.n_seqs; i++)
-        if (!read_part(&d->step_seqs[i], &c, &part))
+    const int32_t *tokens = d->message.tokens;
+    for (uint32_t i = 0; i < d->message.n_seqs; i++) {
+        if (!read_part(&d->step_seqs[i], tokens, &c, &part))
             return false;
+        tokens += d->step_seqs[i].n_tokens + d->step_seqs[i].n_ahead;
+    }
     return c.n_samples == r->n_samples && c.n_opened == r->n_opened;
 }
 
@@ -405,28 +434,14 @@ static void note_beginning(struct sched *s, struct sched_seq *q, uint32_t n_cach
     s->n_cached_tokens += n_cached;
 }
 
-/* One sequence's part of a step that was done. */
-static void advance(struct sched *s, struct sched_seq *q, const struct part *part, int64_t now_ns,
-                    struct sched_actions *out)
+/* One more token; false: it is the last, and the sequence is gone. */
+static bool take_sample(struct sched *s, struct sched_seq *q, const struct wire_step_sample *sample,
+                        int64_t now_ns, struct sched_actions *out)
 {
-    const struct wire_step_sample *sample = part->sample;
-    if (q->fed == 0)
-        note_beginning(s, q, part->n_cached);
-    q->fed = part->end;
-    sched_prefix_learn(q->side, q);
-    q->chunk = 0;
-    q->stalled_ns = SCHED_NEVER;
-    if (!sample)
-        return;
     if (sample->code < 0) {
         fail(out, q->want.seq, sample->code, "the model's output for this sequence is not usable");
         end(s, q, out);
-        return;
-    }
-    if (!q->is_decoded) {
-        q->is_decoded = true;
-        list_remove(&q->link);
-        list_push_back(&q->side->decoding, &q->link);
+        return false;
     }
     q->n_output++;
     q->n_replays = 0;
@@ -438,9 +453,47 @@ static void advance(struct sched *s, struct sched_seq *q, const struct part *par
                 : q->n_output >= q->want.max_tokens      ? SCHED_LENGTH
                                                          : SCHED_GOES_ON;
     if (a->finish == SCHED_GOES_ON)
-        return;
+        return true;
     note_life(s, q, now_ns);
     end(s, q, out);
+    return false;
+}
+
+/* One sequence's part of a step that was done. */
+static void advance(struct sched *s, struct sched_seq *q, const struct part *part, int64_t now_ns,
+                    struct sched_actions *out)
+{
+    uint32_t n_known = sched_known(q), n_drafted = q->n_drafted;
+    if (q->fed == 0)
+        note_beginning(s, q, part->n_cached);
+    q->fed = part->end;
+    sched_prefix_learn(q->side, q, n_known);
+    q->chunk = q->n_drafted = 0;
+    q->stalled_ns = SCHED_NEVER;
+    if (part->n_samples == 0)
+        return;
+    if (n_drafted > 0) {
+        lookup_learn(&q->lookup, n_drafted, part->n_samples - 1);
+        s->n_drafted += n_drafted;
+        s->n_draft_true += part->n_samples - 1;
+    }
+    if (!q->is_decoded) {
+        q->is_decoded = true;
+        list_remove(&q->link);
+        list_push_back(&q->side->decoding, &q->link);
+    }
+    for (uint32_t i = 0; i < part->n_samples; i++)
+        if (!take_sample(s, q, &part->samples[i], now_ns, out))
+            return;
+}
+
+/* What a row of a guess costs, in steps. */
+static void note_drafts(struct sched_side *d, int64_t took_ns)
+{
+    int64_t more_ns = took_ns > d->step_ns ? took_ns - d->step_ns : 0;
+    int64_t permille = more_ns / d->n_drafts * 1000 / d->step_ns;
+    uint32_t now = permille < 10000 ? (uint32_t)permille : 10000;
+    d->draft_permille = (d->draft_permille * 7 + now) / 8;
 }
 
 static void note_success(struct sched_side *d, int64_t now_ns)
@@ -450,6 +503,8 @@ static void note_success(struct sched_side *d, int64_t now_ns)
     int64_t took_ns = now_ns > d->sent_ns ? now_ns - d->sent_ns : 1;
     if (d->message.n_tokens == d->message.n_seqs)
         d->step_ns = d->step_ns ? d->step_ns - d->step_ns / 8 + took_ns / 8 : took_ns;
+    else if (d->step_ns > 0 && d->message.n_tokens == d->message.n_seqs + d->n_drafts)
+        note_drafts(d, took_ns);
 }
 
 /* ---- events: a step that failed ---------------------------------------------------------- */
@@ -514,7 +569,7 @@ static void step_failed(struct sched *s, struct sched_side *d, const struct sche
         struct sched_seq *q = d->in_step[i];
         if (q->is_doomed)
             continue;
-        q->chunk = 0;
+        q->chunk = q->n_drafted = 0;
         if (q->stalled_ns == SCHED_NEVER)
             q->stalled_ns = e->now_ns;
         if (verdict == REFUSED || (verdict == REPLAY && ++q->n_replays > MAX_REPLAYS))
@@ -547,9 +602,11 @@ static void step_done(struct sched *s, const struct sched_event *e, struct sched
     note_success(d, e->now_ns);
     d->pages_free = e->reply->kv_pages_free;
     struct cursor c = {.reply = e->reply};
+    const int32_t *tokens = d->message.tokens;
     for (uint32_t i = 0; i < d->message.n_seqs; i++) {
         struct part part;
-        must(read_part(&d->step_seqs[i], &c, &part));
+        must(read_part(&d->step_seqs[i], tokens, &c, &part));
+        tokens += d->step_seqs[i].n_tokens + d->step_seqs[i].n_ahead;
         d->in_step[i]->is_degraded |= e->reply->degraded;
         if (!d->in_step[i]->is_doomed)
             advance(s, d->in_step[i], &part, e->now_ns, out);

@@ -50,10 +50,11 @@
 struct sched_config {
     int queue_limit; /* requests that wait; three quarters of it for one key that is not 0 */
     int64_t patience_ns;
-    int64_t queue_ns;     /* longest wait that is foreseen for whoever is let in; 0: any */
-    int64_t aging_ns;     /* of waiting raise a sequence by one class; 0: never */
-    uint32_t step_rows;   /* of a step; 0: as many as the side takes */
-    uint32_t prompt_rows; /* of these, for prompts while others decode; 0: all that are left */
+    int64_t queue_ns;      /* longest wait that is foreseen for whoever is let in; 0: any */
+    int64_t aging_ns;      /* of waiting raise a sequence by one class; 0: never */
+    uint32_t step_rows;    /* of a step; 0: as many as the side takes */
+    uint32_t prompt_rows;  /* of these, for prompts while others decode; 0: all that are left */
+    uint32_t draft_tokens; /* longest guess of what comes next, sched_lookup.h; 0: none */
 };
 
 /* `prompt`, `output`, `sampling` and `stop_ids` stay the caller's and must live as long as the
@@ -79,6 +80,7 @@ struct sched_side_limits {
     uint32_t id; /* the attention side's node id */
     uint32_t pages, page_tokens, max_rows, max_seqs;
     bool keeps_prefixes; /* and so wants all tokens of a sequence at its beginning */
+    bool takes_drafts;
 };
 
 enum sched_event_kind {
@@ -107,7 +109,8 @@ enum sched_action_kind {
     SCHED_RELEASE, /* `seq` on `side` */
     SCHED_STARTED, /* `seq` left the queue; once */
     SCHED_MOVED,   /* `seq`, which was started already, is replayed on `side` */
-    SCHED_TOKEN,   /* `seq` has `sampled`; borrowed from the event */
+    SCHED_TOKEN,   /* `seq` has `sampled`; borrowed from the event; several in one step if guesses
+                    * came true: those after the owner has lost interest are to be ignored */
     SCHED_FAIL,    /* `seq` is over: `code`, `text` */
 };
 enum sched_finish { SCHED_GOES_ON, SCHED_STOP, SCHED_LENGTH };
@@ -144,11 +147,12 @@ struct sched {
     int n_sides;
     int n_queued, n_running; /* running: on a side, or lost */
     uint64_t last_step, last_order;
-    uint64_t n_preempted;            /* sequences that made place for others */
-    uint64_t n_cached_tokens;        /* that need not be fed, because a side had them */
-    int64_t life_ns;                 /* that a sequence runs, smoothed; 0: unknown */
-    bool had_side;                   /* before the first one nobody loses patience */
-    char why_down[SCHED_TEXT_BYTES]; /* the latest SIDE_DOWN's text */
+    uint64_t n_preempted;             /* sequences that made place for others */
+    uint64_t n_drafted, n_draft_true; /* tokens that were guessed, and that came true */
+    uint64_t n_cached_tokens;         /* that need not be fed, because a side had them */
+    int64_t life_ns;                  /* that a sequence runs, smoothed; 0: unknown */
+    bool had_side;                    /* before the first one nobody loses patience */
+    char why_down[SCHED_TEXT_BYTES];  /* the latest SIDE_DOWN's text */
 };
 
 void sched_init(struct sched *s, const struct sched_config *c);

@@ -6,6 +6,9 @@
 #include "base/must.h"
 #include "coordinator/sched_state.h"
 
+/* Rows of guesses in a step: each needs logits of its own. */
+enum { MOST_DRAFTS = 32 };
+
 static void put_token(struct sched_side *d, int32_t token)
 {
     if (d->n_step_tokens == d->step_tokens_room) {
@@ -54,9 +57,49 @@ static void provide_pages(struct sched *s, struct sched_side *d, int64_t now_ns,
     }
 }
 
-/* Once round, beginning where the last step ended. */
-static void add_decoding(struct sched_side *d, uint32_t rows)
+/* Guesses of what follows, as more rows of the sequence that was added last. */
+static void add_drafts(struct sched *s, struct sched_side *d, struct sched_seq *q, uint32_t room,
+                       uint32_t n_decoding)
 {
+    int32_t guesses[MOST_DRAFTS];
+    const struct sched_submit *w = &q->want;
+    struct lookup_text text = {w->prompt, w->output->ids, w->n_prompt, q->n_output};
+    uint64_t in_pages = q->pages * d->limits.page_tokens - q->fed - 1;
+    uint32_t to_come = w->max_tokens - q->n_output - 1, most = room;
+    most = most < s->config.draft_tokens ? most : s->config.draft_tokens;
+    most = most < to_come ? most : to_come;
+    most = most < in_pages ? most : (uint32_t)in_pages;
+    /* A row makes the step longer for all, and at best gives one of them a token more. */
+    uint32_t cost_permille = d->draft_permille * n_decoding;
+    uint32_t n = lookup_guess(&q->lookup, &text, most < MOST_DRAFTS ? most : MOST_DRAFTS,
+                              cost_permille, guesses);
+    struct wire_step_seq *last = &d->step_seqs[d->message.n_seqs - 1];
+    for (uint32_t i = 0; i < n; i++)
+        put_token(d, guesses[i]);
+    last->n_draft = n;
+    last->n_tokens += n;
+    d->message.n_tokens += n;
+    d->n_drafts += n;
+    q->chunk += n;
+    q->n_drafted = n;
+    sched_charge(q->key, n);
+}
+
+static uint32_t count_list(const struct list *head)
+{
+    uint32_t n = 0;
+    for (const struct list *l = head->next; l != head; l = l->next)
+        n++;
+    return n;
+}
+
+/* Once round, beginning where the last step ended; guesses in what they leave. */
+static void add_decoding(struct sched *s, struct sched_side *d, uint32_t rows)
+{
+    uint32_t n_decoding = count_list(&d->decoding);
+    uint32_t room = rows > n_decoding && d->limits.takes_drafts ? rows - n_decoding : 0;
+    room = room < MOST_DRAFTS ? room : MOST_DRAFTS;
+
     for (uint32_t n = d->n_seqs; n > 0 && d->message.n_tokens < rows; n--) {
         if (list_is_empty(&d->decoding))
             return;
@@ -64,6 +107,8 @@ static void add_decoding(struct sched_side *d, uint32_t rows)
         if (q->chunk > 0)
             return;
         add_rows(d, q, 1);
+        if (room > d->n_drafts && s->config.draft_tokens > 0)
+            add_drafts(s, d, q, room - d->n_drafts, n_decoding);
         list_remove(&q->link);
         list_push_back(&d->decoding, &q->link);
     }
@@ -96,7 +141,7 @@ static void add_prompts(struct sched *s, struct sched_side *d, uint32_t rows, in
 void sched_plan(struct sched *s, struct sched_side *d, int64_t now_ns, struct sched_actions *out)
 {
     d->message = (struct wire_step){.seqs = d->step_seqs};
-    d->n_step_tokens = 0;
+    d->n_step_tokens = d->n_drafts = 0;
     provide_pages(s, d, now_ns, out);
     uint32_t rows = d->limits.max_rows, kept = 0;
     if (s->config.step_rows > 0 && s->config.step_rows < rows)
@@ -104,7 +149,7 @@ void sched_plan(struct sched *s, struct sched_side *d, int64_t now_ns, struct sc
     /* Prompts get an eighth of the rows even if there are more decoding sequences than rows. */
     if (!list_is_empty(&d->prefilling) && rows > 1)
         kept = rows / 8 > 0 ? rows / 8 : 1;
-    add_decoding(d, rows - kept);
+    add_decoding(s, d, rows - kept);
     uint32_t left = rows - d->message.n_tokens;
     if (d->message.n_seqs > 0 && s->config.prompt_rows > 0 && s->config.prompt_rows < left)
         left = s->config.prompt_rows;

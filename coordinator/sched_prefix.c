@@ -78,11 +78,12 @@ uint32_t sched_prefix_match(const struct sched_side *d, const struct sched_seq *
     return tokens;
 }
 
-void sched_prefix_learn(struct sched_side *d, struct sched_seq *q)
+void sched_prefix_learn(struct sched_side *d, struct sched_seq *q, uint32_t n_known)
 {
+    uint32_t end = q->fed < n_known ? q->fed : n_known;
     if (!d->slots)
         return;
-    while ((q->n_blocks + 1) * d->limits.page_tokens <= q->fed) {
+    while ((q->n_blocks + 1) * d->limits.page_tokens <= end) {
         q->block_number = extend(d, q, q->block_number, q->n_blocks);
         put_first(set_of(d, q->block_number), q->block_number);
         q->n_blocks++;

@@ -4,6 +4,7 @@
 
 #include "base/must.h"
 #include "coordinator/sched.h"
+#include "coordinator/sched_lookup.h"
 
 #define SCHED_NEVER INT64_MAX
 enum { SCHED_MOVE_AFTER = 3 /* failures in a row, while another side does well */ };
@@ -27,11 +28,13 @@ struct sched_seq {
     uint64_t life_pages;     /* if it gets as long as it may */
     uint32_t fed;            /* tokens whose KV is on the side, as far as we know */
     uint32_t chunk;          /* rows of it in the step in flight; 0: not in it */
+    uint32_t n_drafted;      /* of these rows, guesses */
     uint32_t n_output;
     uint32_t n_cached;     /* tokens of the prompt that were there when it first began */
     uint32_t n_blocks;     /* of `fed`, noted as what its side has */
     uint64_t block_number; /* of the last of them */
-    int n_replays;         /* since the newest token */
+    struct lookup lookup;
+    int n_replays; /* since the newest token */
     int64_t submitted_ns, started_ns;
     int64_t stalled_ns; /* since when it makes no progress; SCHED_NEVER: it does */
     bool is_started, is_lost, has_begun;
@@ -51,6 +54,8 @@ struct sched_side {
     uint64_t step; /* in flight; 0: none */
     int64_t sent_ns, retry_ns, done_ns, failing_ns;
     int64_t step_ns;            /* smoothed, of steps with one row for each sequence; 0: unknown */
+    uint32_t draft_permille;    /* of step_ns that one more row takes, smoothed; 0: unknown */
+    uint32_t n_drafts;          /* in the step in flight */
     int n_failures;             /* in a row */
     char why[SCHED_TEXT_BYTES]; /* of the latest one */
     struct sched_seq **in_step;
@@ -112,8 +117,8 @@ void sched_prefix_open(struct sched_side *d);
 void sched_prefix_close(struct sched_side *d);
 /* Tokens from the first on, whole pages, fewer than are known. */
 uint32_t sched_prefix_match(const struct sched_side *d, const struct sched_seq *q);
-/* It has fed more. */
-void sched_prefix_learn(struct sched_side *d, struct sched_seq *q);
+/* It has fed more; the first n_known tokens are in its log. */
+void sched_prefix_learn(struct sched_side *d, struct sched_seq *q, uint32_t n_known);
 void sched_prefix_correct(struct sched_side *d, const struct sched_seq *q, uint32_t n_cached);
 /* Is another one computing what this one begins with? */
 bool sched_prefix_is_coming(const struct sched_side *d, const struct sched_seq *q);

@@ -289,6 +289,8 @@ struct wire_step_seq {
     uint32_t n_prompt;               /* with `sampling`: length of the whole prompt */
     const struct sampling *sampling; /* with the first chunk (position 0) only, else NULL */
     uint32_t n_ahead; /* with the first chunk: more tokens that are known, for what the cache has */
+    uint32_t
+        n_draft; /* n_tokens - 1 guesses behind one token; 0: none.  One sample more than came true */
 };
 /* Payload [0]: int32 tokens, seq after seq, n_tokens and n_ahead of each; n_tokens of the step counts
  * rows.  A sequence appears once in a step.
@@ -437,6 +439,7 @@ struct wire_attention_description {
     struct format_set formats;
     enum combine_mode combine;
     bool keeps_prefixes; /* it takes n_ahead */
+    bool takes_drafts;   /* it takes n_draft */
     char kernels[WIRE_NAME_BYTES], build[WIRE_TEXT_BYTES];
 };
 void wire_attention_description_encode(const struct wire_attention_description *m,

@@ -69,6 +69,7 @@ void wire_step_encode(const struct wire_step *m, struct buf *message, struct blo
         items[i].sample = seq->sample;
         items[i].n_prompt = seq->n_prompt;
         items[i].n_ahead = seq->n_ahead;
+        items[i].n_draft = seq->n_draft;
         if (seq->sampling) {
             view_sampling(seq->sampling, view);
             items[i].sampling = &view++->message;
@@ -157,6 +158,10 @@ static int check_seq(const Polymath__V1__StepSeq *p, const struct wire_step_limi
                             l->max_positions);
     if (p->n_ahead > 0 && p->position != 0)
         return wire_invalid(e, "seq %llu: n_ahead belongs to position 0 and only there", id);
+    bool drafts = p->n_draft > 0;
+    if (drafts && (p->position == 0 || !p->sample || p->n_draft != p->n_tokens - 1))
+        return wire_invalid(e, "seq %llu: n_draft %u with %u tokens from position %u", id,
+                            p->n_draft, p->n_tokens, p->position);
     if ((p->position == 0) != (p->sampling != NULL))
         return wire_invalid(e, "seq %llu: sampling belongs to position 0 and only there", id);
     if (p->sampling && (p->n_prompt == 0 || p->n_prompt > l->max_positions))
@@ -254,7 +259,8 @@ static int read_step(const Polymath__V1__StepRequest *p, const struct frame *pay
                                          .n_tokens = q->n_tokens,
                                          .sample = q->sample,
                                          .n_prompt = q->n_prompt,
-                                         .n_ahead = q->n_ahead};
+                                         .n_ahead = q->n_ahead,
+                                         .n_draft = q->n_draft};
         if (!q->sampling)
             continue;
         rc = read_sampling(q->sampling, l->vocab_size, sampling, e);
@@ -389,7 +395,7 @@ static int read_health(const Polymath__V1__NodeHealth *p, struct wire_node_healt
 
 void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message)
 {
-    must(m->n_samples <= WIRE_MAX_SEQS && m->n_nodes <= WIRE_MAX_NODES &&
+    must(m->n_samples <= WIRE_MAX_ROWS && m->n_nodes <= WIRE_MAX_NODES &&
          m->n_opened <= WIRE_MAX_SEQS);
     Polymath__V1__LadderCounters ladder;
     view_ladder(&m->ladder, &ladder);
@@ -476,7 +482,7 @@ static int read_sample(const Polymath__V1__StepSample *p, struct wire_step_sampl
 static int read_step_reply(const Polymath__V1__StepReply *p, struct wire_step_reply **out,
                            struct err *e)
 {
-    if (p->n_samples > WIRE_MAX_SEQS || p->n_nodes > WIRE_MAX_NODES || p->n_opened > WIRE_MAX_SEQS)
+    if (p->n_samples > WIRE_MAX_ROWS || p->n_nodes > WIRE_MAX_NODES || p->n_opened > WIRE_MAX_SEQS)
         return wire_invalid(e, "%zu samples, %zu nodes, %zu sequences", p->n_samples, p->n_nodes,
                             p->n_opened);
     if (p->status > 16 || (p->status != 0 && p->n_samples > 0))
@@ -577,6 +583,7 @@ void wire_attention_description_encode(const struct wire_attention_description *
     p.epoch = m->epoch;
     p.session = m->session;
     p.keeps_prefixes = m->keeps_prefixes;
+    p.takes_drafts = m->takes_drafts;
     p.kv_pages_total = m->kv_pages_total;
     p.kv_pages_free = m->kv_pages_free;
     p.page_tokens = m->page_tokens;
@@ -606,6 +613,7 @@ static int read_description(const Polymath__V1__AttentionDescription *p,
     out->epoch = p->epoch;
     out->session = p->session;
     out->keeps_prefixes = p->keeps_prefixes;
+    out->takes_drafts = p->takes_drafts;
     out->kv_pages_total = p->kv_pages_total;
     out->kv_pages_free = p->kv_pages_free;
     out->page_tokens = p->page_tokens;

@@ -162,3 +162,50 @@ TEST_WITHIN(answers_are_the_same_when_kv_pages_run_out, 180)
         buf_fini(&alone[i]);
     }
 }
+
+/* Guesses change how many steps an answer takes, and nothing else. */
+TEST_WITHIN(answers_are_the_same_with_and_without_guesses, 180)
+{
+    enum { ANSWER = 120, SEEDS = 3 };
+    static const char *const off[] = {"schedule.speculation=0", NULL};
+    static const char *const temperatures[] = {"0", "0.3", "1"};
+    struct buf plain[SEEDS] = {0}, guessed = {0};
+    long long steps[2];
+    for (int on = 0; on < 2; on++) {
+        struct cluster c;
+        cluster_start(&c, 2, on, on ? NULL : off);
+        for (int i = 0; i < SEEDS; i++) {
+            /* Token 7 is made likely, so that the answer repeats itself as lists and code do. */
+            char *body = mem_format(
+                "{\"prompt\":[7,7,7,8,9,10,7,7,7,8,9],\"max_tokens\":%d,\"temperature\":%s,"
+                "\"seed\":%d,\"logit_bias\":{\"7\":%d,\"8\":%d},\"ignore_eos\":true,"
+                "\"return_token_ids\":true,\"return_logits_hash\":true}",
+                ANSWER, temperatures[i], i, 6 + i, 5 + i);
+            json_t *root = cluster_ask_json(&c, "/v1/completions", body);
+            struct buf *out = on ? &guessed : &plain[i];
+            buf_reset(out);
+            static const char *const parts[] = {"choices.0.token_ids", "choices.0.logits_hashes"};
+            for (int k = 0; k < 2; k++) {
+                char *text = json_dumps(cluster_at(root, parts[k]), JSON_COMPACT);
+                buf_puts(out, text);
+                free(text);
+            }
+            CHECK_INT(json_array_size(cluster_at(root, parts[0])), ANSWER);
+            if (on)
+                CHECK_STR(guessed.data, plain[i].data);
+            json_decref(root);
+            mem_free(body);
+        }
+        steps[on] = metric(&c, "steps_total");
+        long long drafted = metric(&c, "draft_tokens_total"),
+                  came_true = metric(&c, "draft_accepted_tokens_total");
+        test_say("%lld steps, %lld tokens guessed, %lld came true", steps[on], drafted, came_true);
+        CHECK(on ? came_true > 0 : drafted == 0);
+        cluster_stop(&c);
+        CHECK(system("rm -f *.log *.sock") == 0);
+    }
+    CHECK(steps[1] < steps[0]);
+    for (int i = 0; i < SEEDS; i++)
+        buf_fini(&plain[i]);
+    buf_fini(&guessed);
+}

@@ -46,7 +46,7 @@ struct sim_side {
     int n_seqs;
     uint64_t step;
     int code; /* of the step: what the coordinator will hear */
-    struct wire_step_sample samples[64];
+    struct wire_step_sample samples[128];
     uint32_t n_samples;
     uint64_t fed_seqs[64]; /* whom the step concerns */
     int n_fed;
@@ -64,7 +64,7 @@ struct sim {
     uint32_t last_side;
     int64_t now;
     bool calm; /* nothing goes wrong any more */
-    int ended, submitted, tokens, completed, moved, gave_up, refused;
+    int ended, submitted, tokens, completed, moved, gave_up, refused, guessed;
     uint64_t cached;
 };
 
@@ -103,8 +103,10 @@ static uint64_t mix(uint64_t h, uint64_t x)
 static int32_t next_token(uint64_t seed, uint32_t n_prompt, const int32_t *tokens, uint32_t n)
 {
     uint64_t h = mix(seed, n_prompt);
-    for (uint32_t i = 0; i < n; i++)
-        h = mix(h, (uint64_t)tokens[i]);
+    /* Some say the same again and again, so that guesses come true. */
+    bool repeats = seed % 2 == 0 && n > n_prompt;
+    for (uint32_t i = repeats ? n - 1 : 0; i < n; i++)
+        h = mix(h, (uint64_t)tokens[i] % 4);
     if (h % POISON == 0)
         return -1;
     return (int32_t)((h >> 8) % 30);
@@ -156,13 +158,21 @@ static void check_step(struct sim *s, struct sim_side *d, const struct wire_step
             CHECK(d->limits.keeps_prefixes);
             n_ahead += q->n_ahead;
         }
+        if (q->n_draft > 0) {
+            CHECK(d->limits.takes_drafts && q->position > 0 && q->sample);
+            CHECK(q->n_draft == q->n_tokens - 1 && q->n_draft <= s->sched.config.draft_tokens);
+            CHECK(r->output.len + q->n_draft < r->max_tokens);
+        }
         for (uint32_t k = 0; k < q->n_tokens + q->n_ahead; k++, at++) {
             uint32_t position = q->position + k;
+            if (k >= q->n_tokens + q->n_ahead - q->n_draft)
+                continue; /* a guess */
             CHECK_INT(m->tokens[at], position < r->n_prompt
                                          ? r->prompt[position]
                                          : r->output.ids[position - r->n_prompt]);
         }
-        CHECK_INT(q->sample, q->position + q->n_tokens + q->n_ahead == r->n_prompt + r->output.len);
+        CHECK_INT(q->sample, q->position + q->n_tokens + q->n_ahead - q->n_draft ==
+                                 r->n_prompt + r->output.len);
     }
     CHECK_INT(at, m->n_tokens + n_ahead);
 }
@@ -225,11 +235,20 @@ static void move(struct sim *s, struct sim_side *d, const struct wire_step *m)
         if (had > 0)
             d->opened[d->n_opened++] = (struct wire_step_opened){w->seq, had};
         s->cached += had;
+        /* The most that its pages hold counts, whatever becomes of the guesses. */
+        CHECK(pages_used(d) <= d->limits.pages);
         if (!w->sample || fed < given)
             continue;
-        int32_t next = next_token(q->seed, q->n_prompt, q->tokens, q->fed);
-        d->samples[d->n_samples++] = (struct wire_step_sample){
-            .seq = w->seq, .code = next < 0 ? E_CORRUPT : 0, .sampled.token = next};
+        q->fed -= w->n_draft;
+        for (uint32_t k = 0;; k++) {
+            int32_t next = next_token(q->seed, q->n_prompt, q->tokens, q->fed);
+            d->samples[d->n_samples++] = (struct wire_step_sample){
+                .seq = w->seq, .code = next < 0 ? E_CORRUPT : 0, .sampled.token = next};
+            if (next < 0 || k == w->n_draft || q->tokens[q->fed] != next)
+                break;
+            q->fed++;
+            s->guessed++;
+        }
     }
     CHECK(pages_used(d) <= d->limits.pages);
 }
@@ -436,7 +455,8 @@ static void bring_up(struct sim *s, struct sim_side *d)
                                                .page_tokens = 1 + (uint32_t)rng_below(&s->rng, 8),
                                                .max_rows = 1 + (uint32_t)rng_below(&s->rng, 20),
                                                .max_seqs = 1 + (uint32_t)rng_below(&s->rng, 12),
-                                               .keeps_prefixes = rng_below(&s->rng, 3) > 0};
+                                               .keeps_prefixes = rng_below(&s->rng, 3) > 0,
+                                               .takes_drafts = rng_below(&s->rng, 3) > 0};
     feed(s, &(struct sched_event){.kind = SCHED_SIDE_UP, .side = d->limits});
 }
 
@@ -537,7 +557,7 @@ TEST_WITHIN(sched_keeps_its_promises_through_random_histories, 120)
     struct sim *s = mem_alloc(sizeof *s);
     struct rng rng = test_rng();
     int histories = test_is_slow_build() ? 60 : 600, completed = 0, moved = 0, gave_up = 0;
-    uint64_t preempted = 0, refused = 0, cached_tokens = 0;
+    uint64_t preempted = 0, refused = 0, cached_tokens = 0, guessed = 0;
     for (int h = 0; h < histories; h++) {
         *s = (struct sim){.rng = rng_stream(rng_next(&rng), 0)};
         struct sched_config c = {.queue_limit = 1 + (int)rng_below(&s->rng, 20),
@@ -545,7 +565,8 @@ TEST_WITHIN(sched_keeps_its_promises_through_random_histories, 120)
                                  .queue_ns = (int64_t)rng_below(&s->rng, 3) * 500 * MS,
                                  .aging_ns = (int64_t)rng_below(&s->rng, 3) * 300 * MS,
                                  .step_rows = (uint32_t)rng_below(&s->rng, 10),
-                                 .prompt_rows = (uint32_t)rng_below(&s->rng, 5)};
+                                 .prompt_rows = (uint32_t)rng_below(&s->rng, 5),
+                                 .draft_tokens = (uint32_t)rng_below(&s->rng, 6)};
         sched_init(&s->sched, &c);
         side_event(s, &s->sides[0]);
         for (int k = 0; k < 4000; k++)
@@ -557,18 +578,22 @@ TEST_WITHIN(sched_keeps_its_promises_through_random_histories, 120)
         refused += (uint64_t)s->refused;
         preempted += s->sched.n_preempted;
         cached_tokens += s->cached;
+        guessed += (uint64_t)s->guessed;
+        CHECK(s->sched.n_draft_true <= s->sched.n_drafted);
         CHECK(list_is_empty(&s->sched.keys));
         sched_fini(&s->sched);
     }
     test_note("%d histories: %d answers complete, %d replays, %d gave up, %llu refused, %llu made "
-              "place, %llu cached",
+              "place, %llu cached, %llu guessed",
               histories, completed, moved, gave_up, (unsigned long long)refused,
-              (unsigned long long)preempted, (unsigned long long)cached_tokens);
+              (unsigned long long)preempted, (unsigned long long)cached_tokens,
+              (unsigned long long)guessed);
     /* The histories are not all failures, and the hard cases are in them. */
     CHECK(completed > histories * 30);
     CHECK(moved > histories * 5);
     CHECK(gave_up > 0 && refused > 0);
     CHECK(preempted > (uint64_t)histories);
     CHECK(cached_tokens > (uint64_t)histories * 100);
+    CHECK(guessed > (uint64_t)histories);
     mem_free(s);
 }

@@ -338,3 +338,27 @@ TEST(seqs_keep_nothing_that_is_in_doubt)
     seqs_roll_back(w.seqs);
     close_world(&w);
 }
+
+TEST(seqs_end_behind_the_guesses_that_came_true)
+{
+    struct world w;
+    open_world_that(&w, true);
+    run_one(&w, 1, 0, 62);
+    struct wire_step_seq guesses = {
+        .seq = 1, .position = 62, .n_tokens = 4, .n_draft = 3, .sample = true};
+    int free_before = kv_pages_free(w.kv);
+    CHECK_INT(begin(&w, &guesses, 1), 0);
+    CHECK(w.out[0].all_logits);
+    CHECK_INT(kv_pages_free(w.kv), free_before - 1);
+    w.out[0].kv->length += 4;
+    seqs_cut(w.seqs, 0, 2);
+    seqs_commit(w.seqs, true);
+    CHECK_INT(kv_pages_free(w.kv), free_before);
+    CHECK_INT(kv_pages_kept(w.kv), 1); /* the page is full all the same */
+    guesses.position = 66;
+    CHECK_INT(begin(&w, &guesses, 1), E_PRECONDITION);
+    run_one(&w, 1, 64, 1);
+    guesses = (struct wire_step_seq){.seq = 1, .position = 65, .n_tokens = 3, .n_draft = 1};
+    CHECK_INT(begin(&w, &guesses, 1), E_INVALID);
+    close_world(&w);
+}

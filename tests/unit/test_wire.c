@@ -223,6 +223,7 @@ static void fill_attention_description(struct rng *r, struct wire_attention_desc
     m->kv_pages_free = wire_random_32(r);
     m->page_tokens = wire_random_32(r);
     m->keeps_prefixes = rng_below(r, 2);
+    m->takes_drafts = rng_below(r, 2);
     m->max_rows = wire_random_32(r);
     m->max_seqs = wire_random_32(r);
     m->max_positions = wire_random_32(r);
@@ -242,6 +243,7 @@ static void same_attention_description(const struct wire_attention_description *
     SAME(kv_pages_free);
     SAME(page_tokens);
     SAME(keeps_prefixes);
+    SAME(takes_drafts);
     SAME(max_rows);
     SAME(max_seqs);
     SAME(max_positions);

@@ -678,6 +678,8 @@ static void fill_step(struct rng *r, struct step_case *c)
             fill_sampling(r, &c->sampling[i]);
             q->sampling = &c->sampling[i];
             q->n_ahead = (uint32_t)rng_below(r, 30);
+        } else if (q->sample) {
+            q->n_draft = q->n_tokens - 1;
         }
         c->m.n_tokens += q->n_tokens;
         n_payload += q->n_tokens + q->n_ahead;
@@ -739,6 +741,7 @@ TEST(wire_step_comes_back)
             SAME(sample);
             SAME(n_prompt);
             SAME(n_ahead);
+            SAME(n_draft);
             CHECK((a->sampling == NULL) == (b->sampling == NULL));
             if (a->sampling)
                 same_sampling(a->sampling, b->sampling);
@@ -796,6 +799,12 @@ TEST(wire_step_refuses_what_cannot_run)
     REFUSE_STEP("a prompt of 4097", c.seqs[0].n_prompt = 4097);
     REFUSE_STEP("4096 positions", (c.seqs[0].position = 4095, c.seqs[0].sampling = NULL));
     REFUSE_STEP("4096 positions", (c.seqs[0].position = UINT32_MAX, c.seqs[0].sampling = NULL));
+    REFUSE_STEP("n_draft 1 with 2 tokens", c.seqs[0].n_draft = 1);
+    REFUSE_STEP("n_draft 2 with 2 tokens", {
+        c.seqs[0].position = 1;
+        c.seqs[0].n_draft = 2;
+        c.seqs[0].sampling = NULL;
+    });
     REFUSE_STEP("n_ahead belongs to position 0", {
         c.seqs[0].position = 1;
         c.seqs[0].n_ahead = 1;
