@@ -800,11 +800,6 @@ TEST(wire_step_refuses_what_cannot_run)
     REFUSE_STEP("4096 positions", (c.seqs[0].position = 4095, c.seqs[0].sampling = NULL));
     REFUSE_STEP("4096 positions", (c.seqs[0].position = UINT32_MAX, c.seqs[0].sampling = NULL));
     REFUSE_STEP("n_draft 1 with 2 tokens", c.seqs[0].n_draft = 1);
-    REFUSE_STEP("n_draft 2 with 2 tokens", {
-        c.seqs[0].position = 1;
-        c.seqs[0].n_draft = 2;
-        c.seqs[0].sampling = NULL;
-    });
     REFUSE_STEP("n_ahead belongs to position 0", {
         c.seqs[0].position = 1;
         c.seqs[0].n_ahead = 1;
