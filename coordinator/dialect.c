@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "coordinator/anthropic.h"
+#include "coordinator/responses.h"
 
 bool dialect_of_path(const char *path, enum request_kind *out)
 {
@@ -12,7 +13,8 @@ bool dialect_of_path(const char *path, enum request_kind *out)
         enum request_kind kind;
     } paths[] = {{"/v1/chat/completions", REQUEST_CHAT},
                  {"/v1/completions", REQUEST_COMPLETION},
-                 {"/v1/messages", REQUEST_MESSAGES}};
+                 {"/v1/messages", REQUEST_MESSAGES},
+                 {"/v1/responses", REQUEST_RESPONSES}};
     for (size_t i = 0; i < sizeof paths / sizeof paths[0]; i++)
         if (strcmp(path, paths[i].path) == 0) {
             *out = paths[i].kind;
@@ -26,6 +28,8 @@ int dialect_parse(const struct openai_model *m, struct str body, struct request 
 {
     if (r->kind == REQUEST_MESSAGES)
         return anthropic_parse(m, body, r, e);
+    if (r->kind == REQUEST_RESPONSES)
+        return responses_parse(m, body, r, e);
     return r->kind == REQUEST_CHAT ? openai_parse_chat(m, body, r, e)
                                    : openai_parse_completion(m, body, r, e);
 }
@@ -34,6 +38,8 @@ void dialect_write_reply(const struct openai_model *m, const struct request *r, 
 {
     if (r->kind == REQUEST_MESSAGES)
         anthropic_write_reply(m, r, out);
+    else if (r->kind == REQUEST_RESPONSES)
+        responses_write_reply(m, r, out);
     else
         openai_write_reply(m, r, out);
 }
@@ -42,6 +48,8 @@ void dialect_write_events(const struct openai_model *m, const struct request *r,
 {
     if (r->kind == REQUEST_MESSAGES)
         anthropic_write_events(m, r, out);
+    else if (r->kind == REQUEST_RESPONSES)
+        responses_write_events(m, r, out);
     else
         openai_write_events(m, r, out);
 }
@@ -51,6 +59,8 @@ void dialect_write_error_event(const struct openai_error *e, const struct reques
 {
     if (r->kind == REQUEST_MESSAGES)
         anthropic_write_error_event(e, r, out);
+    else if (r->kind == REQUEST_RESPONSES)
+        responses_write_error_event(e, r, out);
     else
         openai_write_error_event(e, r, out);
 }

@@ -1,7 +1,7 @@
 /* coordinator/dialect.h - which of the APIs a request speaks: one request, several dialects.
  *
  * A request's kind decides how its body is read and how its answer is written (openai.h,
- * anthropic.h); an answer to something that is no request yet, above all an error, goes by the path. */
+ * responses.h, anthropic.h); an answer to something that is no request yet, above all an error, goes by the path. */
 #pragma once
 
 #include "coordinator/openai.h"

@@ -388,6 +388,7 @@ static const struct {
     {"/v1/chat/completions", "POST", generate},
     {"/v1/completions", "POST", generate},
     {"/v1/messages", "POST", generate},
+    {"/v1/responses", "POST", generate},
     {"/v1/messages/count_tokens", "POST", count_tokens},
     {"/tokenize", "POST", tokenize},
     {"/detokenize", "POST", detokenize},

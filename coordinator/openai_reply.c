@@ -180,6 +180,9 @@ static json_t *usage(const struct request *r)
     json_put(o, "prompt_tokens", json_integer((json_int_t)r->prompt.len));
     json_put(o, "prompt_tokens_details", details);
     json_put(o, "completion_tokens", json_integer((json_int_t)r->output.len));
+    if (r->kind == REQUEST_CHAT)
+        json_put(o, "completion_tokens_details",
+                 json_pack("{s:I}", "reasoning_tokens", (json_int_t)r->n_reasoning));
     json_put(o, "total_tokens", json_integer((json_int_t)(r->prompt.len + r->output.len)));
     return o;
 }

@@ -11,8 +11,10 @@
 void request_init(struct request *r, enum request_kind kind, uint64_t seq, int64_t created_s)
 {
     *r = (struct request){.seq = seq, .kind = kind, .created_s = created_s};
-    static const char *const prefixes[REQUEST_KINDS] = {
-        [REQUEST_CHAT] = "chatcmpl-", [REQUEST_COMPLETION] = "cmpl-", [REQUEST_MESSAGES] = "msg_"};
+    static const char *const prefixes[REQUEST_KINDS] = {[REQUEST_CHAT] = "chatcmpl-",
+                                                        [REQUEST_COMPLETION] = "cmpl-",
+                                                        [REQUEST_MESSAGES] = "msg_",
+                                                        [REQUEST_RESPONSES] = "resp_"};
     snprintf(r->id, sizeof r->id, "%s%016" PRIx64, prefixes[kind], seq);
 }
 
@@ -22,6 +24,7 @@ void request_fini(struct request *r)
     tokens_fini(&r->output);
     stream_fini(&r->text_of);
     output_events_fini(&r->said);
+    output_events_fini(&r->whole);
     mem_free(r->samples);
     mem_free(r->grammar);
     *r = (struct request){0};
@@ -57,6 +60,7 @@ bool request_token(struct request *r, const struct sampled *sampled, enum sched_
     tokens_push(&r->output, sampled->token);
     r->finish = finish;
     bool stopped = false;
+    r->n_reasoning += r->text_of.splits && r->text_of.output.place == OUTPUT_IN_REASONING;
     /* The token that ends the sequence is counted but has no text. */
     if (finish != SCHED_STOP)
         stopped = stream_feed(&r->text_of, sampled->token, &r->said);
@@ -115,6 +119,9 @@ void request_sent(struct request *r)
 {
     for (size_t i = 0; i < r->said.n; i++)
         request_pass(&r->part, &r->said.list[i]);
+    for (size_t i = 0; i < r->said.n && r->kind == REQUEST_RESPONSES; i++)
+        output_events_put(&r->whole, r->said.list[i].kind, r->said.list[i].call,
+                          output_events_text(&r->said, i));
     output_events_reset(&r->said);
     r->n_sent = r->output.len;
 }

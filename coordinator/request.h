@@ -19,7 +19,13 @@
 
 /* Which endpoint, and so which dialect the answer is in: coordinator/dialect.h.  In the token log: new
  * ones at the end. */
-enum request_kind { REQUEST_CHAT, REQUEST_COMPLETION, REQUEST_MESSAGES, REQUEST_KINDS };
+enum request_kind {
+    REQUEST_CHAT,
+    REQUEST_COMPLETION,
+    REQUEST_MESSAGES,
+    REQUEST_RESPONSES,
+    REQUEST_KINDS
+};
 enum request_state {
     REQUEST_RECEIVED,
     REQUEST_QUEUED,
@@ -67,10 +73,13 @@ struct request {
     struct sampled *samples; /* beside `output`, if log-probabilities or hashes are wanted */
     size_t samples_room;
     struct output_events said; /* not yet sent */
-    size_t n_sent;             /* tokens already sent */
-    struct request_part part;  /* that the next event goes on with, if it is of its kind */
-    uint64_t seen;             /* events up to this id need not be written: openai_write_events() */
-    bool is_degraded;          /* experts were left out: the answer is marked, from there on */
+    struct output_events
+        whole;          /* already sent; kept for REQUEST_RESPONSES, whose last events repeat all */
+    size_t n_reasoning; /* output tokens that were reasoning */
+    size_t n_sent;      /* tokens already sent */
+    struct request_part part; /* that the next event goes on with, if it is of its kind */
+    uint64_t seen;            /* events up to this id need not be written: openai_write_events() */
+    bool is_degraded;         /* experts were left out: the answer is marked, from there on */
     enum sched_finish finish;
     int code; /* of a failure */
     char error[SCHED_TEXT_BYTES];

@@ -42,9 +42,9 @@ struct state {
 };
 
 enum {
-    NEVER = 255,       /* of node.need */
-    MAX_THREADS = 512, /* of a state; each can be completed alone, so any of them may go */
-    MAX_STATES = 8192, /* before they are forgotten */
+    NEVER = 255,        /* of node.need */
+    MAX_THREADS = 2048, /* of a state; each can be completed alone, so any of them may go */
+    MAX_STATES = 8192,  /* before they are forgotten */
     MAX_CELLS = 1 << 20,
     MAX_CLOSED = 16,
     SEEN_SLOTS = 8192, /* a power of two, well over what one closure visits */

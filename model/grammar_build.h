@@ -6,7 +6,12 @@
 
 #include "model/grammar_graph.h"
 
-enum { BUILD_MAX_RULES = 1024, BUILD_MAX_NESTING = 48, BUILD_MAX_REPEATS = 8192 };
+enum {
+    BUILD_MAX_RULES = 1024,
+    BUILD_MAX_NESTING = 48,
+    BUILD_MAX_REPEATS = 8192,
+    BUILD_MAX_VALUES = 1000
+};
 
 struct build_rule {
     const json_t *schema;

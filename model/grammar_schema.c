@@ -414,6 +414,8 @@ static uint32_t values_of(struct builder *b, const json_t *list, unsigned types,
     const json_t *v;
     uint32_t all = 0;
     size_t i;
+    if (json_array_size(list) > BUILD_MAX_VALUES)
+        return build_refuse(b, "enum has more than %d values", BUILD_MAX_VALUES);
     json_array_foreach(list, i, v)
     {
         if (type_of_value(v) & types)
@@ -558,6 +560,8 @@ static uint32_t raw_string(struct builder *b, const json_t *schema, uint32_t nex
 {
     uint32_t close = grammar_literal(b->g, STR("</parameter>"), next);
     json_t *one = field(schema, "const"), *list = field(schema, "enum");
+    if (json_array_size(list) > BUILD_MAX_VALUES)
+        return build_refuse(b, "enum has more than %d values", BUILD_MAX_VALUES);
     if (list || json_is_string(one)) {
         json_t *values = list ? json_incref(list) : json_pack("[O]", one);
         uint32_t all = raw_values(b, values, close);

@@ -1,6 +1,7 @@
 // main.mjs BIN_DIR MODEL_DIR [NAME-PART]... - what `make test-clients` runs.
 import { runAll, startCluster } from './harness.mjs';
 import './openai.mjs';
+import './responses.mjs';
 import './anthropic.mjs';
 import './oracles.mjs';
 import './dashboard.mjs';

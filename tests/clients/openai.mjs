@@ -48,7 +48,7 @@ test('openai: a stream is the same answer', async (context) => {
     assert.equal(content, whole.choices[0].message.content);
     assert.equal(reasoning, whole.choices[0].message.reasoning_content);
     assert.equal(finish, 'stop');
-    assert.deepEqual(usage, whole.usage);
+    assert.equal(usage.total_tokens, whole.usage.total_tokens);
 });
 
 test('openai: the stream helper', async (context) => {

@@ -68,9 +68,10 @@ FUZZ(request)
     if (!words)
         open_words();
     /* 0 and 1 are what they were when the corpus was made. */
-    enum request_kind kinds[] = {REQUEST_COMPLETION, REQUEST_CHAT, REQUEST_MESSAGES};
+    enum request_kind kinds[] = {REQUEST_COMPLETION, REQUEST_CHAT, REQUEST_MESSAGES,
+                                 REQUEST_RESPONSES};
     bool has_words = !(data[0] & 2);
-    enum request_kind kind = kinds[((data[0] & 1) + (data[0] >> 2)) % 3];
+    enum request_kind kind = kinds[((data[0] & 1) + (data[0] >> 2)) % 4];
     struct openai_model m = {.name = "m",
                              .config = &config,
                              .tokenizer = has_words ? words : NULL,

@@ -168,6 +168,26 @@ TEST(grammar_refuses_what_it_cannot_hold_and_says_where)
     buf_fini(&deep);
 }
 
+TEST(grammar_of_a_thousand_values)
+{
+    struct buf schema = {0};
+    struct err e = {0};
+    buf_puts(&schema, "{\"enum\": [\"v0\"");
+    for (int i = 1; i < 1000; i++)
+        buf_printf(&schema, ",\"v%d\"", i);
+    size_t end = schema.len;
+    buf_puts(&schema, "]}");
+    struct grammar *g = compile(schema.data, &e);
+    CHECK(g && takes(g, "\"v0\"") && takes(g, "\"v999\"") && takes(g, "\"v500\""));
+    CHECK(!takes(g, "\"v1000\""));
+    grammar_free(&g);
+    schema.len = end;
+    buf_puts(&schema, ",\"v1000\"]}");
+    CHECK(!compile(schema.data, &e));
+    CHECK_HAS(e.text, "1000 values");
+    buf_fini(&schema);
+}
+
 /* ---- masks ------------------------------------------------------------------------------------- */
 
 static struct tokenizer *words;
