@@ -63,6 +63,15 @@ static void print_placement(const json_t *p)
                (double)number_of(p, "to_load_bytes") / (1 << 20), number_of(p, "retiring"));
 }
 
+/* Only where there are several coordinators. */
+static void print_leadership(const json_t *o)
+{
+    if (!json_object_get(o, "etcd"))
+        return;
+    printf("  this coordinator: %s; leader: %s %s; etcd: %s\n", text_of(o, "role"),
+           text_of(o, "leader"), text_of(o, "leader_url"), text_of(o, "etcd"));
+}
+
 static void print_cluster(const json_t *root)
 {
     const json_t *model = json_object_get(root, "model");
@@ -76,6 +85,7 @@ static void print_cluster(const json_t *root)
     printf("  epoch %lld, experts %lld of %lld placed, weights %s, combine %s, fingerprint %s\n",
            number_of(root, "epoch"), number_of(coverage, "live"), number_of(coverage, "experts"),
            text_of(model, "format"), text_of(model, "combine"), text_of(model, "fingerprint"));
+    print_leadership(json_object_get(root, "leadership"));
     print_placement(json_object_get(root, "placement"));
     printf("  requests: %lld running, %lld queued\n\n", number_of(requests, "running"),
            number_of(requests, "queued"));

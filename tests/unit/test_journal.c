@@ -300,3 +300,58 @@ TEST(journal_says_where_it_cannot_write)
     CHECK_HAS(w.e.text, "open state");
     loop_close(&w.loop);
 }
+
+/* ---- a successor while the predecessor lives ------------------------------------------------- */
+
+static int open_led(struct world *w, const char *holder)
+{
+    struct journal_options o = {.dir = "state",
+                                .holder = holder,
+                                .led_through = ", led through X",
+                                .syncs = true,
+                                .delay_ns = CLOCK_MS,
+                                .max_bytes = 1 << 20,
+                                .on_durable = on_durable,
+                                .on_stopped = on_stopped,
+                                .ud = w};
+    *w = (struct world){0};
+    CHECK_INT(loop_open(&w->loop, NULL), 0);
+    int rc = journal_open(&o, on_record, w, &w->journal, &w->e);
+    struct buf s = {0};
+    if (rc == 0)
+        rc = journal_start(w->journal, w->loop, &s, &w->e);
+    return rc;
+}
+
+TEST(journal_of_a_stopped_leader_spoils_nothing)
+{
+    struct world old, young, third;
+    CHECK_INT(open_led(&old, "coordinator a, led through X"), 0);
+    journal_append(old.journal, 1, STR("told"));
+    wait_durable(&old, 1);
+
+    CHECK_INT(open_led(&young, "coordinator b, led through X"), 0);
+    CHECK_STR(young.read.data, "1:told;");
+    journal_append(young.journal, 1, STR("new"));
+    wait_durable(&young, 1);
+
+    /* It goes on: what it appends is not durable, and it cannot put a file of its own in place. */
+    journal_append(old.journal, 1, STR("late"));
+    wait_stopped(&old);
+    CHECK_HAS(old.why, "another coordinator");
+    CHECK_INT(journal_durable(old.journal), 1);
+    struct buf s = {0};
+    journal_put(&s, 2, STR("spoilt"));
+    journal_rewrite(old.journal, &s);
+    for (int i = 0; i < 20; i++)
+        loop_turn(old.loop, clock_now_ns() + 10 * CLOCK_MS);
+    finish(&old);
+
+    /* Who is not led through the same etcd is still refused, by name. */
+    CHECK_INT(open_journal(&third, 1 << 20), E_BUSY);
+    CHECK_HAS(third.e.text, "coordinator b");
+    finish(&third);
+    finish(&young);
+    start(&third, 1 << 20, "1:new;", NULL);
+    finish(&third);
+}

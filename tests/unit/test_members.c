@@ -276,3 +276,15 @@ TEST(members_suspect_who_is_silent_for_long)
     CHECK(!members_judge(&members, &other, 9 * CLOCK_S));
     members_fini(&members);
 }
+
+TEST(nobody_is_expelled_for_what_the_coordinator_did_not_hear)
+{
+    struct members_joined got;
+    begin();
+    struct wire_join j = joiner("a", 1);
+    CHECK_INT(members_join(&members, &j, 0, &got, &err), 0);
+    members_extend(&members, 5 * CLOCK_S);
+    CHECK(!members_expire(&members, 6 * CLOCK_S));
+    CHECK(members_expire(&members, 6 * CLOCK_S + 1) == got.node);
+    members_fini(&members);
+}

@@ -3,6 +3,7 @@
 #include "coordinator/placement.h"
 
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 
 #include "base/mem.h"
@@ -624,5 +625,60 @@ TEST(placement_plans_two_thousand_nodes_evenly)
         CHECK(held[i] >= 15 && held[i] <= 17); /* 15.9 in the mean */
     mem_free(held);
     mem_free(last);
+    placement_fini(&place);
+}
+
+/* ---- another coordinator's placement ----------------------------------------------------------- */
+
+TEST(placement_goes_on_from_an_earlier_coordinators)
+{
+    enum { N = 3, BYTES = LAYERS * EXPERTS / 8 };
+    static const uint32_t ids[N] = {1, 2, 3}, new_ids[N] = {12, 11, 13};
+    static const char *const names[N] = {"a", "b", "c"};
+    uint8_t held[N][BYTES], now_held[BYTES];
+    begin(2);
+    for (int i = 0; i < N; i++)
+        join(ids[i], names[i], TOTAL);
+    converge(ids, N);
+    CHECK(placement_is_settled(&place));
+    for (int i = 0; i < N; i++)
+        CHECK(placement_holdings(&place, ids[i], held[i]));
+    placement_fini(&place);
+
+    begin(2);
+    for (int i = 0; i < N; i++)
+        placement_restore(&place, names[i], names[i], TOTAL, held[i], now + 20 * SETTLE);
+    /* In another order, far apart: each is told at once what it has. */
+    static const int order[N] = {1, 0, 2};
+    for (int k = 0; k < N; k++) {
+        int i = order[k];
+        join(new_ids[i], names[i], TOTAL);
+        CHECK(placement_holdings(&place, new_ids[i], now_held));
+        CHECK_BYTES(now_held, held[i], BYTES);
+        load(new_ids[i]);
+        settle(UINT64_MAX);
+        settle(UINT64_MAX);
+    }
+    CHECK(placement_is_covered(&place));
+    converge(new_ids, N);
+    for (int i = 0; i < N; i++) {
+        CHECK(placement_holdings(&place, new_ids[i], now_held));
+        CHECK_BYTES(now_held, held[i], BYTES);
+    }
+    placement_fini(&place);
+}
+
+TEST(placement_does_not_wait_for_ever_for_an_earlier_coordinators_nodes)
+{
+    uint8_t half[LAYERS * EXPERTS / 8];
+    static const uint32_t ids[] = {1};
+    begin(1);
+    memset(half, 0x0f, sizeof half);
+    placement_restore(&place, "a", "a", TOTAL, half, now + 5 * SETTLE);
+    memset(half, 0xf0, sizeof half);
+    placement_restore(&place, "b", "b", TOTAL, half, now + 5 * SETTLE);
+    join(1, "a", TOTAL);
+    converge(ids, 1);
+    CHECK(placement_is_covered(&place));
     placement_fini(&place);
 }
