@@ -396,8 +396,10 @@ TEST(sched_gives_up_on_steps_that_never_succeed)
     }
     CHECK_INT(now_ns, 900000000);
     CHECK(n > 5 && n < 20); /* pauses that grow */
-    CHECK_INT(find(SCHED_FAIL)->code, E_UNAVAILABLE);
-    CHECK_HAS(find(SCHED_FAIL)->text, "expert node e1 is gone");
+    const struct sched_action *failed = find(SCHED_FAIL);
+    CHECK(failed);
+    CHECK_INT(failed->code, E_UNAVAILABLE);
+    CHECK_HAS(failed->text, "expert node e1 is gone");
     CHECK_INT(find(SCHED_RELEASE)->seq, 1);
     CHECK_INT(sched.n_running, 0);
     finish();
