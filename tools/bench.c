@@ -11,6 +11,7 @@
 #include "base/mem.h"
 #include "base/thread.h"
 #include "base/version.h"
+#include "tools/bench_cluster.h"
 #include "tools/bench_rpc.h"
 
 #define REPETITION_NS (100 * CLOCK_MS)
@@ -241,6 +242,8 @@ static void usage(FILE *out)
     for (int i = 0; i < N_VERBS; i++)
         fprintf(out, "  %-10s %s\n", verbs[i].name, verbs[i].summary);
     fprintf(out,
+            "  rpc        round trips and bytes of a call without its experts, beside bare TCP\n"
+            "  cluster    decode through a cluster of this machine, beside the single process\n"
             "\nEvery figure is the median of its repetitions, [smallest..largest] beside it.\n"
             "\"0.93 of read\" is its share of what this machine reads at most, measured right\n"
             "before each repetition; \"of vpdpbusd\" that of the arithmetic alone.\n"
@@ -379,6 +382,8 @@ int bench_main(int argc, char **argv)
     /* It measures processes, not loops of this one. */
     if (argc >= 2 && strcmp(argv[1], "rpc") == 0)
         return bench_rpc_main(argc - 1, argv + 1);
+    if (argc >= 2 && strcmp(argv[1], "cluster") == 0)
+        return bench_cluster_main(argc - 1, argv + 1);
     const struct verb *v = argc >= 2 ? find_verb(argv[1]) : NULL;
     if (!v) {
         if (argc >= 2)

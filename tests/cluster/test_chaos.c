@@ -133,6 +133,21 @@ TEST_WITHIN(chaos_two_hosts_cut_off_cost_nothing, 90)
     COSTS_NOTHING("--scenario", "partition", "--hosts");
 }
 
+TEST_WITHIN(bench_cluster_compares_a_cluster_with_one_process, 90)
+{
+    const char *const arguments[] = {
+        "bench", "cluster", "--model", cluster_model(), "--rounds", "1", "--tokens", "16", NULL};
+    struct buf output = {0};
+    if (cluster_run("polymath", arguments, &output) != 0)
+        test_fail(__FILE__, __LINE__, "%s", output.data);
+    CHECK_HAS(output.data, "single process, 2 threads");
+    CHECK_HAS(output.data, "cluster, 2 expert nodes");
+    CHECK_HAS(output.data, "cluster / single process");
+    buf_fini(&output);
+    CHECK_INT(cluster_run("polymath", (const char *const[]){"bench", "cluster", NULL}, &output), 2);
+    buf_fini(&output);
+}
+
 TEST(chaos_refuses_what_it_does_not_know)
 {
     struct buf output = {0};

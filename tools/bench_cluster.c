@@ -1,0 +1,234 @@
+/* tools/bench_cluster.c - what a cluster on this machine costs: one stream's decode through a
+ * coordinator and expert nodes of one core each, in turn with our single process on the same
+ * cores (`polymath generate`).
+ *
+ * The cluster stays up over all rounds and sleeps while the single process computes; nothing spins. */
+#include "tools/bench_cluster.h"
+
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "tools/bench_stats.h"
+#include "tools/chaos_run.h"
+#include "tools/http_client.h"
+
+enum { READY_S = 180, DEFAULT_TOKENS = 128, DEFAULT_ROUNDS = 5 };
+
+struct contest {
+    const char *model, *format;
+    int nodes, tokens, rounds;
+    struct local_cluster cluster;
+    struct chaos_prompt prompt;
+    struct bench_series single, clustered;
+};
+
+static void usage(FILE *out)
+{
+    fprintf(out,
+            "usage: polymath bench cluster --model DIR [OPTION]...\n\n"
+            "One stream's decode through a cluster of this machine, an expert node to a core, in\n"
+            "turn with the single process on as many cores.\n\n"
+            "  --model DIR   checkpoint, best one with the model's true sizes\n"
+            "  --format F    as for polymath up\n"
+            "  --nodes N     expert nodes, and threads of the single process (2)\n"
+            "  --tokens N    of each answer (%d)\n"
+            "  --rounds N    of both (%d)\n",
+            DEFAULT_TOKENS, DEFAULT_ROUNDS);
+}
+
+/* ---- the cluster --------------------------------------------------------------------------- */
+
+static int wait_ready(struct contest *c, struct err *e)
+{
+    struct http_client *http = http_client_new();
+    int64_t deadline_ns = clock_now_ns() + READY_S * CLOCK_S;
+    int status = 0;
+    while (status != 200 && clock_now_ns() < deadline_ns) {
+        struct buf answer = {0};
+        const char *url = local_cluster_url(&c->cluster);
+        char *path = mem_format("%s/ready", url ? url : "");
+        struct http_exchange x = {.url = path, .timeout_ns = CLOCK_S};
+        clock_sleep_until(clock_now_ns() + 50 * CLOCK_MS);
+        if (url && http_exchange(http, &x, &status, &answer, NULL) < 0)
+            status = 0;
+        mem_free(path);
+        buf_fini(&answer);
+    }
+    http_client_free(&http);
+    return status == 200 ? 0
+                         : err_set(e, E_DEADLINE, "the cluster is not ready after %d s", READY_S);
+}
+
+static int start(struct contest *c, struct err *e)
+{
+    struct local_cluster *r = &c->cluster;
+    *r = (struct local_cluster){.model = c->model,
+                                .format = c->format,
+                                .host = "127.0.0.1",
+                                .n_experts = c->nodes,
+                                .threads = 1,
+                                .death_signal = SIGKILL};
+    int rc = local_cluster_open(r, NULL, e);
+    if (rc < 0)
+        return rc;
+    local_cluster_set(r, "coordinator.attention.kv_bytes=256MiB");
+    local_cluster_set(r, "expert_node.memory.read_bytes_s=10GiB");
+    local_cluster_plan(r);
+    for (int i = 0; i < r->n_processes && rc == 0; i++)
+        rc = local_cluster_start(r, &r->processes[i], e);
+    return rc < 0 ? rc : wait_ready(c, e);
+}
+
+/* From the first token to the last. */
+static int decode_cluster(struct contest *c, double *tokens_s, struct err *e)
+{
+    struct chaos_load_options o = {.urls = {local_cluster_url(&c->cluster)},
+                                   .n_urls = 1,
+                                   .prompts = &c->prompt,
+                                   .n_prompts = 1,
+                                   .n_clients = 1,
+                                   .n_rounds = 1,
+                                   .timeout_ns = READY_S * CLOCK_S};
+    struct chaos_load *load;
+    int n, rc = chaos_load_start(&o, &load, e);
+    if (rc < 0)
+        return rc;
+    while (!chaos_load_is_over(load))
+        clock_sleep_until(clock_now_ns() + 10 * CLOCK_MS);
+    struct chaos_stream *streams = chaos_load_end(&load, CHAOS_FINISH, &n);
+    const struct chaos_stream *s = &streams[0];
+    if (!s->is_complete || s->n_tokens < 2)
+        rc = err_set(e, E_UNAVAILABLE, "the cluster: %s", s->error);
+    else
+        *tokens_s = (double)(s->n_tokens - 1) * CLOCK_S /
+                    (double)(s->times_ns[s->n_tokens - 1] - s->times_ns[0]);
+    for (int i = 0; i < n; i++)
+        chaos_stream_fini(&streams[i]);
+    mem_free(streams);
+    return rc;
+}
+
+/* ---- the single process --------------------------------------------------------------------- */
+
+static int decode_single(struct contest *c, double *tokens_s, struct err *e)
+{
+    char *program = mem_format("%s/polymath", c->cluster.bin_dir);
+    char tokens[16], threads[16];
+    struct buf ids = {0}, out = {0};
+    for (int i = 0; i < c->prompt.n_ids; i++)
+        buf_printf(&ids, "%s%d", i ? "," : "", (int)c->prompt.ids[i]);
+    snprintf(tokens, sizeof tokens, "%d", c->tokens);
+    snprintf(threads, sizeof threads, "%d", c->nodes);
+    const char *argv[] = {program,   "generate",      "--model", c->model,       "--ids",
+                          ids.data,  "--threads",     threads,   "--max-tokens", tokens,
+                          "--stats", "--temperature", "0",       NULL,           NULL,
+                          NULL};
+    if (c->format) {
+        argv[13] = "--format";
+        argv[14] = c->format;
+    }
+    int rc = 0, code = chaos_program(argv, &out);
+    /* a random model says any character, NUL too */
+    size_t at = str_find(buf_str(&out), STR("decode: "));
+    if (code != 0 || at == SIZE_MAX ||
+        sscanf(out.data + at, "decode: %*d tokens in %*f s, %lf", tokens_s) != 1)
+        rc = err_set(e, E_IO, "polymath generate: %.300s", out.data ? out.data : "");
+    buf_fini(&ids);
+    buf_fini(&out);
+    mem_free(program);
+    return rc;
+}
+
+/* ---- both -------------------------------------------------------------------------------------- */
+
+static void print(const char *name, const struct bench_series *s)
+{
+    struct bench_summary v = bench_summarise(s);
+    printf("%-32s %8.1f tok/s  [%.1f..%.1f]\n", name, v.median, v.least, v.most);
+}
+
+static int run(struct contest *c, struct err *e)
+{
+    int rc = start(c, e);
+    for (int i = 0; i <= c->rounds && rc == 0; i++) { /* the first warms up */
+        double single = 0, clustered = 0;
+        rc = decode_single(c, &single, e);
+        if (rc == 0)
+            rc = decode_cluster(c, &clustered, e);
+        if (rc < 0 || i == 0)
+            continue;
+        bench_series_add(&c->single, single);
+        bench_series_add(&c->clustered, clustered);
+        fprintf(stderr, "bench cluster: round %d of %d: %.1f, %.1f tok/s\n", i, c->rounds, single,
+                clustered);
+    }
+    if (rc < 0)
+        return rc;
+    struct bench_series ratio = bench_ratio(&c->clustered, &c->single);
+    char name[48];
+    snprintf(name, sizeof name, "single process, %d threads", c->nodes);
+    print(name, &c->single);
+    snprintf(name, sizeof name, "cluster, %d expert nodes", c->nodes);
+    print(name, &c->clustered);
+    struct bench_summary v = bench_summarise(&ratio);
+    printf("%-32s %8.2f        [%.2f..%.2f]\n", "cluster / single process", v.median, v.least,
+           v.most);
+    return 0;
+}
+
+static bool take_count(const char *text, int least, int most, int *out)
+{
+    char *end;
+    long n = strtol(text, &end, 10);
+    *out = (int)n;
+    return *text && !*end && n >= least && n <= most;
+}
+
+int bench_cluster_main(int argc, char **argv)
+{
+    static const struct option options[] = {{"model", required_argument, NULL, 'm'},
+                                            {"format", required_argument, NULL, 'f'},
+                                            {"nodes", required_argument, NULL, 'n'},
+                                            {"tokens", required_argument, NULL, 't'},
+                                            {"rounds", required_argument, NULL, 'r'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {0}};
+    static struct contest c;
+    struct err e = {0};
+    bool fine = true;
+    c = (struct contest){.nodes = 2, .tokens = DEFAULT_TOKENS, .rounds = DEFAULT_ROUNDS};
+    optind = 1;
+    for (int o; fine && (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+        if (o == 'h') {
+            usage(stdout);
+            return 0;
+        }
+        fine = o != '?';
+        if (o == 'm')
+            c.model = optarg;
+        if (o == 'f')
+            c.format = optarg;
+        if (o == 'n')
+            fine = take_count(optarg, 1, 32, &c.nodes);
+        if (o == 't')
+            fine = take_count(optarg, 2, 4096, &c.tokens);
+        if (o == 'r')
+            fine = take_count(optarg, 1, BENCH_MAX_REPEAT, &c.rounds);
+    }
+    if (!fine || !c.model || optind < argc) {
+        usage(stderr);
+        return 2;
+    }
+    chaos_prompts_make(&c.prompt, 1, c.tokens, 1);
+    int rc = run(&c, &e);
+    local_cluster_stop(&c.cluster);
+    local_cluster_close(&c.cluster, LOCAL_CLUSTER_DROP_LOGS);
+    if (rc < 0)
+        fprintf(stderr, "polymath bench cluster: %s\n", e.text);
+    return rc < 0 ? 1 : 0;
+}
