@@ -186,7 +186,8 @@ static uint32_t natural(struct builder *b, int64_t min, int64_t max, uint32_t ne
             all = either(b, all, between(b, low, high, true, true, next));
         }
         least = most + 1;
-        most = most * 10 + 9;
+        if (digits < MAX_DIGITS)
+            most = most * 10 + 9;
     }
     return all;
 }
