@@ -256,7 +256,8 @@ static void check_mask(const char *text, const int32_t *output, int n, const uin
     struct constraint *fresh;
     int32_t more[STEPS + 1];
     CHECK_INT(constraint_new(list, str_of(text), &fresh, &e), 0);
-    memcpy(more, output, (size_t)n * sizeof *more);
+    if (n > 0)
+        memcpy(more, output, (size_t)n * sizeof *more);
     for (int32_t id = 0; id < VOCAB; id++) {
         if (id == stop_id)
             continue;
