@@ -34,6 +34,8 @@
 
 /* How soon after the lease a silent node's copies are made elsewhere. */
 #define REJOIN "coordinator.placement.rejoin_ms=500"
+/* Answers that can be asked for again are no leak. */
+#define KEEP_FEW "coordinator.streams.keep_bytes=1MiB"
 #define STATE "coordinator.state.dir=%d/state"
 
 static const struct chaos_scenario scenarios[] = {
@@ -164,12 +166,14 @@ static const struct chaos_scenario scenarios[] = {
     {.name = "hostile",
      .summary = "strangers send garbage and damaged frames to every port, --seconds long",
      .n_attention = 1,
+     .settings = {KEEP_FEW},
      .steps = {{CHAOS_ATTACK, NULL, 0}, {CHAOS_WHOLE, NULL, 0}},
      .target = {.pause_ms = -1, .growth_mib = 16}},
     {.name = "keys",
      .summary = "with keys: strangers at every port, then SIGKILL of an expert node",
      .needs_hosts = true,
      .has_keys = true,
+     .settings = {KEEP_FEW},
      .steps = {{CHAOS_ATTACK, NULL, 0},
                {CHAOS_WHOLE, NULL, 0},
                {CHAOS_KILL, "expert-?", 0},
