@@ -160,6 +160,18 @@ static json_t *model_object(const struct hub *h)
     return o;
 }
 
+/* Sums since the start; readers take differences. */
+static json_t *steps_object(const struct hub_counters *c)
+{
+    json_t *o = json_object();
+    set(o, "count", json_integer(c->steps));
+    set(o, "rows", json_integer(c->step_rows));
+    set(o, "attention_us", json_integer(c->attention_us));
+    set(o, "experts_us", json_integer(c->experts_us));
+    set(o, "head_us", json_integer(c->head_us));
+    return o;
+}
+
 void admin_cluster(const struct hub *h, struct buf *out)
 {
     json_t *o = json_object(), *nodes = json_array(), *requests = json_object();
@@ -185,6 +197,7 @@ void admin_cluster(const struct hub *h, struct buf *out)
     set(o, "attention_sides", json_integer(h->sched.n_sides));
     set(o, "requests", requests);
     set(o, "tokens", tokens);
+    set(o, "steps", steps_object(&h->counters));
     dump(o, out);
 }
 
