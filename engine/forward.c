@@ -374,7 +374,7 @@ static void probe(struct forward *f, const struct step *s, int layer, int n_rows
 int forward_step(struct forward *f, struct kv *kv, const struct step *s, const struct moe_ops *ops,
                  void *ud, const float **logits, int *n_logits)
 {
-    int n_rows, n_wanted;
+    int n_rows = 0, n_wanted = 0;
     int rc = plan_rows(f, s, &n_rows, &n_wanted);
     if (rc == 0)
         rc = grow_logits(f, n_wanted);
