@@ -17,7 +17,11 @@ static uint64_t read_avx512(const uint8_t *from, size_t bytes)
             d = _mm512_xor_si512(d, _mm512_load_si512(from + 3 * stream + i));
         }
     a = _mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d));
-    return (uint64_t)_mm512_reduce_add_epi64(a);
+    uint64_t sum = 0, lanes[VECTOR_BYTES / sizeof(uint64_t)];
+    _mm512_storeu_si512(lanes, a);
+    for (size_t i = 0; i < VECTOR_BYTES / sizeof(uint64_t); i++)
+        sum += lanes[i]; /* not _mm512_reduce_add_epi64(), which adds signed numbers */
+    return sum;
 }
 
 void kernels_avx512_read(struct kernels *k)
