@@ -32,7 +32,7 @@ struct stream {
 
 static void take_event(struct stream *s, const char *text)
 {
-    json_t *event = json_loads(text, 0, NULL);
+    json_t *event = json_loads(text, JSON_ALLOW_NUL, NULL); /* a random model says \\u0000, too */
     if (!event || json_object_get(event, "error"))
         snprintf(s->trouble, sizeof(s->trouble), "%s", text);
     s->is_marked_last = json_is_true(json_object_get(event, "degraded"));
