@@ -256,6 +256,9 @@ static int happen(struct validation *v, int i, struct err *e)
                               .format = v->options->format,
                               .host = "127.0.0.1",
                               .n_experts = sizes[i],
+                              /* A token a step, as is predicted. */
+                              .settings = {"coordinator.schedule.speculation=0"},
+                              .n_settings = 1,
                               .death_signal = SIGKILL};
     int rc = local_cluster_open(&c, NULL, e);
     if (rc < 0)
