@@ -8,79 +8,14 @@
 
 #include "base/err.h"
 #include "base/mem.h"
-#include "model/tokenizer_write.h"
 #include "tests/lib/cluster.h"
 #include "tests/lib/test.h"
-
-enum { VOCAB = 900 };
-static struct model_config config = {.vocab_size = VOCAB,
-                                     .max_positions = 4000,
-                                     .temperature = 1.0,
-                                     .top_p = 0.95,
-                                     .top_k_sampling = 40};
-static struct tokenizer *words;
-static struct chat chat;
-static struct openai_model model;
-static struct request r;
-static struct openai_error error;
-static struct buf out;
-
-static void begin(void)
-{
-    struct err e = {0};
-    if (tokenizer_write_synthetic("tokenizer.json", VOCAB, &e) < 0 ||
-        tokenizer_open(".", &words, &e) < 0 || chat_init(&chat, words, &e) < 0)
-        test_fail(__FILE__, __LINE__, "%s", e.text);
-    model = (struct openai_model){
-        .name = "org/tiny", .config = &config, .tokenizer = words, .chat = &chat, .created_s = 5};
-}
-
-static void finish(void)
-{
-    request_fini(&r);
-    buf_fini(&out);
-    tokenizer_free(&words);
-}
+#include "tests/unit/dialect_stage.h"
 
 static int ask(const char *body)
 {
-    request_fini(&r);
-    request_init(&r, REQUEST_MESSAGES, 7, 100);
-    error = (struct openai_error){0};
+    begin_request(REQUEST_MESSAGES);
     return anthropic_parse(&model, str_of(body), &r, &error);
-}
-
-static struct buf prompt_text(void)
-{
-    struct buf text = {0};
-    tokenizer_decode(words, r.prompt.ids, r.prompt.len, TOKENIZER_KEEP_SPECIAL, &text);
-    return text;
-}
-
-static void token(int32_t id, enum sched_finish finish_)
-{
-    struct sampled s = {.token = id};
-    if (r.state == REQUEST_RECEIVED) {
-        request_queued(&r);
-        request_started(&r);
-    }
-    request_token(&r, &s, finish_);
-}
-
-static struct tokens ids_of(const char *text)
-{
-    struct tokens ids = {0};
-    CHECK_INT(tokenizer_encode(words, str_of(text), TOKENIZER_WITH_MARKERS, &ids), 0);
-    tokens_push(&ids, chat_end_id(&chat));
-    return ids;
-}
-
-static void say(const char *text, enum sched_finish finish_)
-{
-    struct tokens ids = ids_of(text);
-    for (size_t i = 0; i < ids.len && !request_is_over(&r); i++)
-        token(ids.ids[i], i + 1 < ids.len ? SCHED_GOES_ON : finish_);
-    tokens_fini(&ids);
 }
 
 static json_t *reply(void)
@@ -105,7 +40,7 @@ static json_t *reply(void)
 
 TEST(anthropic_system_and_texts_are_rendered)
 {
-    begin();
+    begin(4000);
     CHECK_INT(ask(HEAD "\"system\": [{\"type\": \"text\", \"text\": \"Be \", \"cache_control\": "
                        "{\"type\": \"ephemeral\"}}, {\"type\": \"text\", \"text\": \"brief.\"}], "
                        "\"metadata\": {\"user_id\": \"u\"}, \"messages\": [{\"role\": \"user\", "
@@ -127,7 +62,7 @@ TEST(anthropic_system_and_texts_are_rendered)
 /* Results come back in any order, and a message of results alone is no new turn: the thinking stays. */
 TEST(anthropic_tool_turns_are_rendered_as_openai_ones)
 {
-    begin();
+    begin(4000);
     CHECK_INT(
         ask(HEAD
             "\"messages\": [" USER
@@ -151,7 +86,7 @@ TEST(anthropic_tool_turns_are_rendered_as_openai_ones)
 
 TEST(anthropic_reply_has_blocks)
 {
-    begin();
+    begin(4000);
     CHECK_INT(ask(HEAD "\"messages\": [" USER "], " TOOLS "}"), 0);
     say(CALLS, SCHED_STOP);
     json_t *v = reply();
@@ -178,7 +113,7 @@ TEST(anthropic_reply_has_blocks)
 /* Nobody shall run half a call. */
 TEST(anthropic_reply_leaves_out_a_call_that_was_cut)
 {
-    begin();
+    begin(4000);
     CHECK_INT(ask(HEAD "\"messages\": [" USER "], " TOOLS "}"), 0);
     say("hm\n</think>\n\n\n<minimax:tool_call>\n<invoke name=\"f\">\n<parameter name=\"b\">cut",
         SCHED_LENGTH);
@@ -191,7 +126,7 @@ TEST(anthropic_reply_leaves_out_a_call_that_was_cut)
 
 TEST(anthropic_names_the_stop_sequence)
 {
-    begin();
+    begin(4000);
     CHECK_INT(ask(HEAD "\"messages\": [" USER "], \"stop_sequences\": [\"zz\", \"END\"], "
                        "\"thinking\": {\"type\": \"disabled\"}}"),
               0);
@@ -299,7 +234,7 @@ static void check_stream(const char *text, size_t per_send)
 
 TEST(anthropic_events_are_the_reply_in_pieces)
 {
-    begin();
+    begin(4000);
     for (size_t per_send = 1; per_send < 40; per_send += 3) {
         check_stream(CALLS, per_send);
         check_stream("just thinking", per_send);
@@ -313,7 +248,7 @@ TEST(anthropic_events_are_the_reply_in_pieces)
 
 TEST(anthropic_events_have_one_id_for_each_token)
 {
-    begin();
+    begin(4000);
     CHECK_INT(ask(HEAD "\"stream\": true, \"messages\": [" USER "]}"), 0);
     token('a', SCHED_GOES_ON);
     anthropic_write_events(&model, &r, &out);
@@ -337,7 +272,7 @@ TEST(anthropic_events_have_one_id_for_each_token)
 
 TEST(anthropic_counts_tokens)
 {
-    begin();
+    begin(4000);
     CHECK_INT(ask(HEAD "\"messages\": [" USER "]}"), 0);
     size_t want = r.prompt.len;
     request_fini(&r);
@@ -397,7 +332,7 @@ TEST(anthropic_refuses_with_the_field)
         {HEAD "\"temperature\": 3, \"messages\": [" USER "]}", "temperature", "between"},
         {"{\"model\": \"gpt\", \"max_tokens\": 3, \"messages\": [" USER "]}", "model", "gpt"},
     };
-    begin();
+    begin(4000);
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
         test_note("%s", list[i].body);
         CHECK_INT(ask(list[i].body), E_INVALID);

@@ -8,56 +8,22 @@
 #include "base/err.h"
 #include "base/mem.h"
 #include "model/grammar.h"
-#include "model/tokenizer_write.h"
 #include "tests/lib/test.h"
-
-enum { VOCAB = 900 };
-static struct model_config config = {.vocab_size = VOCAB,
-                                     .max_positions = 200,
-                                     .temperature = 1.0,
-                                     .top_p = 0.95,
-                                     .top_k_sampling = 40};
-static struct tokenizer *words;
-static struct chat chat;
-static struct openai_model model;
-static struct request r;
-static struct openai_error error;
-static struct buf out;
-
-static void begin(void)
-{
-    struct err e = {0};
-    if (tokenizer_write_synthetic("tokenizer.json", VOCAB, &e) < 0 ||
-        tokenizer_open(".", &words, &e) < 0 || chat_init(&chat, words, &e) < 0)
-        test_fail(__FILE__, __LINE__, "%s", e.text);
-    model = (struct openai_model){
-        .name = "org/tiny", .config = &config, .tokenizer = words, .chat = &chat, .created_s = 5};
-}
-
-static void finish(void)
-{
-    request_fini(&r);
-    buf_fini(&out);
-    tokenizer_free(&words);
-}
+#include "tests/unit/dialect_stage.h"
 
 static int completion(const char *body)
 {
-    request_fini(&r);
-    request_init(&r, REQUEST_COMPLETION, 7, 100);
-    error = (struct openai_error){0};
+    begin_request(REQUEST_COMPLETION);
     return openai_parse_completion(&model, str_of(body), &r, &error);
 }
 
 static int talk(const char *body)
 {
-    request_fini(&r);
-    request_init(&r, REQUEST_CHAT, 7, 100);
-    error = (struct openai_error){0};
+    begin_request(REQUEST_CHAT);
     return openai_parse_chat(&model, str_of(body), &r, &error);
 }
 
-static void token(int32_t id, enum sched_finish finish_)
+static void scored_token(int32_t id, enum sched_finish finish_)
 {
     struct sampled s = {.token = id,
                         .logprob = -0.5f,
@@ -96,7 +62,7 @@ static json_t *at(json_t *v, const char *path)
 
 TEST(openai_completion_takes_ids_and_text)
 {
-    begin();
+    begin(200);
     CHECK_INT(completion("{\"prompt\": [1, 2, 899], \"max_tokens\": 5}"), 0);
     CHECK_INT(r.prompt.len, 3);
     CHECK_INT(r.prompt.ids[2], 899);
@@ -112,7 +78,7 @@ TEST(openai_completion_takes_ids_and_text)
 
 TEST(openai_sampling_comes_from_the_request_or_the_model)
 {
-    begin();
+    begin(200);
     CHECK_INT(completion("{\"prompt\": [1]}"), 0);
     CHECK_NEAR(r.sampling.temperature, 1.0, 0);
     CHECK_NEAR(r.sampling.top_p, 0.95, 1e-6); /* float */
@@ -147,7 +113,7 @@ TEST(openai_sampling_comes_from_the_request_or_the_model)
 
 TEST(openai_draws_another_seed_for_each_request_without_one)
 {
-    begin();
+    begin(200);
     CHECK_INT(completion("{\"prompt\": [1]}"), 0);
     uint64_t first = r.sampling.seed;
     CHECK_INT(completion("{\"prompt\": [1]}"), 0);
@@ -237,14 +203,14 @@ TEST(openai_completion_refuses_with_the_field)
          "not supported"},
         {"{\"prompt\": [1], \"model\": 4}", "model", "a string"},
     };
-    begin();
+    begin(200);
     CHECK_REFUSALS(list, completion);
     finish();
 }
 
 TEST(openai_refuses_unlimited_nesting)
 {
-    begin();
+    begin(200);
     struct buf body = {0};
     for (int i = 0; i < 100000; i++)
         buf_puts(&body, "{\"prompt\":");
@@ -256,7 +222,7 @@ TEST(openai_refuses_unlimited_nesting)
 
 TEST(openai_refuses_a_prompt_over_the_context)
 {
-    begin();
+    begin(200);
     struct buf body = {0};
     buf_puts(&body, "{\"prompt\": [1");
     for (int i = 1; i < 199; i++)
@@ -275,7 +241,7 @@ TEST(openai_refuses_a_prompt_over_the_context)
 
 TEST(openai_knows_the_model_by_name_base_name_or_silence)
 {
-    begin();
+    begin(200);
     CHECK_INT(completion("{\"prompt\": [1], \"model\": \"org/tiny\"}"), 0);
     CHECK_INT(completion("{\"prompt\": [1], \"model\": \"tiny\"}"), 0);
     CHECK_INT(completion("{\"prompt\": [1], \"model\": \"\"}"), 0);
@@ -288,7 +254,7 @@ TEST(openai_knows_the_model_by_name_base_name_or_silence)
 
 TEST(openai_chat_renders_the_template)
 {
-    begin();
+    begin(200);
     CHECK_INT(talk("{\"messages\": [{\"role\": \"system\", \"content\": \"Be brief.\"}, {\"role\": "
                    "\"user\", \"content\": [{\"type\": \"text\", \"text\": \"1+1\"}, "
                    "{\"type\": \"text\", \"text\": \"?\"}]}], \"max_completion_tokens\": 9}"),
@@ -313,7 +279,7 @@ TEST(openai_chat_renders_the_template)
 
 TEST(openai_chat_takes_tool_calls_and_results)
 {
-    begin();
+    begin(200);
     config.max_positions = 4000; /* the tools text is long */
     CHECK_INT(
         talk("{\"messages\": [{\"role\": \"user\", \"content\": \"w\"}, {\"role\": \"assistant\", "
@@ -388,7 +354,7 @@ TEST(openai_chat_refuses_with_the_field)
         {"{\"messages\": [" USER "], \"chat_template_kwargs\": 1}", "chat_template_kwargs",
          "an object"},
     };
-    begin();
+    begin(200);
     CHECK_REFUSALS(list, talk);
     finish();
 }
@@ -427,8 +393,7 @@ static bool takes(const char *text)
 
 TEST(openai_answers_of_a_certain_form_have_a_grammar)
 {
-    begin();
-    config.max_positions = 4000;
+    begin(4000);
     CHECK_INT(talk("{\"messages\": [" USER "]}"), 0);
     CHECK(!r.sampling.grammar);
     CHECK_INT(talk("{\"messages\": [" USER "], \"response_format\": {\"type\": \"json_object\"}}"),
@@ -452,7 +417,7 @@ TEST(openai_answers_of_a_certain_form_have_a_grammar)
 
 TEST(openai_tokenize_and_back)
 {
-    begin();
+    begin(200);
     CHECK_INT(openai_tokenize(&model, STR("{\"prompt\": \"a<think>\"}"), &out, &error), 0);
     json_t *v = parse(out.data);
     CHECK_INT(json_integer_value(at(v, "count")), 2);
@@ -484,7 +449,7 @@ TEST(openai_tokenize_and_back)
 
 TEST(openai_without_a_tokenizer_serves_ids_only)
 {
-    begin();
+    begin(200);
     model.tokenizer = NULL;
     model.chat = NULL;
     CHECK_INT(talk("{\"messages\": [" USER "]}"), E_INVALID);
@@ -493,7 +458,7 @@ TEST(openai_without_a_tokenizer_serves_ids_only)
     CHECK_HAS(error.message, "token ids");
     CHECK_INT(completion("{\"prompt\": [1], \"stop\": \"x\"}"), E_INVALID);
     CHECK_INT(completion("{\"prompt\": [1], \"return_token_ids\": true}"), 0);
-    token(4, SCHED_LENGTH);
+    scored_token(4, SCHED_LENGTH);
     openai_write_reply(&model, &r, &out);
     json_t *v = parse(out.data);
     CHECK_STR(json_string_value(at(v, "choices.0.text")), "");
@@ -504,12 +469,12 @@ TEST(openai_without_a_tokenizer_serves_ids_only)
 
 TEST(openai_reply_of_a_completion)
 {
-    begin();
+    begin(200);
     CHECK_INT(completion("{\"prompt\": [1, 2], \"return_token_ids\": true, "
                          "\"return_logits_hash\": true, \"logprobs\": 1}"),
               0);
-    token('h', SCHED_GOES_ON);
-    token('i', SCHED_STOP); /* the end has no text */
+    scored_token('h', SCHED_GOES_ON);
+    scored_token('i', SCHED_STOP); /* the end has no text */
     openai_write_reply(&model, &r, &out);
     json_t *v = parse(out.data);
     CHECK_STR(json_string_value(at(v, "object")), "text_completion");
@@ -530,12 +495,12 @@ TEST(openai_reply_of_a_completion)
 
 TEST(openai_reply_of_a_chat_splits_reasoning)
 {
-    begin();
+    begin(200);
     CHECK_INT(talk("{\"messages\": [" USER "], \"logprobs\": true, \"top_logprobs\": 1}"), 0);
-    token('w', SCHED_GOES_ON);
-    token(tokenizer_find(words, STR("</think>")), SCHED_GOES_ON);
-    token('o', SCHED_GOES_ON);
-    token('k', SCHED_LENGTH);
+    scored_token('w', SCHED_GOES_ON);
+    scored_token(tokenizer_find(words, STR("</think>")), SCHED_GOES_ON);
+    scored_token('o', SCHED_GOES_ON);
+    scored_token('k', SCHED_LENGTH);
     openai_write_reply(&model, &r, &out);
     json_t *v = parse(out.data);
     CHECK_STR(json_string_value(at(v, "object")), "chat.completion");
@@ -566,12 +531,12 @@ static json_t *event(int n)
 
 TEST(openai_events_carry_what_is_new)
 {
-    begin();
+    begin(200);
     CHECK_INT(talk("{\"messages\": [" USER "], \"stream\": true, \"stream_options\": "
                    "{\"include_usage\": true}, \"return_token_ids\": true, "
                    "\"chat_template_kwargs\": {\"enable_thinking\": false}}"),
               0);
-    token('a', SCHED_GOES_ON);
+    scored_token('a', SCHED_GOES_ON);
     openai_write_events(&model, &r, &out);
     json_t *v = event(0);
     CHECK_STR(json_string_value(at(v, "object")), "chat.completion.chunk");
@@ -582,8 +547,8 @@ TEST(openai_events_carry_what_is_new)
     json_decref(v);
     request_sent(&r);
     buf_reset(&out);
-    token('b', SCHED_GOES_ON);
-    token('c', SCHED_LENGTH);
+    scored_token('b', SCHED_GOES_ON);
+    scored_token('c', SCHED_LENGTH);
     openai_write_events(&model, &r, &out);
     v = event(0);
     CHECK(at(v, "choices.0.delta.role") == NULL);
@@ -613,14 +578,14 @@ TEST(openai_events_carry_what_is_new)
 }
 
 /* The model says this, markers as tokens and everything else byte by byte. */
-static void say(const char *text, enum sched_finish finish_)
+static void say_scored(const char *text, enum sched_finish finish_)
 {
     struct tokens ids = {0};
     CHECK_INT(tokenizer_encode(words, str_of(text), TOKENIZER_WITH_MARKERS, &ids), 0);
     for (size_t i = 0; i < ids.len; i++)
-        token(ids.ids[i], SCHED_GOES_ON);
+        scored_token(ids.ids[i], SCHED_GOES_ON);
     tokens_fini(&ids);
-    token(chat_end_id(&chat), finish_);
+    scored_token(chat_end_id(&chat), finish_);
 }
 
 #define CALLS \
@@ -630,10 +595,9 @@ static void say(const char *text, enum sched_finish finish_)
 
 TEST(openai_reply_holds_tool_calls)
 {
-    begin();
-    config.max_positions = 4000;
+    begin(4000);
     CHECK_INT(talk("{\"messages\": [" USER "], " TOOLS "}"), 0);
-    say(CALLS, SCHED_STOP);
+    say_scored(CALLS, SCHED_STOP);
     openai_write_reply(&model, &r, &out);
     json_t *v = parse(out.data), *message = at(v, "choices.0.message");
     CHECK_STR(json_string_value(at(message, "content")), "Well");
@@ -653,10 +617,10 @@ TEST(openai_reply_holds_tool_calls)
 
 TEST(openai_tool_call_without_content_has_null)
 {
-    begin();
-    config.max_positions = 4000;
+    begin(4000);
     CHECK_INT(talk("{\"messages\": [" USER "], " TOOLS "}"), 0);
-    say("hm\n</think>\n\n\n<minimax:tool_call>\n<invoke name=\"f\">\n<parameter name=\"b\">cut",
+    say_scored(
+        "hm\n</think>\n\n\n<minimax:tool_call>\n<invoke name=\"f\">\n<parameter name=\"b\">cut",
         SCHED_LENGTH);
     openai_write_reply(&model, &r, &out);
     json_t *v = parse(out.data);
@@ -671,10 +635,9 @@ TEST(openai_tool_call_without_content_has_null)
 
 TEST(openai_without_tools_a_call_is_content)
 {
-    begin();
-    config.max_positions = 4000;
+    begin(4000);
     CHECK_INT(talk("{\"messages\": [" USER "], \"tool_choice\": \"none\", " TOOLS "}"), 0);
-    say(CALLS, SCHED_STOP);
+    say_scored(CALLS, SCHED_STOP);
     openai_write_reply(&model, &r, &out);
     json_t *v = parse(out.data);
     CHECK_HAS(json_string_value(at(v, "choices.0.message.content")),
@@ -709,8 +672,7 @@ static void take_pieces(json_t *delta, int index, struct pieces *p)
 
 TEST(openai_events_stream_tool_calls)
 {
-    begin();
-    config.max_positions = 4000;
+    begin(4000);
     CHECK_INT(talk("{\"messages\": [" USER "], \"stream\": true, " TOOLS "}"), 0);
     struct tokens ids = {0};
     struct pieces first = {0}, second = {0};
@@ -718,7 +680,7 @@ TEST(openai_events_stream_tool_calls)
     CHECK_INT(tokenizer_encode(words, STR(CALLS), TOKENIZER_WITH_MARKERS, &ids), 0);
     tokens_push(&ids, chat_end_id(&chat));
     for (size_t i = 0; i < ids.len; i++) {
-        token(ids.ids[i], i + 1 < ids.len ? SCHED_GOES_ON : SCHED_STOP);
+        scored_token(ids.ids[i], i + 1 < ids.len ? SCHED_GOES_ON : SCHED_STOP);
         buf_reset(&out);
         openai_write_events(&model, &r, &out);
         request_sent(&r);
@@ -750,18 +712,18 @@ TEST(openai_events_stream_tool_calls)
 
 TEST(openai_events_wait_for_something_to_say)
 {
-    begin();
+    begin(200);
     CHECK_INT(completion("{\"prompt\": [1], \"stream\": true, \"stop\": \"xyz\"}"), 0);
-    token('a', SCHED_GOES_ON);
+    scored_token('a', SCHED_GOES_ON);
     openai_write_events(&model, &r, &out);
     CHECK(out.len > 0);
     request_sent(&r);
     buf_reset(&out);
-    token('x', SCHED_GOES_ON);
+    scored_token('x', SCHED_GOES_ON);
     openai_write_events(&model, &r, &out);
     CHECK_INT(out.len, 0);
-    token('y', SCHED_GOES_ON);
-    token('z', SCHED_GOES_ON);
+    scored_token('y', SCHED_GOES_ON);
+    scored_token('z', SCHED_GOES_ON);
     CHECK_INT(r.state, REQUEST_DONE);
     openai_write_events(&model, &r, &out);
     json_t *v = event(0);

@@ -8,79 +8,14 @@
 
 #include "base/err.h"
 #include "base/mem.h"
-#include "model/tokenizer_write.h"
 #include "tests/lib/cluster.h"
 #include "tests/lib/test.h"
-
-enum { VOCAB = 900 };
-static struct model_config config = {.vocab_size = VOCAB,
-                                     .max_positions = 4000,
-                                     .temperature = 1.0,
-                                     .top_p = 0.95,
-                                     .top_k_sampling = 40};
-static struct tokenizer *words;
-static struct chat chat;
-static struct openai_model model;
-static struct request r;
-static struct openai_error error;
-static struct buf out;
-
-static void begin(void)
-{
-    struct err e = {0};
-    if (tokenizer_write_synthetic("tokenizer.json", VOCAB, &e) < 0 ||
-        tokenizer_open(".", &words, &e) < 0 || chat_init(&chat, words, &e) < 0)
-        test_fail(__FILE__, __LINE__, "%s", e.text);
-    model = (struct openai_model){
-        .name = "org/tiny", .config = &config, .tokenizer = words, .chat = &chat, .created_s = 5};
-}
-
-static void finish(void)
-{
-    request_fini(&r);
-    buf_fini(&out);
-    tokenizer_free(&words);
-}
+#include "tests/unit/dialect_stage.h"
 
 static int ask(const char *body)
 {
-    request_fini(&r);
-    request_init(&r, REQUEST_RESPONSES, 7, 100);
-    error = (struct openai_error){0};
+    begin_request(REQUEST_RESPONSES);
     return responses_parse(&model, str_of(body), &r, &error);
-}
-
-static struct buf prompt_text(void)
-{
-    struct buf text = {0};
-    tokenizer_decode(words, r.prompt.ids, r.prompt.len, TOKENIZER_KEEP_SPECIAL, &text);
-    return text;
-}
-
-static void token(int32_t id, enum sched_finish finish_)
-{
-    struct sampled s = {.token = id};
-    if (r.state == REQUEST_RECEIVED) {
-        request_queued(&r);
-        request_started(&r);
-    }
-    request_token(&r, &s, finish_);
-}
-
-static struct tokens ids_of(const char *text)
-{
-    struct tokens ids = {0};
-    CHECK_INT(tokenizer_encode(words, str_of(text), TOKENIZER_WITH_MARKERS, &ids), 0);
-    tokens_push(&ids, chat_end_id(&chat));
-    return ids;
-}
-
-static void say(const char *text, enum sched_finish finish_)
-{
-    struct tokens ids = ids_of(text);
-    for (size_t i = 0; i < ids.len && !request_is_over(&r); i++)
-        token(ids.ids[i], i + 1 < ids.len ? SCHED_GOES_ON : finish_);
-    tokens_fini(&ids);
 }
 
 static json_t *reply(void)
@@ -103,7 +38,7 @@ static json_t *reply(void)
 
 TEST(responses_items_are_rendered_as_messages)
 {
-    begin();
+    begin(4000);
     CHECK_INT(
         ask("{\"input\": \"hi\", \"instructions\": \"S\", \"reasoning\": {\"effort\": \"none\"}, "
             "\"max_output_tokens\": 9, \"store\": true, \"metadata\": {}}"),
@@ -142,7 +77,7 @@ TEST(responses_items_are_rendered_as_messages)
 
 TEST(responses_reply_has_items)
 {
-    begin();
+    begin(4000);
     CHECK_INT(ask("{\"input\": \"x\", " TOOLS "}"), 0);
     r.max_tokens = 900;
     say(CALLS, SCHED_STOP);
@@ -229,7 +164,7 @@ static void check_stream(const char *text, size_t per_send)
 
 TEST(responses_events_are_the_reply_in_pieces)
 {
-    begin();
+    begin(4000);
     for (size_t per_send = 1; per_send < 40; per_send += 3) {
         check_stream(CALLS, per_send);
         check_stream("just thinking", per_send);
@@ -268,7 +203,7 @@ TEST(responses_refuse_with_the_field)
          "schema is missing"},
         {"{\"input\": \"x\", \"max_output_tokens\": 0}", "max_output_tokens", "between"},
     };
-    begin();
+    begin(4000);
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
         test_note("%s", list[i].body);
         CHECK_INT(ask(list[i].body), E_INVALID);
