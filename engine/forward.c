@@ -72,7 +72,7 @@ static int load_layer(struct forward *f, struct checkpoint *c, int index,
     layer->post_norm = attention_vector(&view.post_norm, view.has_offset_norms);
     if (!layer->attention.wq.is_borrowed)
         weights_advise_layer(c, index, MAPPING_DONE);
-    if (layer->has_mlp)
+    if (layer->has_mlp && layer->mlp.room)
         weights_advise_mlp(c, index, MAPPING_DONE);
     return 0;
 }

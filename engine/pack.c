@@ -69,8 +69,7 @@ static bool manifest_matches(struct pack_job *job)
 {
     struct packed_manifest *own = &job->manifest, found;
     struct err ignored;
-    if (packed_manifest_read(job->options->out_dir, own->n_layers, own->n_experts, &found,
-                             &ignored) < 0)
+    if (packed_manifest_read(job->options->out_dir, &own->shape, &found, &ignored) < 0)
         return false;
     bool matches = found.fingerprint == own->fingerprint && found.n_files == own->n_files &&
                    memcmp(found.parts, own->parts, sizeof own->parts) == 0;
@@ -249,7 +248,7 @@ static int pack_file(struct pack_job *job, int file, struct pending *next, struc
     uint64_t key = pack_file_key(job, file);
     size_t data_bytes = pack_file_data_bytes(job, file);
     int first, n, rc = 0;
-    pack_file_blobs(job, file, &first, &n);
+    packed_layer_blobs(m, file, &first, &n);
     uint64_t *hashes = mem_array((size_t)n, sizeof *hashes);
     if (packed_file_is_whole(path, key, data_bytes, n, hashes)) {
         for (int i = 0; i < n; i++)
@@ -357,7 +356,7 @@ static int open_job(struct pack_job *job, const struct pack_options *o, struct e
     job->config = checkpoint_config(job->source);
     rc = pack_plan(job, e);
     if (rc == 0)
-        rc = pack_measure_tensors(job, &job->kept_bytes, e);
+        rc = pack_measure_tensors(job, e);
     job->total_bytes += job->kept_bytes;
     return rc < 0 ? err_prefix(e, "%s", o->model_dir) : 0;
 }
@@ -365,6 +364,7 @@ static int open_job(struct pack_job *job, const struct pack_options *o, struct e
 static void close_job(struct pack_job *job)
 {
     pack_plan_fini(job);
+    pack_tensors_fini(job);
     checkpoint_close(&job->source);
 }
 

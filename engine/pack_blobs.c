@@ -1,7 +1,6 @@
 /* engine/pack_blobs.c - the packing job's matrices: who packs what, and where it goes.
  *
- * An expert is one task.  Attention and head, some of them far larger, are cut into ranges of
- * rows: panels of 16 rows and fp8 scales of 128 rows lie one after another in a matrix, so a
+ * An expert is one task.  The other parts, some of them far larger, are cut into ranges of rows: panels of 16 rows and fp8 scales of 128 rows lie one after another in a matrix, so a
  * range packed alone is a piece of the whole. */
 #include <string.h>
 
@@ -19,6 +18,7 @@ struct part_views {
     int n_views;
 };
 
+/* `layer` is the model's, except for experts, which are asked for among the layers with experts. */
 static int bind_part(struct pack_job *job, enum packed_part part, int layer, int expert,
                      struct part_views *out, struct err *e)
 {
@@ -31,14 +31,17 @@ static int bind_part(struct pack_job *job, enum packed_part part, int layer, int
         rc = weights_expert(job->source, layer, expert, &x, e);
         if (rc == 0)
             memcpy(out->views, (struct linear_view[]){x.gate, x.up, x.down}, 3 * sizeof x.gate);
-    } else if (part == PACKED_ATTENTION) {
-        rc = weights_layer(job->source, layer, &l, e);
-        if (rc == 0)
-            memcpy(out->views, (struct linear_view[]){l.wq, l.wk, l.wv, l.wo}, 4 * sizeof l.wq);
-    } else {
+    } else if (part == PACKED_HEAD) {
         rc = weights_model(job->source, &m, e);
         if (rc == 0)
             out->views[0] = m.lm_head;
+    } else {
+        rc = weights_layer(job->source, layer, &l, e);
+        if (rc == 0 && part == PACKED_ATTENTION)
+            memcpy(out->views, (struct linear_view[]){l.wq, l.wk, l.wv, l.wo}, 4 * sizeof l.wq);
+        else if (rc == 0)
+            memcpy(out->views, (struct linear_view[]){l.mlp.gate, l.mlp.up, l.mlp.down},
+                   3 * sizeof l.mlp.gate);
     }
     return rc;
 }
@@ -72,7 +75,10 @@ static int plan_part(struct pack_job *job, enum packed_part part, enum weight_fo
 {
     struct packed_part_info *info = &job->manifest.parts[part];
     struct part_views v;
-    int rc = bind_part(job, part, 0, 0, &v, e);
+    if (!packed_shape_has(&job->manifest.shape, part))
+        return 0;
+    int rc =
+        bind_part(job, part, part == PACKED_SHARED ? job->config->n_dense_layers : 0, 0, &v, e);
     if (rc < 0)
         return rc;
     *format = info->format = matrix_format(&v.views[0], *format);
@@ -94,17 +100,10 @@ static int plan_part(struct pack_job *job, enum packed_part part, enum weight_fo
     return 0;
 }
 
-void pack_file_blobs(const struct pack_job *job, int file, int *first, int *n)
-{
-    int per_layer = job->manifest.n_experts + 1;
-    *first = file * per_layer;
-    *n = file < job->manifest.n_layers ? per_layer : 1;
-}
-
 size_t pack_file_data_bytes(const struct pack_job *job, int file)
 {
     int first, n;
-    pack_file_blobs(job, file, &first, &n);
+    packed_layer_blobs(&job->manifest, file, &first, &n);
     const struct packed_blob_info *last = &job->manifest.blobs[first + n - 1];
     return last->offset + last->bytes;
 }
@@ -114,11 +113,10 @@ static void plan_file(struct pack_job *job, int file)
     struct packed_manifest *m = &job->manifest;
     size_t offset = 0;
     int first, n;
-    bool is_head = file == m->n_layers;
-    pack_file_blobs(job, file, &first, &n);
+    bool is_head = file == m->shape.n_layers;
+    packed_layer_blobs(m, file, &first, &n);
     for (int i = 0; i < n; i++) {
-        enum packed_part part = is_head ? PACKED_HEAD : i == 0 ? PACKED_ATTENTION : PACKED_EXPERTS;
-        size_t bytes = m->parts[part].blob_bytes;
+        size_t bytes = m->parts[packed_place_of(m, first + i).part].blob_bytes;
         m->blobs[first + i] =
             (struct packed_blob_info){.file = file, .offset = offset, .bytes = bytes};
         offset += mem_round_up(bytes, PACKED_ALIGN_BYTES);
@@ -155,8 +153,10 @@ static uint64_t plan_key(const struct pack_job *job)
     const struct packed_manifest *m = &job->manifest;
     struct buf text = {0};
     buf_printf(&text, "%d %llu %d %d %d %d", PACKED_VERSION, (unsigned long long)m->fingerprint,
-               m->n_layers, m->n_experts, c->hidden_size, c->expert_size);
+               m->shape.n_layers, m->shape.n_experts, c->hidden_size, c->expert_size);
     for (int part = 0; part < PACKED_PARTS; part++) {
+        if (!packed_shape_has(&m->shape, (enum packed_part)part))
+            continue;
         buf_printf(&text, " %s", format_name(m->parts[part].format));
         for (int i = 0; i < m->parts[part].n_matrices; i++)
             buf_printf(&text, " %zu", m->parts[part].matrix_bytes[i]);
@@ -175,24 +175,26 @@ uint64_t pack_file_key(const struct pack_job *job, int file)
 int pack_plan(struct pack_job *job, struct err *e)
 {
     struct packed_manifest *m = &job->manifest;
-    if (job->config->family != MODEL_MINIMAX_M2)
-        return err_set(e, E_UNIMPLEMENTED,
-                       "there is no packed form of MiniMax-M3; use the released folder as it is "
-                       "(weights.cache empty)");
-    packed_manifest_init(m, job->config->n_layers, job->config->n_experts);
+    struct packed_shape shape = packed_shape_of(job->config);
+    packed_manifest_init(m, &shape);
     job->formats = job->options->formats;
     int rc = checkpoint_formats(job->source, &job->formats, e);
     if (rc == 0)
         rc = checkpoint_fingerprint(job->source, &m->fingerprint, e);
     if (rc == 0)
         rc = plan_part(job, PACKED_EXPERTS, &job->formats.experts, e);
+    /* One format for all that is an expert: what the engine asks for. */
+    if (rc == 0)
+        rc = plan_part(job, PACKED_DENSE, &job->formats.experts, e);
+    if (rc == 0)
+        rc = plan_part(job, PACKED_SHARED, &job->formats.experts, e);
     if (rc == 0)
         rc = plan_part(job, PACKED_ATTENTION, &job->formats.attention, e);
     if (rc == 0)
         rc = plan_part(job, PACKED_HEAD, &job->formats.head, e);
     if (rc < 0)
         return rc;
-    m->n_files = m->n_layers + 1;
+    m->n_files = m->shape.n_layers + 1;
     m->files = mem_array((size_t)m->n_files, sizeof *m->files);
     for (int file = 0; file < m->n_files; file++)
         plan_file(job, file);
@@ -211,19 +213,26 @@ void pack_plan_fini(struct pack_job *job)
 
 /* ---- the tasks of one file ---- */
 
+/* A blob that is cut into ranges of rows. */
+struct cut_blob {
+    enum packed_part part;
+    int blob; /* in the manifest */
+    struct part_views views;
+};
+enum { MAX_CUT_BLOBS = 2 }; /* attention and MLP */
+
 struct range {
-    int matrix;
+    int of, matrix; /* which of the cut blobs, and its matrix */
     int64_t row, n_rows;
 };
 
 struct file_work {
     struct pack_job *job;
     struct packed_writer *writer;
-    int layer, first_blob; /* the blob that is cut into ranges */
-    enum packed_part part; /* its part */
-    struct part_views views;
+    int layer, n_cut;
+    struct cut_blob cut[MAX_CUT_BLOBS];
     struct range *ranges;
-    int n_ranges, n_experts;
+    int n_ranges, n_experts, first_expert; /* the blob of expert 0 */
     atomic_bool has_failed;
     struct err *error; /* written by the first task that fails */
 };
@@ -275,7 +284,7 @@ static int pack_into(struct file_work *w, const struct linear_view *v, enum weig
 static enum weight_format wanted(const struct pack_job *job, enum packed_part part)
 {
     const struct format_set *f = &job->options->formats;
-    return part == PACKED_EXPERTS ? f->experts : part == PACKED_ATTENTION ? f->attention : f->head;
+    return part == PACKED_ATTENTION ? f->attention : part == PACKED_HEAD ? f->head : f->experts;
 }
 
 static int pack_expert_into(struct file_work *w, int expert, char *room, struct err *e)
@@ -283,7 +292,8 @@ static int pack_expert_into(struct file_work *w, int expert, char *room, struct 
     struct pack_job *job = w->job;
     const struct packed_part_info *info = &job->manifest.parts[PACKED_EXPERTS];
     struct part_views v;
-    int rc = bind_part(job, PACKED_EXPERTS, w->layer, expert, &v, e);
+    int layer = w->layer - job->config->n_dense_layers;
+    int rc = bind_part(job, PACKED_EXPERTS, layer, expert, &v, e);
     for (int i = 0; i < v.n_views && rc == 0; i++) {
         rc =
             check_format(&v.views[i], wanted(job, PACKED_EXPERTS), info->format, PACKED_EXPERTS, e);
@@ -291,7 +301,7 @@ static int pack_expert_into(struct file_work *w, int expert, char *room, struct 
             rc = pack_into(w, &v.views[i], info->format, room, info->matrix_bytes[i], e);
         room += info->matrix_bytes[i];
     }
-    weights_advise_expert(job->source, w->layer, expert, MAPPING_DONE);
+    weights_advise_expert(job->source, layer, expert, MAPPING_DONE);
     return rc;
 }
 
@@ -300,10 +310,11 @@ static void pack_expert(struct file_work *w, int expert)
     struct pack_job *job = w->job;
     struct err e = {0};
     int next = expert + pool_threads(job->compute.pool);
-    struct packed_blob_info *blob = &job->manifest.blobs[w->first_blob + 1 + expert];
+    struct packed_blob_info *blob = &job->manifest.blobs[w->first_expert + expert];
     struct pack_room *room = take_room(job);
     if (next < w->n_experts)
-        weights_advise_expert(job->source, w->layer, next, MAPPING_SOON);
+        weights_advise_expert(job->source, w->layer - job->config->n_dense_layers, next,
+                              MAPPING_SOON);
     int rc = pack_expert_into(w, expert, room->data, &e);
     if (rc < 0)
         err_prefix(&e, "layer %d: expert %d", w->layer, expert);
@@ -341,7 +352,7 @@ static struct linear_view cut(const struct linear_view *v, const struct range *r
 static int put_range(struct file_work *w, const struct range *r, const struct matrix *m,
                      size_t offset, struct err *e)
 {
-    const struct linear_view *v = &w->views.views[r->matrix];
+    const struct linear_view *v = &w->cut[r->of].views.views[r->matrix];
     struct matrix whole;
     size_t bytes;
     int rc = matrix_layout(&whole, m->format, v->rows, v->cols, &bytes, e);
@@ -363,9 +374,10 @@ static int put_range(struct file_work *w, const struct range *r, const struct ma
 static int pack_range_into(struct file_work *w, const struct range *r, void *room, struct err *e)
 {
     const struct pack_job *job = w->job;
-    const struct packed_part_info *info = &job->manifest.parts[w->part];
-    struct linear_view v = cut(&w->views.views[r->matrix], r);
-    size_t offset = job->manifest.blobs[w->first_blob].offset, bytes = 0;
+    const struct cut_blob *b = &w->cut[r->of];
+    const struct packed_part_info *info = &job->manifest.parts[b->part];
+    struct linear_view v = cut(&b->views.views[r->matrix], r);
+    size_t offset = job->manifest.blobs[b->blob].offset, bytes = 0;
     for (int i = 0; i < r->matrix; i++)
         offset += info->matrix_bytes[i];
     struct matrix m;
@@ -383,10 +395,12 @@ static int pack_range_into(struct file_work *w, const struct range *r, void *roo
 }
 
 /* All of it: what another thread still reads comes back from the page cache. */
-static void release_source(const struct file_work *w)
+static void release_source(const struct file_work *w, enum packed_part part)
 {
-    if (w->part == PACKED_HEAD)
+    if (part == PACKED_HEAD)
         weights_advise_model(w->job->source, MAPPING_DONE);
+    else if (part != PACKED_ATTENTION)
+        weights_advise_mlp(w->job->source, w->layer, MAPPING_DONE);
     else
         weights_advise_layer(w->job->source, w->layer, MAPPING_DONE);
 }
@@ -394,18 +408,19 @@ static void release_source(const struct file_work *w)
 static void pack_range(struct file_work *w, const struct range *r)
 {
     struct pack_job *job = w->job;
+    const struct cut_blob *b = &w->cut[r->of];
     struct err e = {0};
     char text[PACKED_BLOB_TEXT_BYTES];
     struct pack_room *room = take_room(job);
     int rc = pack_range_into(w, r, room->data, &e);
-    release_source(w);
+    release_source(w, b->part);
     atomic_store(&room->is_taken, false);
     if (rc < 0) {
-        err_prefix(&e, "%s", packed_blob_text(&job->manifest, w->first_blob, text));
+        err_prefix(&e, "%s", packed_blob_text(&job->manifest, b->blob, text));
         fail(w, &e);
     }
-    const struct linear_view *v = &w->views.views[r->matrix];
-    pack_add_progress(job, job->manifest.parts[w->part].matrix_bytes[r->matrix] *
+    const struct linear_view *v = &b->views.views[r->matrix];
+    pack_add_progress(job, job->manifest.parts[b->part].matrix_bytes[r->matrix] *
                                (size_t)r->n_rows / (size_t)v->rows);
 }
 
@@ -420,32 +435,54 @@ static void run_task(void *ctx, int task)
         pack_expert(w, task - w->n_ranges);
 }
 
+/* Appends, or without an array only counts. */
+static void add_ranges(struct file_work *w, int of, int matrix)
+{
+    const struct linear_view *v = &w->cut[of].views.views[matrix];
+    int64_t step = rows_at_once(v);
+    for (int64_t row = 0; row < v->rows; row += step, w->n_ranges++)
+        if (w->ranges)
+            w->ranges[w->n_ranges] =
+                (struct range){.of = of,
+                               .matrix = matrix,
+                               .row = row,
+                               .n_rows = v->rows - row < step ? v->rows - row : step};
+}
+
 static void list_ranges(struct file_work *w)
 {
     for (int pass = 0; pass < 2; pass++) {
         w->n_ranges = 0;
-        for (int i = 0; i < w->views.n_views; i++) {
-            const struct linear_view *v = &w->views.views[i];
-            int64_t step = rows_at_once(v);
-            for (int64_t row = 0; row < v->rows; row += step, w->n_ranges++)
-                if (pass == 1)
-                    w->ranges[w->n_ranges] =
-                        (struct range){.matrix = i,
-                                       .row = row,
-                                       .n_rows = v->rows - row < step ? v->rows - row : step};
-        }
+        for (int of = 0; of < w->n_cut; of++)
+            for (int i = 0; i < w->cut[of].views.n_views; i++)
+                add_ranges(w, of, i);
         if (pass == 0)
             w->ranges = mem_array((size_t)w->n_ranges, sizeof *w->ranges);
     }
 }
 
-static int start_work(struct file_work *w, struct err *e)
+/* Binds what is cut in this file and checks how it is stored. */
+static int start_work(struct file_work *w, int file, struct err *e)
 {
     struct pack_job *job = w->job;
-    const struct packed_part_info *info = &job->manifest.parts[w->part];
-    int rc = bind_part(job, w->part, w->layer, 0, &w->views, e);
-    for (int i = 0; i < w->views.n_views && rc == 0; i++)
-        rc = check_format(&w->views.views[i], wanted(job, w->part), info->format, w->part, e);
+    const struct packed_manifest *m = &job->manifest;
+    int first, n, rc = 0;
+    packed_layer_blobs(m, file, &first, &n);
+    for (int i = 0; i < n && rc == 0; i++) {
+        struct packed_place place = packed_place_of(m, first + i);
+        if (place.part == PACKED_EXPERTS) {
+            w->first_expert = first + i;
+            w->n_experts = n - i;
+            break;
+        }
+        struct cut_blob *b = &w->cut[w->n_cut++];
+        b->part = place.part;
+        b->blob = first + i;
+        rc = bind_part(job, b->part, place.layer, 0, &b->views, e);
+        for (int k = 0; k < b->views.n_views && rc == 0; k++)
+            rc = check_format(&b->views.views[k], wanted(job, b->part), m->parts[b->part].format,
+                              b->part, e);
+    }
     if (rc == 0)
         list_ranges(w);
     return rc;
@@ -453,23 +490,18 @@ static int start_work(struct file_work *w, struct err *e)
 
 int pack_write_blobs(struct pack_job *job, int file, struct packed_writer *writer, struct err *e)
 {
-    bool is_head = file == job->manifest.n_layers;
-    int n_blobs;
     struct err error = {0};
-    struct file_work w = {.job = job,
-                          .writer = writer,
-                          .layer = is_head ? 0 : file,
-                          .part = is_head ? PACKED_HEAD : PACKED_ATTENTION,
-                          .n_experts = is_head ? 0 : job->manifest.n_experts,
-                          .error = &error};
-    pack_file_blobs(job, file, &w.first_blob, &n_blobs);
-    int rc = start_work(&w, e);
+    struct file_work w = {.job = job, .writer = writer, .layer = file, .error = &error};
+    int rc = start_work(&w, file, e);
     if (rc < 0)
         return rc;
     pool_run(job->compute.pool, run_task, &w, w.n_ranges + w.n_experts);
     mem_free(w.ranges);
     if (atomic_load(&w.has_failed))
         return err_set(e, error.code, "%s", error.text);
-    struct packed_blob_info *blob = &job->manifest.blobs[w.first_blob];
-    return packed_writer_hash(writer, blob->offset, blob->bytes, &blob->hash, e);
+    for (int i = 0; i < w.n_cut && rc == 0; i++) {
+        struct packed_blob_info *blob = &job->manifest.blobs[w.cut[i].blob];
+        rc = packed_writer_hash(writer, blob->offset, blob->bytes, &blob->hash, e);
+    }
+    return rc;
 }

@@ -18,53 +18,80 @@ enum { PIECE_BYTES = 4 << 20, RELEASE_BYTES = 64 << 20 };
 
 /* ---- tensors ---- */
 
-/* Of each layer; names and shapes are checked by model/weights.c before this. */
-static const char *const layer_tensors[] = {
-    "input_layernorm.weight",       "self_attn.q_norm.weight",
-    "self_attn.k_norm.weight",      "post_attention_layernorm.weight",
-    "block_sparse_moe.gate.weight", "block_sparse_moe.e_score_correction_bias",
-};
-static const char *const model_tensors[] = {"model.embed_tokens.weight", "model.norm.weight"};
-enum {
-    LAYER_TENSORS = sizeof layer_tensors / sizeof *layer_tensors,
-    MODEL_TENSORS = sizeof model_tensors / sizeof *model_tensors
-};
-
-static int n_kept_tensors(const struct pack_job *job)
+static void keep(struct pack_job *job, int layer, const char *name)
 {
-    return MODEL_TENSORS + LAYER_TENSORS * job->config->n_layers;
+    const char *prefix = config_tensor_prefix(job->config);
+    char *to = job->kept[job->n_tensors++];
+    int len = layer < 0
+                  ? snprintf(to, TENSOR_NAME_BYTES, "%s%s", prefix, name)
+                  : snprintf(to, TENSOR_NAME_BYTES, "%smodel.layers.%d.%s", prefix, layer, name);
+    must(len > 0 && len < TENSOR_NAME_BYTES);
 }
 
-static int find_kept(struct pack_job *job, int i, char name[TENSOR_NAME_BYTES], struct tensor *t,
-                     struct err *e)
+/* The matrix of an index projection, and its scale where it has one. */
+static int keep_projection(struct pack_job *job, int layer, const char *name, const char *scale,
+                           struct err *e)
 {
-    if (i < MODEL_TENSORS)
-        snprintf(name, TENSOR_NAME_BYTES, "%s", model_tensors[i]);
-    else
-        snprintf(name, TENSOR_NAME_BYTES, "model.layers.%d.%s", (i - MODEL_TENSORS) / LAYER_TENSORS,
-                 layer_tensors[(i - MODEL_TENSORS) % LAYER_TENSORS]);
-    return checkpoint_find(job->source, name, t, e);
-}
-
-int pack_measure_tensors(struct pack_job *job, int64_t *bytes, struct err *e)
-{
-    char name[TENSOR_NAME_BYTES];
     struct tensor t;
+    keep(job, layer, name);
+    int rc = checkpoint_find(job->source, job->kept[job->n_tensors - 1], &t, e);
+    if (rc == 0 && t.dtype == DTYPE_F8_E4M3)
+        keep(job, layer, scale);
+    return rc;
+}
+
+/* Names and shapes are checked by model/weights.c before this. */
+static int keep_layer(struct pack_job *job, int layer, struct err *e)
+{
     int rc = 0;
-    *bytes = 0;
-    for (int i = 0; i < n_kept_tensors(job) && rc == 0; i++) {
-        rc = find_kept(job, i, name, &t, e);
+    keep(job, layer, "input_layernorm.weight");
+    keep(job, layer, "self_attn.q_norm.weight");
+    keep(job, layer, "self_attn.k_norm.weight");
+    keep(job, layer, "post_attention_layernorm.weight");
+    if (layer >= job->config->n_dense_layers) {
+        keep(job, layer, "block_sparse_moe.gate.weight");
+        keep(job, layer, "block_sparse_moe.e_score_correction_bias");
+    }
+    if (!config_is_sparse(job->config, layer))
+        return 0;
+    keep(job, layer, "self_attn.index_q_norm.weight");
+    keep(job, layer, "self_attn.index_k_norm.weight");
+    rc = keep_projection(job, layer, "self_attn.index_q_proj.weight",
+                         "self_attn.index_q_proj.weight_scale_inv", e);
+    if (rc == 0)
+        rc = keep_projection(job, layer, "self_attn.index_k_proj.weight",
+                             "self_attn.index_k_proj.weight_scale_inv", e);
+    return rc;
+}
+
+int pack_measure_tensors(struct pack_job *job, struct err *e)
+{
+    enum { OF_MODEL = 2, OF_LAYER = 12 };
+    struct tensor t;
+    int n_layers = job->config->n_layers, rc = 0;
+    job->kept = mem_array((size_t)n_layers * OF_LAYER + OF_MODEL, sizeof *job->kept);
+    keep(job, -1, "model.embed_tokens.weight");
+    keep(job, -1, "model.norm.weight");
+    for (int layer = 0; layer < n_layers && rc == 0; layer++)
+        rc = keep_layer(job, layer, e);
+    for (int i = 0; i < job->n_tensors && rc == 0; i++) {
+        rc = checkpoint_find(job->source, job->kept[i], &t, e);
         if (rc == 0)
-            *bytes += (int64_t)t.size_bytes;
+            job->kept_bytes += (int64_t)t.size_bytes;
     }
     return rc;
 }
 
+void pack_tensors_fini(struct pack_job *job)
+{
+    mem_free(job->kept);
+}
+
 static int write_tensor(struct pack_job *job, struct safetensors_writer *w, int i, struct err *e)
 {
-    char name[TENSOR_NAME_BYTES];
+    const char *name = job->kept[i];
     struct tensor t;
-    int rc = find_kept(job, i, name, &t, e);
+    int rc = checkpoint_find(job->source, name, &t, e);
     for (size_t at = 0; rc == 0 && at < t.size_bytes; at += PIECE_BYTES) {
         size_t n = t.size_bytes - at < PIECE_BYTES ? t.size_bytes - at : PIECE_BYTES;
         rc = safetensors_write(w, (const char *)t.data + at, n, e);
@@ -78,16 +105,16 @@ static int write_tensor(struct pack_job *job, struct safetensors_writer *w, int 
 
 /* Declared as found: shapes are the model's own. */
 static int declare(struct pack_job *job, struct safetensors_declaration *declarations,
-                   char (*names)[TENSOR_NAME_BYTES], struct err *e)
+                   struct err *e)
 {
     int rc = 0;
-    for (int i = 0; i < n_kept_tensors(job) && rc == 0; i++) {
+    for (int i = 0; i < job->n_tensors && rc == 0; i++) {
         struct tensor t;
-        rc = find_kept(job, i, names[i], &t, e);
+        rc = checkpoint_find(job->source, job->kept[i], &t, e);
         if (rc < 0)
             break;
         declarations[i] = (struct safetensors_declaration){
-            .name = names[i], .dtype = t.dtype, .n_dims = t.n_dims};
+            .name = job->kept[i], .dtype = t.dtype, .n_dims = t.n_dims};
         memcpy(declarations[i].dims, t.dims, sizeof t.dims);
     }
     return rc;
@@ -95,12 +122,11 @@ static int declare(struct pack_job *job, struct safetensors_declaration *declara
 
 static int write_tensors(struct pack_job *job, const char *path, struct err *e)
 {
-    int n = n_kept_tensors(job);
+    int n = job->n_tensors;
     struct err finish_error = {0};
     struct safetensors_writer *w;
     struct safetensors_declaration *declarations = mem_array((size_t)n, sizeof *declarations);
-    char(*names)[TENSOR_NAME_BYTES] = mem_array((size_t)n, sizeof *names);
-    int rc = declare(job, declarations, names, e);
+    int rc = declare(job, declarations, e);
     if (rc == 0)
         rc = safetensors_create(path, declarations, n, &w, e);
     if (rc == 0) {
@@ -111,7 +137,6 @@ static int write_tensors(struct pack_job *job, const char *path, struct err *e)
         rc = rc < 0 ? rc : finish_rc;
     }
     mem_free(declarations);
-    mem_free(names);
     return rc;
 }
 

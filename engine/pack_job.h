@@ -29,6 +29,8 @@ struct pack_job {
     struct compute compute;
     struct pack_room *rooms; /* one per thread */
     size_t room_bytes;
+    char (*kept)[TENSOR_NAME_BYTES]; /* [n_tensors]: of model.safetensors, in its order */
+    int n_tensors;
     int64_t total_bytes, kept_bytes; /* all; of model.safetensors */
     int n_kept;
     struct owner owner; /* the calling thread, which alone tells the progress */
@@ -45,15 +47,14 @@ void pack_plan_fini(struct pack_job *job);
 /* The key of one file, and where its last blob ends. */
 uint64_t pack_file_key(const struct pack_job *job, int file);
 size_t pack_file_data_bytes(const struct pack_job *job, int file);
-/* Blobs of a file: [first, first + n) of the manifest. */
-void pack_file_blobs(const struct pack_job *job, int file, int *first, int *n);
 /* Fills a file; hashes go into the manifest. */
 int pack_write_blobs(struct pack_job *job, int file, struct packed_writer *w, struct err *e);
 
 /* ---- pack_files.c: everything else ---- */
 
-/* Bytes of the tensors that are not packed. */
-int pack_measure_tensors(struct pack_job *job, int64_t *bytes, struct err *e);
+/* Lists the tensors that are not packed, and counts their bytes. */
+int pack_measure_tensors(struct pack_job *job, struct err *e);
+void pack_tensors_fini(struct pack_job *job);
 /* model.safetensors, unless an earlier run finished it. */
 int pack_write_tensors(struct pack_job *job, struct err *e);
 /* config.json, the tokenizer, whatever is small and no weights. */

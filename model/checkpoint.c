@@ -146,13 +146,8 @@ static int find_packed(struct checkpoint *c, struct err *e)
 {
     if (!packed_is_here(c->dir))
         return 0;
-    if (c->config.family != MODEL_MINIMAX_M2)
-        return err_set(e, E_UNIMPLEMENTED,
-                       "%s/" PACKED_MANIFEST ": there is no packed form of MiniMax-M3; use the "
-                       "released folder",
-                       c->dir);
-    int rc =
-        packed_open(c->dir, c->config.n_layers, c->config.n_experts, &c->options, &c->packed, e);
+    struct packed_shape shape = packed_shape_of(&c->config);
+    int rc = packed_open(c->dir, &shape, &c->options, &c->packed, e);
     if (rc == 0) {
         rc = check_fingerprint(c, e);
         if (rc < 0)

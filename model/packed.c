@@ -59,14 +59,14 @@ static int check_file(const struct packed *p, int file, struct err *e)
     return rc;
 }
 
-int packed_open(const char *dir, int n_layers, int n_experts, const struct checkpoint_options *o,
-                struct packed **out, struct err *e)
+int packed_open(const char *dir, const struct packed_shape *shape,
+                const struct checkpoint_options *o, struct packed **out, struct err *e)
 {
     struct packed *p = mem_alloc(sizeof *p);
     *out = NULL;
     p->dir = mem_string(dir);
     p->options = *o;
-    int rc = packed_manifest_read(dir, n_layers, n_experts, &p->manifest, e);
+    int rc = packed_manifest_read(dir, shape, &p->manifest, e);
     for (int i = 0; i < p->manifest.n_files && rc == 0; i++)
         rc = check_file(p, i, e);
     if (rc < 0) {

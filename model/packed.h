@@ -1,9 +1,9 @@
 /* model/packed.h - our own on-disk form: matrices as the kernels want them.
  *
  * A packed directory is a Hugging Face directory (config.json, tokenizer files, a
- * model.safetensors with embedding, norms and routers as stored) whose other matrices lie in
- * `*.packed` files: one for each layer (its attention, then its experts, each a blob) and one
- * for the head.  It has the fingerprint of the checkpoint that it was made from.  packed.json
+ * model.safetensors with embedding, norms, routers and index projections as stored) whose other
+ * matrices lie in `*.packed` files: one for each layer (its attention, its dense MLP or shared
+ * expert, then its experts, each a blob) and one for the head.  It has the fingerprint of the checkpoint that it was made from.  packed.json
  * (model/packed_manifest.h), written last, says where each blob is.
  *
  * A `*.packed` file is its blobs, each at a multiple of PACKED_ALIGN_BYTES, and a trailer with
@@ -29,8 +29,8 @@ struct packed;
 /* Whether DIR holds a packed.json. */
 bool packed_is_here(const char *dir);
 /* Reads the manifest and compares every file's size with it; maps nothing. */
-int packed_open(const char *dir, int n_layers, int n_experts, const struct checkpoint_options *o,
-                struct packed **out, struct err *e);
+int packed_open(const char *dir, const struct packed_shape *shape,
+                const struct checkpoint_options *o, struct packed **out, struct err *e);
 void packed_close(struct packed **p);
 const struct packed_manifest *packed_contents(const struct packed *p);
 /* How many files have been mapped so far. */

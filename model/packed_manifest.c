@@ -12,8 +12,14 @@
 
 enum { MANIFEST_LIMIT_BYTES = 1 << 30, MAX_FILES = 65536, MATRIX_ALIGN_BYTES = 64 };
 
-static const char *const part_names[PACKED_PARTS] = {"experts", "attention", "head"};
-static const int part_matrices[PACKED_PARTS] = {3, 4, 1};
+static const char *const part_names[PACKED_PARTS] = {
+    [PACKED_EXPERTS] = "experts", [PACKED_ATTENTION] = "attention", [PACKED_HEAD] = "head",
+    [PACKED_DENSE] = "dense",     [PACKED_SHARED] = "shared",
+};
+static const int part_matrices[PACKED_PARTS] = {
+    [PACKED_EXPERTS] = 3, [PACKED_ATTENTION] = 4, [PACKED_HEAD] = 1,
+    [PACKED_DENSE] = 3,   [PACKED_SHARED] = 3,
+};
 
 const char *packed_part_name(enum packed_part part)
 {
@@ -25,17 +31,112 @@ int packed_part_matrices(enum packed_part part)
     return part_matrices[part];
 }
 
-void packed_manifest_init(struct packed_manifest *m, int n_layers, int n_experts)
+struct packed_shape packed_shape_of(const struct model_config *c)
 {
-    *m = (struct packed_manifest){.n_layers = n_layers, .n_experts = n_experts};
-    int64_t n_blobs = (int64_t)n_layers * (n_experts + 1) + 1;
+    return (struct packed_shape){.n_layers = c->n_layers,
+                                 .n_experts = c->n_experts,
+                                 .n_dense_layers = c->n_dense_layers,
+                                 .has_shared = c->shared_size > 0};
+}
+
+bool packed_shape_has(const struct packed_shape *s, enum packed_part part)
+{
+    return part == PACKED_DENSE ? s->n_dense_layers > 0 : part != PACKED_SHARED || s->has_shared;
+}
+
+/* ---- which blob is where ---- */
+
+enum { DENSE_LAYER_BLOBS = 2 }; /* attention, MLP */
+
+static int blobs_before_experts(const struct packed_shape *s)
+{
+    return 1 + s->has_shared;
+}
+
+/* Of the layers before `layer`. */
+static int64_t blobs_before(const struct packed_shape *s, int layer)
+{
+    int64_t per_layer = (int64_t)s->n_experts + blobs_before_experts(s);
+    if (layer <= s->n_dense_layers)
+        return (int64_t)layer * DENSE_LAYER_BLOBS;
+    return (int64_t)s->n_dense_layers * DENSE_LAYER_BLOBS + (layer - s->n_dense_layers) * per_layer;
+}
+
+void packed_layer_blobs(const struct packed_manifest *m, int layer, int *first, int *n)
+{
+    must(layer >= 0 && layer <= m->shape.n_layers);
+    bool is_head = layer == m->shape.n_layers;
+    *first = (int)blobs_before(&m->shape, layer);
+    *n = is_head ? 1 : (int)blobs_before(&m->shape, layer + 1) - *first;
+}
+
+int packed_blob_index(const struct packed_manifest *m, enum packed_part part, int layer, int expert)
+{
+    const struct packed_shape *s = &m->shape;
+    if (part == PACKED_HEAD)
+        return m->n_blobs - 1;
+    must(layer >= 0 && layer < s->n_layers && packed_shape_has(s, part));
+    must(part == PACKED_ATTENTION || (layer < s->n_dense_layers) == (part == PACKED_DENSE));
+    must(part != PACKED_EXPERTS || (expert >= 0 && expert < s->n_experts));
+    int first = (int)blobs_before(s, layer);
+    return part == PACKED_ATTENTION ? first
+           : part == PACKED_EXPERTS ? first + blobs_before_experts(s) + expert
+                                    : first + 1;
+}
+
+struct packed_place packed_place_of(const struct packed_manifest *m, int index)
+{
+    const struct packed_shape *s = &m->shape;
+    struct packed_place p = {.part = PACKED_HEAD};
+    int dense = s->n_dense_layers * DENSE_LAYER_BLOBS;
+    int per_layer = s->n_experts + blobs_before_experts(s);
+    if (index == m->n_blobs - 1)
+        return p;
+    bool is_dense = index < dense;
+    p.layer =
+        is_dense ? index / DENSE_LAYER_BLOBS : s->n_dense_layers + (index - dense) / per_layer;
+    int within = is_dense ? index % DENSE_LAYER_BLOBS : (index - dense) % per_layer;
+    if (within == 0) {
+        p.part = PACKED_ATTENTION;
+    } else if (is_dense || within < blobs_before_experts(s)) {
+        p.part = is_dense ? PACKED_DENSE : PACKED_SHARED;
+    } else {
+        p.part = PACKED_EXPERTS;
+        p.expert = within - blobs_before_experts(s);
+    }
+    return p;
+}
+
+const char *packed_blob_text(const struct packed_manifest *m, int index,
+                             char out[PACKED_BLOB_TEXT_BYTES])
+{
+    struct packed_place p = packed_place_of(m, index);
+    if (p.part == PACKED_HEAD)
+        snprintf(out, PACKED_BLOB_TEXT_BYTES, "head");
+    else if (p.part == PACKED_EXPERTS)
+        snprintf(out, PACKED_BLOB_TEXT_BYTES, "layer %d: expert %d", p.layer, p.expert);
+    else
+        snprintf(out, PACKED_BLOB_TEXT_BYTES, "layer %d: %s%s", p.layer, part_names[p.part],
+                 p.part == PACKED_ATTENTION ? ""
+                 : p.part == PACKED_DENSE   ? " MLP"
+                                            : " expert");
+    return out;
+}
+
+/* ---- memory ---- */
+
+void packed_manifest_init(struct packed_manifest *m, const struct packed_shape *shape)
+{
+    *m = (struct packed_manifest){.shape = *shape};
+    int64_t n_blobs = blobs_before(shape, shape->n_layers) + 1;
     must(n_blobs <= INT32_MAX);
     m->n_blobs = (int)n_blobs;
     m->blobs = mem_array((size_t)n_blobs, sizeof *m->blobs);
     for (int i = 0; i < m->n_blobs; i++)
         m->blobs[i].file = -1;
     for (int part = 0; part < PACKED_PARTS; part++)
-        m->parts[part].n_matrices = part_matrices[part];
+        if (packed_shape_has(shape, (enum packed_part)part))
+            m->parts[part].n_matrices = part_matrices[part];
 }
 
 void packed_manifest_fini(struct packed_manifest *m)
@@ -45,45 +146,6 @@ void packed_manifest_fini(struct packed_manifest *m)
     mem_free(m->files);
     mem_free(m->blobs);
     *m = (struct packed_manifest){0};
-}
-
-int packed_blob_index(const struct packed_manifest *m, enum packed_part part, int layer, int expert)
-{
-    if (part == PACKED_HEAD)
-        return m->n_blobs - 1;
-    must(layer >= 0 && layer < m->n_layers);
-    must(part == PACKED_ATTENTION || (expert >= 0 && expert < m->n_experts));
-    return layer * (m->n_experts + 1) + (part == PACKED_EXPERTS ? 1 + expert : 0);
-}
-
-/* What the blob at `index` is. */
-struct place {
-    enum packed_part part;
-    int layer, expert;
-};
-
-static struct place place_of(const struct packed_manifest *m, int index)
-{
-    struct place p = {.part = PACKED_HEAD};
-    if (index == m->n_blobs - 1)
-        return p;
-    p.layer = index / (m->n_experts + 1);
-    p.expert = index % (m->n_experts + 1) - 1;
-    p.part = p.expert < 0 ? PACKED_ATTENTION : PACKED_EXPERTS;
-    return p;
-}
-
-const char *packed_blob_text(const struct packed_manifest *m, int index,
-                             char out[PACKED_BLOB_TEXT_BYTES])
-{
-    struct place p = place_of(m, index);
-    if (p.part == PACKED_HEAD)
-        snprintf(out, PACKED_BLOB_TEXT_BYTES, "head");
-    else if (p.part == PACKED_ATTENTION)
-        snprintf(out, PACKED_BLOB_TEXT_BYTES, "layer %d: attention", p.layer);
-    else
-        snprintf(out, PACKED_BLOB_TEXT_BYTES, "layer %d: expert %d", p.layer, p.expert);
-    return out;
 }
 
 /* ---- reading ---- */
@@ -139,15 +201,22 @@ static int read_place(const json_t *entry, const struct packed_manifest *m, int 
 {
     const char *name = json_string_value(json_object_get(entry, "part"));
     size_t layer = 0, expert = 0;
+    const struct packed_shape *s = &m->shape;
     int part = 0, rc = 0;
     while (part < PACKED_PARTS && (!name || strcmp(name, part_names[part]) != 0))
         part++;
-    if (part == PACKED_PARTS)
-        return err_set(e, E_CORRUPT, "part: expected one of experts, attention, head");
+    if (part == PACKED_PARTS || !packed_shape_has(s, (enum packed_part)part))
+        return err_set(e, E_CORRUPT, "part: expected one of experts, attention, head%s%s",
+                       packed_shape_has(s, PACKED_DENSE) ? ", dense" : "",
+                       packed_shape_has(s, PACKED_SHARED) ? ", shared" : "");
     if (part != PACKED_HEAD)
-        rc = take_number(entry, "layer", (size_t)m->n_layers - 1, &layer, e);
+        rc = take_number(entry, "layer", (size_t)s->n_layers - 1, &layer, e);
     if (rc == 0 && part == PACKED_EXPERTS)
-        rc = take_number(entry, "expert", (size_t)m->n_experts - 1, &expert, e);
+        rc = take_number(entry, "expert", (size_t)s->n_experts - 1, &expert, e);
+    bool is_anywhere = part == PACKED_HEAD || part == PACKED_ATTENTION;
+    if (rc == 0 && !is_anywhere && ((int)layer < s->n_dense_layers) != (part == PACKED_DENSE))
+        return err_set(e, E_CORRUPT, "layer: layer %zu of this model has no %s", layer,
+                       part_names[part]);
     if (rc == 0)
         *out = packed_blob_index(m, (enum packed_part)part, (int)layer, (int)expert);
     return rc;
@@ -172,7 +241,7 @@ static int read_blob(const json_t *entry, struct packed_manifest *m, int file, i
         rc = take_hex(entry, "hash", &blob.hash, e);
     if (rc < 0)
         return err_prefix(e, "%s", text);
-    size_t expected = m->parts[place_of(m, *index).part].blob_bytes;
+    size_t expected = m->parts[packed_place_of(m, *index).part].blob_bytes;
     if (blob.bytes != expected)
         return err_set(e, E_CORRUPT, "%s: bytes is %zu, its matrices have %zu", text, blob.bytes,
                        expected);
@@ -287,19 +356,40 @@ static int check_version(const json_t *root, struct err *e)
     return 0;
 }
 
-static int check_shape(const json_t *root, int n_layers, int n_experts, struct err *e)
+static int check_shape(const json_t *root, const struct packed_shape *s, struct err *e)
 {
-    size_t layers, experts;
+    size_t layers, experts, dense = 0;
+    bool has_shared = json_is_true(json_object_get(root, "shared"));
     int rc = take_number(root, "layers", INT32_MAX, &layers, e);
     if (rc == 0)
         rc = take_number(root, "experts", INT32_MAX, &experts, e);
+    if (rc == 0 && json_object_get(root, "dense_layers"))
+        rc = take_number(root, "dense_layers", INT32_MAX, &dense, e);
     if (rc < 0)
         return rc;
-    if (layers != (size_t)n_layers || experts != (size_t)n_experts)
+    if (layers != (size_t)s->n_layers || experts != (size_t)s->n_experts)
         return err_set(e, E_PRECONDITION,
                        "layers and experts are %zu and %zu, config.json says %d and %d: another "
                        "model's manifest; pack the model again",
-                       layers, experts, n_layers, n_experts);
+                       layers, experts, s->n_layers, s->n_experts);
+    if (dense != (size_t)s->n_dense_layers || has_shared != s->has_shared)
+        return err_set(e, E_PRECONDITION,
+                       "dense_layers is %zu and shared %s, config.json says %d and %s: another "
+                       "model's manifest; pack the model again",
+                       dense, has_shared ? "true" : "false", s->n_dense_layers,
+                       s->has_shared ? "true" : "false");
+    return 0;
+}
+
+/* The engine has one format for everything that is an expert. */
+static int check_formats(const struct packed_manifest *m, struct err *e)
+{
+    static const enum packed_part alike[] = {PACKED_DENSE, PACKED_SHARED};
+    enum weight_format format = m->parts[PACKED_EXPERTS].format;
+    for (size_t i = 0; i < sizeof alike / sizeof *alike; i++)
+        if (packed_shape_has(&m->shape, alike[i]) && m->parts[alike[i]].format != format)
+            return err_set(e, E_CORRUPT, "parts.%s.format: expected %s, that of the experts",
+                           part_names[alike[i]], format_name(format));
     return 0;
 }
 
@@ -307,13 +397,17 @@ static int read_manifest(const json_t *root, struct packed_manifest *m, struct e
 {
     int rc = take_hex(root, "fingerprint", &m->fingerprint, e);
     for (int part = 0; part < PACKED_PARTS && rc == 0; part++)
-        rc = read_part(json_object_get(root, "parts"), (enum packed_part)part, &m->parts[part], e);
+        if (packed_shape_has(&m->shape, (enum packed_part)part))
+            rc = read_part(json_object_get(root, "parts"), (enum packed_part)part, &m->parts[part],
+                           e);
+    if (rc == 0)
+        rc = check_formats(m, e);
     if (rc == 0)
         rc = read_files(json_object_get(root, "files"), m, e);
     return rc;
 }
 
-int packed_manifest_parse(const void *data, size_t bytes, int n_layers, int n_experts,
+int packed_manifest_parse(const void *data, size_t bytes, const struct packed_shape *shape,
                           struct packed_manifest *m, struct err *e)
 {
     *m = (struct packed_manifest){0};
@@ -325,9 +419,9 @@ int packed_manifest_parse(const void *data, size_t bytes, int n_layers, int n_ex
         return e->code;
     int rc = check_version(root, e);
     if (rc == 0)
-        rc = check_shape(root, n_layers, n_experts, e);
+        rc = check_shape(root, shape, e);
     if (rc == 0) {
-        packed_manifest_init(m, n_layers, n_experts);
+        packed_manifest_init(m, shape);
         rc = read_manifest(root, m, e);
     }
     if (rc < 0)
@@ -336,15 +430,15 @@ int packed_manifest_parse(const void *data, size_t bytes, int n_layers, int n_ex
     return rc;
 }
 
-int packed_manifest_read(const char *dir, int n_layers, int n_experts, struct packed_manifest *m,
-                         struct err *e)
+int packed_manifest_read(const char *dir, const struct packed_shape *shape,
+                         struct packed_manifest *m, struct err *e)
 {
     struct buf text = {0};
     char *path = mem_format("%s/" PACKED_MANIFEST, dir);
     *m = (struct packed_manifest){0};
     int rc = buf_read_file(&text, path, MANIFEST_LIMIT_BYTES, e);
     if (rc == 0) {
-        rc = packed_manifest_parse(text.data, text.len, n_layers, n_experts, m, e);
+        rc = packed_manifest_parse(text.data, text.len, shape, m, e);
         if (rc < 0)
             err_prefix(e, "%s", path);
     }
@@ -367,7 +461,7 @@ static void put_part(const struct packed_part_info *info, enum packed_part part,
 static void put_blob(const struct packed_manifest *m, int index, struct buf *out)
 {
     const struct packed_blob_info *blob = &m->blobs[index];
-    struct place p = place_of(m, index);
+    struct packed_place p = packed_place_of(m, index);
     buf_printf(out, "    {\"part\": \"%s\", ", part_names[p.part]);
     if (p.part != PACKED_HEAD)
         buf_printf(out, "\"layer\": %d, ", p.layer);
@@ -382,10 +476,16 @@ void packed_manifest_text(const struct packed_manifest *m, struct buf *out)
 {
     buf_printf(out,
                "{\"polymath_packed\": %d,\n \"fingerprint\": \"%016" PRIx64
-               "\",\n \"layers\": %d, \"experts\": %d,\n \"parts\": {",
-               PACKED_VERSION, m->fingerprint, m->n_layers, m->n_experts);
+               "\",\n \"layers\": %d, \"experts\": %d,",
+               PACKED_VERSION, m->fingerprint, m->shape.n_layers, m->shape.n_experts);
+    if (m->shape.n_dense_layers > 0)
+        buf_printf(out, " \"dense_layers\": %d,", m->shape.n_dense_layers);
+    if (m->shape.has_shared)
+        buf_puts(out, " \"shared\": true,");
+    buf_puts(out, "\n \"parts\": {");
     for (int part = 0; part < PACKED_PARTS; part++)
-        put_part(&m->parts[part], (enum packed_part)part, out);
+        if (packed_shape_has(&m->shape, (enum packed_part)part))
+            put_part(&m->parts[part], (enum packed_part)part, out);
     buf_puts(out, "},\n \"files\": [");
     int index = 0;
     for (int file = 0; file < m->n_files; file++) {

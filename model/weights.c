@@ -211,6 +211,11 @@ static int mlp_size(const struct model_config *m, int layer, const char **part)
     return is_dense ? m->dense_size : m->shared_size;
 }
 
+static enum packed_part mlp_part(const struct model_config *m, int layer)
+{
+    return layer < m->n_dense_layers ? PACKED_DENSE : PACKED_SHARED;
+}
+
 static int bind_mlp(struct checkpoint *c, int layer, struct layer_view *v, struct err *e)
 {
     const struct model_config *m = checkpoint_config(c);
@@ -220,18 +225,14 @@ static int bind_mlp(struct checkpoint *c, int layer, struct layer_view *v, struc
     if (!v->has_mlp)
         return 0;
     struct full_name prefix = layer_prefix(m, layer, part);
+    struct linear_view *const views[] = {&v->mlp.gate, &v->mlp.up, &v->mlp.down};
     v->mlp = (struct expert_view){
         .gate = {.label = "gate_proj", .rows = size, .cols = m->hidden_size},
         .up = {.label = "up_proj", .rows = size, .cols = m->hidden_size},
         .down = {.label = "down_proj", .rows = m->hidden_size, .cols = size},
         .activation = m->activation,
     };
-    int rc = bind_linear(c, prefix.text, &v->mlp.gate, e);
-    if (rc == 0)
-        rc = bind_linear(c, prefix.text, &v->mlp.up, e);
-    if (rc == 0)
-        rc = bind_linear(c, prefix.text, &v->mlp.down, e);
-    return rc;
+    return bind_part(c, mlp_part(m, layer), layer, 0, prefix.text, views, e);
 }
 
 static int bind_router(struct checkpoint *c, int layer, struct layer_view *v, struct err *e)
@@ -314,7 +315,7 @@ int weights_expert(struct checkpoint *c, int layer, int expert, struct expert_vi
         .activation = m->activation,
     };
     struct linear_view *const views[] = {&v.gate, &v.up, &v.down};
-    int rc = bind_part(c, PACKED_EXPERTS, layer, expert, prefix.text, views, e);
+    int rc = bind_part(c, PACKED_EXPERTS, layer + m->n_dense_layers, expert, prefix.text, views, e);
     if (rc == 0)
         *out = v;
     return rc;
@@ -345,6 +346,8 @@ static const char *const labels[PACKED_PARTS][PACKED_MAX_MATRICES] = {
     [PACKED_EXPERTS] = {"w1", "w3", "w2"},
     [PACKED_ATTENTION] = {"q_proj", "k_proj", "v_proj", "o_proj"},
     [PACKED_HEAD] = {"lm_head"},
+    [PACKED_DENSE] = {"gate_proj", "up_proj", "down_proj"},
+    [PACKED_SHARED] = {"gate_proj", "up_proj", "down_proj"},
 };
 
 static void advise(struct checkpoint *c, enum packed_part part, int layer, int expert,
@@ -363,7 +366,8 @@ static void advise(struct checkpoint *c, enum packed_part part, int layer, int e
 void weights_advise_expert(struct checkpoint *c, int layer, int expert, enum mapping_advice a)
 {
     const struct model_config *m = checkpoint_config(c);
-    advise(c, PACKED_EXPERTS, layer, expert, expert_prefix(m, layer, expert).text, a);
+    advise(c, PACKED_EXPERTS, layer + m->n_dense_layers, expert,
+           expert_prefix(m, layer, expert).text, a);
 }
 
 void weights_advise_layer(struct checkpoint *c, int layer, enum mapping_advice a)
@@ -374,14 +378,11 @@ void weights_advise_layer(struct checkpoint *c, int layer, enum mapping_advice a
 
 void weights_advise_mlp(struct checkpoint *c, int layer, enum mapping_advice a)
 {
-    static const char *const names[] = {"gate_proj.weight", "up_proj.weight", "down_proj.weight"};
     const struct model_config *m = checkpoint_config(c);
     const char *part;
     if (mlp_size(m, layer, &part) == 0)
         return;
-    struct full_name prefix = layer_prefix(m, layer, part);
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        checkpoint_advise(c, join(prefix.text, names[i]).text, a);
+    advise(c, mlp_part(m, layer), layer, 0, layer_prefix(m, layer, part).text, a);
 }
 
 void weights_advise_model(struct checkpoint *c, enum mapping_advice a)

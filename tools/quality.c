@@ -150,7 +150,8 @@ static void report(const struct quality_options *o, const struct quality_ids *id
             one("relative_error", "relative error", quality_layer_error(l)),
             one("experts_shared", "of the experts shared", quality_layer_overlap(l)),
             one("sets_equal", "of the sets equal", quality_layer_equal_sets(l))};
-        bench_report_row(&r, name, metrics, 3);
+        /* A dense layer chooses nothing. */
+        bench_report_row(&r, name, metrics, l->n_slots > 0 ? 3 : 1);
     }
     bench_report_end(&r);
 }

@@ -85,21 +85,32 @@ static int add_matrix(struct scales *s, enum kind kind, const struct linear_view
     return 0;
 }
 
+static int add_expert(struct scales *s, const struct expert_view *x, struct err *e)
+{
+    const struct linear_view *matrices[] = {&x->gate, &x->up, &x->down};
+    int rc = 0;
+    for (int k = 0; k < 3 && rc == 0; k++)
+        rc = add_matrix(s, KIND_GATE + k, matrices[k], e);
+    return rc;
+}
+
+/* A dense MLP or a shared expert counts as an expert. */
 static int add_layer(struct scales *s, int layer, struct err *e)
 {
     struct layer_view view;
-    int n_experts = checkpoint_config(s->checkpoint)->n_experts;
+    const struct model_config *c = checkpoint_config(s->checkpoint);
     int rc = weights_layer(s->checkpoint, layer, &view, e);
     const struct linear_view *attention[] = {&view.wq, &view.wk, &view.wv, &view.wo};
     for (int i = 0; i < 4 && rc == 0; i++)
         rc = add_matrix(s, KIND_Q + i, attention[i], e);
-    for (int i = 0; i < SAMPLED_EXPERTS && rc == 0; i++) {
+    if (rc == 0 && view.has_mlp)
+        rc = add_expert(s, &view.mlp, e);
+    for (int i = 0; i < SAMPLED_EXPERTS && rc == 0 && view.has_experts; i++) {
         struct expert_view expert;
-        rc = weights_expert(s->checkpoint, layer, (int)((int64_t)i * n_experts / SAMPLED_EXPERTS),
-                            &expert, e);
-        const struct linear_view *matrices[] = {&expert.gate, &expert.up, &expert.down};
-        for (int k = 0; k < 3 && rc == 0; k++)
-            rc = add_matrix(s, KIND_GATE + k, matrices[k], e);
+        rc = weights_expert(s->checkpoint, layer - c->n_dense_layers,
+                            (int)((int64_t)i * c->n_experts / SAMPLED_EXPERTS), &expert, e);
+        if (rc == 0)
+            rc = add_expert(s, &expert, e);
     }
     return rc;
 }

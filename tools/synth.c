@@ -257,7 +257,7 @@ static void print_help(void)
            "  --no-tokenizer       leave tokenizer.json out\n"
            "  --out DIR            where to write; must be new or empty\n"
            "  --gguf FILE          write the same model as one GGUF file instead, which llama.cpp\n"
-           "                       and its kin read\n"
+           "                       and its kin read (M2 presets)\n"
            "  --gguf-type TYPE     q8_0 (default), q4_0 or bf16 for its matrices\n"
            "  --packed FORMATS     write DIR in packed form at once, with random panels in these\n"
            "                       formats (such as q4): for models too large to write twice\n"
@@ -414,9 +414,10 @@ static int walk(struct request *r, int argc, char **argv, enum walk_kind kind, s
 
 static int write_model(const struct request *r, struct err *e)
 {
-    if (r->options.config.family != MODEL_MINIMAX_M2 && (r->gguf || r->is_packed))
-        return err_set(e, E_UNIMPLEMENTED, "--%s is for M2's presets only",
-                       r->gguf ? "gguf" : "packed");
+    if (r->options.config.family != MODEL_MINIMAX_M2 && r->gguf)
+        return err_set(e, E_UNIMPLEMENTED,
+                       "--gguf is for M2's presets only: readers of GGUF do not agree about M3's "
+                       "sparse attention, so the file would not be the same model; use --out");
     if (r->gguf)
         return synth_gguf_write(&r->options, r->gguf_type, r->gguf, e);
     if (r->is_packed)

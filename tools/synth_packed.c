@@ -23,8 +23,8 @@ struct job {
 
     /* The file in progress: its experts, each a task. */
     struct packed_writer *writer;
-    int first_blob;
-    void **rooms; /* [threads], of an expert */
+    int first_expert; /* the blob of expert 0 */
+    void **rooms;     /* [threads], of an expert */
     atomic_int next, done;
     atomic_bool has_failed;
     struct err *error;
@@ -55,60 +55,58 @@ static int plan_parts(struct job *job, const struct model_config *c, const struc
     const int64_t experts[][2] = {{wide, hidden}, {wide, hidden}, {hidden, wide}};
     const int64_t attention[][2] = {{q, hidden}, {kv, hidden}, {kv, hidden}, {hidden, q}};
     const int64_t head[][2] = {{c->vocab_size, hidden}};
-    packed_manifest_init(&job->manifest, c->n_layers, c->n_experts);
+    const int64_t dense[][2] = {
+        {c->dense_size, hidden}, {c->dense_size, hidden}, {hidden, c->dense_size}};
+    const int64_t shared[][2] = {
+        {c->shared_size, hidden}, {c->shared_size, hidden}, {hidden, c->shared_size}};
+    struct packed_shape shape = packed_shape_of(c);
+    packed_manifest_init(&job->manifest, &shape);
     int rc = plan_part(job, PACKED_EXPERTS, f->experts, experts, e);
     if (rc == 0)
         rc = plan_part(job, PACKED_ATTENTION, f->attention, attention, e);
+    if (rc == 0 && packed_shape_has(&shape, PACKED_DENSE))
+        rc = plan_part(job, PACKED_DENSE, f->experts, dense, e);
+    if (rc == 0 && packed_shape_has(&shape, PACKED_SHARED))
+        rc = plan_part(job, PACKED_SHARED, f->experts, shared, e);
     return rc == 0 ? plan_part(job, PACKED_HEAD, f->head, head, e) : rc;
-}
-
-static enum packed_part part_of(const struct job *job, int file, int i)
-{
-    return file == job->manifest.n_layers ? PACKED_HEAD
-           : i == 0                       ? PACKED_ATTENTION
-                                          : PACKED_EXPERTS;
-}
-
-static int blobs_of(const struct job *job, int file)
-{
-    return file == job->manifest.n_layers ? 1 : 1 + job->manifest.n_experts;
 }
 
 static size_t data_end(const struct job *job, int file)
 {
-    int last = job->first_blob + blobs_of(job, file) - 1;
-    return job->manifest.blobs[last].offset + job->manifest.blobs[last].bytes;
+    int first, n;
+    packed_layer_blobs(&job->manifest, file, &first, &n);
+    const struct packed_blob_info *last = &job->manifest.blobs[first + n - 1];
+    return last->offset + last->bytes;
 }
 
 static int64_t plan_files(struct job *job)
 {
     struct packed_manifest *m = &job->manifest;
     int64_t total = 0;
-    m->n_files = m->n_layers + 1;
+    m->n_files = m->shape.n_layers + 1;
     m->files = mem_array((size_t)m->n_files, sizeof(*m->files));
-    job->first_blob = 0;
     for (int file = 0; file < m->n_files; file++) {
         size_t offset = 0;
-        int n = blobs_of(job, file);
-        for (int i = 0; i < n; i++) {
-            size_t bytes = m->parts[part_of(job, file, i)].blob_bytes;
-            m->blobs[job->first_blob + i] =
-                (struct packed_blob_info){.file = file, .offset = offset, .bytes = bytes};
+        int first, n;
+        packed_layer_blobs(m, file, &first, &n);
+        for (int i = first; i < first + n; i++) {
+            size_t bytes = m->parts[packed_place_of(m, i).part].blob_bytes;
+            m->blobs[i] = (struct packed_blob_info){.file = file, .offset = offset, .bytes = bytes};
             offset += mem_round_up(bytes, PACKED_ALIGN_BYTES);
         }
-        m->files[file].name =
-            file == m->n_layers ? mem_string("head.packed") : mem_format("layer-%05d.packed", file);
+        m->files[file].name = file == m->shape.n_layers ? mem_string("head.packed")
+                                                        : mem_format("layer-%05d.packed", file);
         m->files[file].bytes = packed_file_bytes(data_end(job, file), n);
         total += (int64_t)m->files[file].bytes;
-        job->first_blob += n;
     }
     return total;
 }
 
 /* ---- blobs ---- */
 
-static int write_blob(struct job *job, int index, enum packed_part part, void *room, struct err *e)
+static int write_blob(struct job *job, int index, void *room, struct err *e)
 {
+    enum packed_part part = packed_place_of(&job->manifest, index).part;
     const struct packed_part_info *info = &job->manifest.parts[part];
     struct packed_blob_info *blob = &job->manifest.blobs[index];
     uint8_t *at = room;
@@ -130,7 +128,7 @@ static void experts_task(void *ctx, int task)
         int i = atomic_fetch_add(&job->next, 1);
         if (i >= job->done || atomic_load(&job->has_failed))
             return;
-        if (write_blob(job, job->first_blob + 1 + i, PACKED_EXPERTS, job->rooms[task], &e) < 0 &&
+        if (write_blob(job, job->first_expert + i, job->rooms[task], &e) < 0 &&
             !atomic_exchange(&job->has_failed, true))
             *job->error = e;
     }
@@ -139,7 +137,7 @@ static void experts_task(void *ctx, int task)
 /* In batches, after each of which the progress is told. */
 static int write_experts(struct job *job, struct err *e)
 {
-    int n_threads = pool_threads(job->pool), n_experts = job->manifest.n_experts;
+    int n_threads = pool_threads(job->pool), n_experts = job->manifest.shape.n_experts;
     size_t each = job->manifest.parts[PACKED_EXPERTS].blob_bytes;
     job->error = e;
     for (int at = 0; at < n_experts && !job->has_failed; at = job->done) {
@@ -152,14 +150,15 @@ static int write_experts(struct job *job, struct err *e)
     return job->has_failed ? e->code : 0;
 }
 
-/* Attention or head: too large to have one room per thread. */
-static int write_single(struct job *job, enum packed_part part, struct err *e)
+/* No expert: too large to have one room per thread. */
+static int write_single(struct job *job, int index, struct err *e)
 {
+    enum packed_part part = packed_place_of(&job->manifest, index).part;
     size_t bytes = job->manifest.parts[part].blob_bytes;
     void *room = mem_weights(bytes);
     if (!room)
         return err_set(e, E_NOMEM, "no memory for %s: %zu bytes", packed_part_name(part), bytes);
-    int rc = write_blob(job, job->first_blob, part, room, e);
+    int rc = write_blob(job, index, room, e);
     mem_weights_free(room, bytes);
     progress_add(&job->progress, (int64_t)bytes);
     return rc;
@@ -167,19 +166,23 @@ static int write_single(struct job *job, enum packed_part part, struct err *e)
 
 static int write_file(struct job *job, int file, struct err *e)
 {
-    int n = blobs_of(job, file);
-    bool is_head = file == job->manifest.n_layers;
+    int first, n;
+    packed_layer_blobs(&job->manifest, file, &first, &n);
     uint64_t *hashes = mem_array((size_t)n, sizeof(*hashes));
     const uint64_t key[2] = {job->key, (uint64_t)file};
     char *path = mem_format("%s/%s", job->options->dir, job->manifest.files[file].name);
     int rc = packed_writer_open(path, packed_hash(key, sizeof(key)), data_end(job, file), n,
                                 &job->writer, e);
     if (rc == 0) {
-        rc = write_single(job, is_head ? PACKED_HEAD : PACKED_ATTENTION, e);
-        if (rc == 0 && !is_head)
-            rc = write_experts(job, e);
+        for (int i = first; i < first + n && rc == 0; i++) {
+            bool is_expert = packed_place_of(&job->manifest, i).part == PACKED_EXPERTS;
+            job->first_expert = i;
+            rc = is_expert ? write_experts(job, e) : write_single(job, i, e);
+            if (is_expert)
+                break;
+        }
         for (int i = 0; i < n; i++)
-            hashes[i] = job->manifest.blobs[job->first_blob + i].hash;
+            hashes[i] = job->manifest.blobs[first + i].hash;
         if (rc == 0)
             rc = packed_writer_finish(&job->writer, hashes, e);
         else
@@ -193,11 +196,8 @@ static int write_file(struct job *job, int file, struct err *e)
 static int write_files(struct job *job, struct err *e)
 {
     int rc = 0;
-    job->first_blob = 0;
-    for (int file = 0; file < job->manifest.n_files && rc == 0; file++) {
+    for (int file = 0; file < job->manifest.n_files && rc == 0; file++)
         rc = write_file(job, file, e);
-        job->first_blob += blobs_of(job, file);
-    }
     return rc == 0 ? packed_write_manifest(job->options->dir, &job->manifest, e) : rc;
 }
 

@@ -393,8 +393,12 @@ int synth_write(const struct synth_options *o, struct err *e)
         if (o->contents != SYNTH_ALL)
             synth_list_drop(&job.list, ".experts.");
         if (o->contents == SYNTH_NO_MATRICES) {
-            synth_list_drop(&job.list, "_proj.weight");
-            synth_list_drop(&job.list, "lm_head.");
+            /* Index projections are never packed. */
+            static const char *const packed[] = {".q_proj.",    ".k_proj.",  ".v_proj.",
+                                                 ".o_proj.",    ".up_proj.", ".gate_proj.",
+                                                 ".down_proj.", "lm_head."};
+            for (size_t i = 0; i < sizeof packed / sizeof *packed; i++)
+                synth_list_drop(&job.list, packed[i]);
         }
         rc = check_room(o->dir, job.list.total_bytes, e);
     }

@@ -282,6 +282,38 @@ TEST_WITHIN(one_answer_of_m3_whatever_the_cluster, 180)
     buf_fini(&got);
 }
 
+/* What `polymath pack` makes of M3 is what a node would have made of the released folder. */
+TEST_WITHIN(one_answer_of_packed_m3, 120)
+{
+    static const struct {
+        const char *format, *settings[4];
+    } ways[] = {
+        {"q8", {"model.path=packed"}},
+        {"experts=q4,attention=q8,head=bf16",
+         {"weights.format=experts=q4,attention=q8,head=bf16", "weights.cache=cache"}},
+    };
+    struct buf output = {0}, want = {0}, got = {0};
+    cluster_use_preset("m3-tiny");
+    const char *const pack[] = {"pack", "--model", cluster_model(), "--format",
+                                "q8",   "--out",   "packed",        NULL};
+    if (cluster_run("polymath", pack, &output) != 0)
+        test_fail(__FILE__, __LINE__, "polymath pack: %s", output.data);
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        const char *const options[] = {"--format", ways[i].format, NULL};
+        struct cluster c;
+        answer_of_oracle(long_prompt, options, &want);
+        cluster_settings(ways[i].settings);
+        cluster_start(&c, 2, (int)i, NULL);
+        answer_of_cluster(&c, long_prompt, &got);
+        CHECK_STR(got.data, want.data);
+        cluster_stop(&c);
+        CHECK(system("rm -f *.log *.sock") == 0);
+    }
+    buf_fini(&output);
+    buf_fini(&want);
+    buf_fini(&got);
+}
+
 /* ---- the hash test of numerics.md 7, in every format ---------------------------------- */
 
 /* A sanitizer looks for something else than the bits, which the plain build compares in full. */

@@ -15,16 +15,21 @@
 #include "tests/lib/test.h"
 
 enum { LAYERS = 2, EXPERTS = 3, KEY = 77 };
+static const struct packed_shape plain = {.n_layers = LAYERS, .n_experts = EXPERTS};
+static const struct packed_shape like_m3 = {
+    .n_layers = LAYERS, .n_experts = EXPERTS, .n_dense_layers = 1, .has_shared = true};
 
 /* Two layer files and one for the head, all blobs small. */
-static void make_manifest(struct packed_manifest *m)
+static void make_manifest(struct packed_manifest *m, const struct packed_shape *shape)
 {
     static const size_t sizes[PACKED_PARTS][PACKED_MAX_MATRICES] = {
-        {64, 128, 192}, {64, 64, 64, 128}, {4096}};
-    packed_manifest_init(m, LAYERS, EXPERTS);
+        {64, 128, 192}, {64, 64, 64, 128}, {4096}, {64, 64, 128}, {128, 192, 64}};
+    packed_manifest_init(m, shape);
     m->fingerprint = 0x0123456789abcdef;
     for (int part = 0; part < PACKED_PARTS; part++) {
         struct packed_part_info *info = &m->parts[part];
+        if (!packed_shape_has(shape, (enum packed_part)part))
+            continue;
         info->format = part == PACKED_HEAD ? FORMAT_BF16 : FORMAT_Q8;
         for (int i = 0; i < info->n_matrices; i++) {
             info->matrix_bytes[i] = sizes[part][i];
@@ -33,28 +38,25 @@ static void make_manifest(struct packed_manifest *m)
     }
     m->n_files = LAYERS + 1;
     m->files = mem_array((size_t)m->n_files, sizeof *m->files);
-    for (int i = 0; i < m->n_blobs; i++) {
-        int in_file = i % (EXPERTS + 1);
-        enum packed_part part = i == m->n_blobs - 1 ? PACKED_HEAD
-                                : in_file == 0      ? PACKED_ATTENTION
-                                                    : PACKED_EXPERTS;
-        m->blobs[i] = (struct packed_blob_info){.file = i / (EXPERTS + 1),
-                                                .offset = (size_t)in_file * PACKED_ALIGN_BYTES,
-                                                .bytes = m->parts[part].blob_bytes,
-                                                .hash = 0xf000000000000000 + (uint64_t)i};
-    }
     for (int file = 0; file < m->n_files; file++) {
-        int n = file == LAYERS ? 1 : EXPERTS + 1;
+        int first, n;
+        packed_layer_blobs(m, file, &first, &n);
+        for (int i = 0; i < n; i++)
+            m->blobs[first + i] = (struct packed_blob_info){
+                .file = file,
+                .offset = (size_t)i * PACKED_ALIGN_BYTES,
+                .bytes = m->parts[packed_place_of(m, first + i).part].blob_bytes,
+                .hash = 0xf000000000000000 + (uint64_t)(first + i)};
         m->files[file].name = mem_format("%c.packed", 'a' + file);
         m->files[file].bytes = packed_file_bytes((size_t)n * PACKED_ALIGN_BYTES, n);
     }
 }
 
-static struct buf manifest_text(void)
+static struct buf manifest_text(const struct packed_shape *shape)
 {
     struct packed_manifest m;
     struct buf text = {0};
-    make_manifest(&m);
+    make_manifest(&m, shape);
     packed_manifest_text(&m, &text);
     packed_manifest_fini(&m);
     return text;
@@ -63,10 +65,10 @@ static struct buf manifest_text(void)
 TEST(packed_manifest_comes_back_as_it_was_written)
 {
     struct packed_manifest m, back;
-    struct buf text = manifest_text();
+    struct buf text = manifest_text(&plain);
     char name[PACKED_BLOB_TEXT_BYTES];
-    make_manifest(&m);
-    CHECK_INT(packed_manifest_parse(text.data, text.len, LAYERS, EXPERTS, &back, NULL), 0);
+    make_manifest(&m, &plain);
+    CHECK_INT(packed_manifest_parse(text.data, text.len, &plain, &back, NULL), 0);
     CHECK(back.fingerprint == m.fingerprint);
     CHECK_BYTES(back.parts, m.parts, sizeof m.parts);
     CHECK_INT(back.n_files, m.n_files);
@@ -90,10 +92,35 @@ TEST(packed_manifest_comes_back_as_it_was_written)
     buf_fini(&text);
 }
 
-/* The manifest with the first `from` replaced, read again. */
-static int parse_changed(const char *from, const char *to, struct err *e)
+/* A dense layer, then one with a shared expert: every blob has one place, whatever is asked. */
+TEST(packed_manifest_of_m3_knows_dense_layers_and_the_shared_expert)
 {
-    struct buf text = manifest_text(), changed = {0};
+    static const char *const names[] = {
+        "layer 0: attention", "layer 0: dense MLP", "layer 1: attention", "layer 1: shared expert",
+        "layer 1: expert 0",  "layer 1: expert 1",  "layer 1: expert 2",  "head"};
+    struct packed_manifest m;
+    struct buf text = manifest_text(&like_m3), again = {0};
+    char name[PACKED_BLOB_TEXT_BYTES];
+    CHECK_INT(packed_manifest_parse(text.data, text.len, &like_m3, &m, NULL), 0);
+    CHECK_INT(m.n_blobs, 8);
+    for (int i = 0; i < m.n_blobs; i++) {
+        struct packed_place p = packed_place_of(&m, i);
+        CHECK_STR(packed_blob_text(&m, i, name), names[i]);
+        CHECK_INT(packed_blob_index(&m, p.part, p.layer, p.expert), i);
+        CHECK(m.blobs[i].hash == 0xf000000000000000 + (uint64_t)i);
+    }
+    packed_manifest_text(&m, &again);
+    CHECK(str_equal(buf_str(&text), buf_str(&again)));
+    packed_manifest_fini(&m);
+    buf_fini(&again);
+    buf_fini(&text);
+}
+
+/* The manifest with the first `from` replaced, read again. */
+static int parse_changed(const struct packed_shape *shape, const char *from, const char *to,
+                         struct err *e)
+{
+    struct buf text = manifest_text(shape), changed = {0};
     struct packed_manifest m;
     *e = (struct err){0};
     size_t at = str_find(buf_str(&text), str_of(from));
@@ -101,7 +128,7 @@ static int parse_changed(const char *from, const char *to, struct err *e)
     buf_append(&changed, text.data, at);
     buf_puts(&changed, to);
     buf_puts(&changed, text.data + at + strlen(from));
-    int rc = packed_manifest_parse(changed.data, changed.len, LAYERS, EXPERTS, &m, e);
+    int rc = packed_manifest_parse(changed.data, changed.len, shape, &m, e);
     packed_manifest_fini(&m);
     buf_fini(&text);
     buf_fini(&changed);
@@ -151,7 +178,37 @@ TEST(packed_manifest_that_lies_is_refused)
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct err e;
-        int rc = parse_changed(rows[i].from, rows[i].to, &e);
+        int rc = parse_changed(&plain, rows[i].from, rows[i].to, &e);
+        test_note("%s: %s", rows[i].to, e.text);
+        CHECK_INT(rc, rows[i].code);
+        CHECK_HAS(e.text, rows[i].says);
+    }
+}
+
+TEST(packed_manifest_of_m3_that_lies_is_refused)
+{
+    static const struct {
+        const char *from, *to, *says;
+        int code;
+    } rows[] = {
+        {"\"dense_layers\": 1", "\"dense_layers\": 2", "another model", E_PRECONDITION},
+        {"\"dense_layers\": 1, ", "", "dense_layers is 0", E_PRECONDITION},
+        {"\"dense_layers\": 1", "\"dense_layers\": \"1\"", "dense_layers: expected", E_CORRUPT},
+        {"\"shared\": true", "\"shared\": false", "shared false", E_PRECONDITION},
+        {"\"dense\": {\"format\": \"q8\"", "\"dense\": {\"format\": \"q4\"",
+         "parts.dense.format: expected q8", E_CORRUPT},
+        {"\"shared\": {", "\"sharing\": {", "parts.shared.format", E_CORRUPT},
+        {"\"part\": \"dense\", \"layer\": 0", "\"part\": \"dense\", \"layer\": 1",
+         "layer 1 of this model has no dense", E_CORRUPT},
+        {"\"part\": \"shared\", \"layer\": 1", "\"part\": \"shared\", \"layer\": 0",
+         "layer 0 of this model has no shared", E_CORRUPT},
+        {"\"part\": \"experts\", \"layer\": 1", "\"part\": \"experts\", \"layer\": 0",
+         "layer 0 of this model has no experts", E_CORRUPT},
+        {"\"part\": \"shared\"", "\"part\": \"tail\"", "head, dense, shared", E_CORRUPT},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct err e;
+        int rc = parse_changed(&like_m3, rows[i].from, rows[i].to, &e);
         test_note("%s: %s", rows[i].to, e.text);
         CHECK_INT(rc, rows[i].code);
         CHECK_HAS(e.text, rows[i].says);
@@ -162,13 +219,12 @@ TEST(packed_manifest_must_name_every_blob)
 {
     struct packed_manifest m;
     struct err e = {0};
-    struct buf text = manifest_text(), headless = {0};
+    struct buf text = manifest_text(&plain), headless = {0};
     size_t at = str_find(buf_str(&text), STR(",\n  {\"name\": \"c.packed\""));
     CHECK(at != SIZE_MAX);
     buf_append(&headless, text.data, at);
     buf_puts(&headless, "]}");
-    CHECK_INT(packed_manifest_parse(headless.data, headless.len, LAYERS, EXPERTS, &m, &e),
-              E_CORRUPT);
+    CHECK_INT(packed_manifest_parse(headless.data, headless.len, &plain, &m, &e), E_CORRUPT);
     CHECK_HAS(e.text, "head is not listed");
     buf_fini(&text);
     buf_fini(&headless);
@@ -272,7 +328,7 @@ TEST(packed_file_on_a_full_disk_says_so)
 static void make_directory(struct packed_manifest *m)
 {
     CHECK(mkdir("d", 0700) == 0 || errno == EEXIST);
-    make_manifest(m);
+    make_manifest(m, &plain);
     for (int file = 0, index = 0; file < m->n_files; file++) {
         char *path = mem_format("d/%s", m->files[file].name);
         int n = file == LAYERS ? 1 : EXPERTS + 1;
@@ -312,7 +368,7 @@ TEST(packed_opens_only_the_files_that_are_asked_for)
         struct packed *p;
         const void *found;
         CHECK(packed_is_here("d"));
-        CHECK_INT(packed_open("d", LAYERS, EXPERTS, &all[i], &p, NULL), 0);
+        CHECK_INT(packed_open("d", &plain, &all[i], &p, NULL), 0);
         CHECK_INT(packed_open_files(p), 0);
         int index = packed_blob_index(&m, PACKED_EXPERTS, 1, 2);
         CHECK_INT(packed_find(p, index, &found, NULL), 0);
@@ -341,13 +397,13 @@ TEST(packed_finds_the_bit_that_was_flipped)
     make_directory(&m);
     flip("d/b.packed", 2 * PACKED_ALIGN_BYTES + 383);
     int bad = packed_blob_index(&m, PACKED_EXPERTS, 1, 1);
-    CHECK_INT(packed_open("d", LAYERS, EXPERTS, &verifies, &p, &e), 0);
+    CHECK_INT(packed_open("d", &plain, &verifies, &p, &e), 0);
     for (int i = 0; i < m.n_blobs; i++)
         CHECK_INT(packed_find(p, i, &found, &e), i == bad ? E_CORRUPT : 0);
     CHECK_HAS(e.text, "d/b.packed: layer 1: expert 1: hash is");
     CHECK_HAS(e.text, "pack the model again");
     packed_close(&p);
-    CHECK_INT(packed_open("d", LAYERS, EXPERTS, &none, &p, &e), 0);
+    CHECK_INT(packed_open("d", &plain, &none, &p, &e), 0);
     CHECK_INT(packed_find(p, bad, &found, &e), 0); /* nobody asked */
     CHECK_INT(packed_verify(p, bad, &e), E_CORRUPT);
     CHECK_INT(packed_verify(p, bad - 1, &e), 0);
@@ -363,16 +419,16 @@ TEST(packed_refuses_files_that_are_short_or_missing)
     struct err e = {0};
     const void *found;
     make_directory(&m);
-    CHECK_INT(packed_open("d", LAYERS, EXPERTS, &none, &p, &e), 0);
+    CHECK_INT(packed_open("d", &plain, &none, &p, &e), 0);
     CHECK_INT(truncate("d/b.packed", 8192), 0);
     /* Cut after the directory was opened: seen when the file is. */
     CHECK_INT(packed_find(p, packed_blob_index(&m, PACKED_EXPERTS, 1, 1), &found, &e), E_CORRUPT);
     CHECK_HAS(e.text, "d/b.packed: has 8192 bytes");
     packed_close(&p);
-    CHECK_INT(packed_open("d", LAYERS, EXPERTS, &none, &p, &e), E_CORRUPT);
+    CHECK_INT(packed_open("d", &plain, &none, &p, &e), E_CORRUPT);
     CHECK_HAS(e.text, "d/b.packed: has 8192 bytes, packed.json says");
     CHECK_INT(unlink("d/b.packed"), 0);
-    CHECK_INT(packed_open("d", LAYERS, EXPERTS, &none, &p, &e), E_NOT_FOUND);
+    CHECK_INT(packed_open("d", &plain, &none, &p, &e), E_NOT_FOUND);
     CHECK_HAS(e.text, "d/b.packed: packed.json names it");
     CHECK_INT(unlink("d/packed.json"), 0);
     CHECK(!packed_is_here("d"));
