@@ -10,6 +10,8 @@
 #include "base/mem.h"
 #include "base/must.h"
 
+enum { GRAMMARS_MAX_BYTES = 128 << 20 };
+
 struct seq {
     uint64_t id;
     struct seq *next; /* in its bucket, or among the free ones */
@@ -28,7 +30,7 @@ struct seqs {
     bool keeps;
     uint64_t seed;
     int max_seqs, n_seqs;
-    const struct token_list *words; /* NULL: no grammars */
+    struct grammar_cache *grammars; /* NULL: none can be read */
     struct seq *all;                /* [max_seqs] */
     struct seq *idle;               /* places that hold no sequence */
     struct seq **buckets;
@@ -60,7 +62,8 @@ struct seqs *seqs_new(struct kv *kv, int max_seqs, bool keeps, uint64_t seed)
 
 void seqs_set_words(struct seqs *s, const struct token_list *words)
 {
-    s->words = words;
+    must(!s->grammars);
+    s->grammars = words ? grammar_cache_new(words, GRAMMARS_MAX_BYTES) : NULL;
 }
 
 void seqs_free(struct seqs **seqs)
@@ -75,6 +78,7 @@ void seqs_free(struct seqs **seqs)
         mem_free(s->all[i].tokens);
         constraint_free(&s->all[i].constraint);
     }
+    grammar_cache_free(&s->grammars);
     mem_free(s->all);
     mem_free(s->in_step);
     mem_free(s->buckets);
@@ -200,8 +204,8 @@ static void take_grammar(struct seqs *s, struct seq *q)
 {
     struct err why = {0};
     constraint_free(&q->constraint);
-    if (q->sampling.grammar && s->words)
-        constraint_new(s->words, str_of(q->sampling.grammar), &q->constraint, &why);
+    if (q->sampling.grammar && s->grammars)
+        constraint_new(s->grammars, str_of(q->sampling.grammar), &q->constraint, &why);
     if (q->sampling.grammar)
         q->sampling.grammar = ""; /* the text is the step's */
 }

@@ -135,9 +135,13 @@ static const float FORBIDDEN = -1e30f;
 
 static void forbid(struct sampler *s, const uint64_t *allowed)
 {
-    for (int i = 0; i < s->vocab; i++)
-        if (!(allowed[i >> 6] >> (i & 63) & 1))
-            s->adjusted[i] = FORBIDDEN;
+    for (int from = 0; from < s->vocab; from += 64) {
+        int end = from + 64 < s->vocab ? from + 64 : s->vocab;
+        uint64_t bits = allowed[from >> 6];
+        for (int i = from; i < end && ~bits; i++)
+            if (!(bits >> (i & 63) & 1))
+                s->adjusted[i] = FORBIDDEN;
+    }
 }
 
 /* The logits to choose from: the caller's own where nothing changes them. */

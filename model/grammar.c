@@ -16,7 +16,8 @@ enum node_kind {
     NODE_EITHER,
     NODE_CALL,
     NODE_RETURN,
-    NODE_END
+    NODE_END,
+    NODE_FLOOR /* below it lies a stack that was cut off */
 };
 
 struct node {
@@ -28,7 +29,7 @@ struct node {
 /* A return stack, as a list that others share. */
 struct cell {
     uint32_t below, node; /* node: where to go on */
-    uint32_t depth;
+    uint16_t depth, reach;
 };
 
 struct thread {
@@ -37,7 +38,8 @@ struct thread {
 
 struct state {
     uint32_t first, n; /* of its threads */
-    bool accepts;
+    bool accepts, leaves, has_markers;
+    uint16_t reach;
     uint32_t *next; /* [256]; UNKNOWN: not looked at yet */
 };
 
@@ -63,7 +65,8 @@ struct grammar {
     uint32_t n_sets, sets_room;
     int32_t stops[GRAMMAR_MAX_STOPS], closed[MAX_CLOSED];
     int n_stops, n_closed;
-    uint32_t start, returns, end;
+    uint32_t start, returns, end, floor;
+    uint32_t floor_cell; /* the stack of NODE_FLOOR alone */
 
     struct cell *cells; /* [0] is the empty stack */
     uint32_t n_cells, cells_room;
@@ -72,11 +75,13 @@ struct grammar {
     uint32_t n_threads, threads_room;
     struct state *states; /* [0] is the dead one */
     uint32_t n_states, states_room;
+    uint32_t n_rows; /* states that have a `next` */
     struct table state_table;
 
     struct thread *work, *fresh; /* scratch of a closure */
     uint32_t n_work, n_fresh;
     uint64_t seen[SEEN_SLOTS];
+    uint32_t seen_at[SEEN_SLOTS / 2 + 1]; /* slots that are taken */
     uint32_t n_seen;
 };
 
@@ -107,6 +112,7 @@ struct grammar *grammar_new(void)
     add(g, NODE_NOWHERE, 0, 0);
     g->returns = add(g, NODE_RETURN, 0, 0);
     g->end = add(g, NODE_END, 0, 0);
+    g->floor = add(g, NODE_FLOOR, 0, 0);
     g->work = mem_array(SEEN_SLOTS, sizeof *g->work);
     g->fresh = mem_array(MAX_THREADS, sizeof *g->fresh);
     return g;
@@ -230,6 +236,7 @@ static unsigned needed(const struct grammar *g, const struct node *n)
         return NEVER;
     case NODE_RETURN:
     case NODE_END:
+    case NODE_FLOOR:
         return 0;
     case NODE_BYTES:
     case NODE_MARKER:
@@ -312,8 +319,13 @@ static uint32_t push_cell(struct grammar *g, uint32_t below, uint32_t node)
     if (g->n_cells >= MAX_CELLS)
         return 0;
     grow(&g->cells, &g->cells_room, g->n_cells, sizeof *g->cells);
+    const struct cell *under = &g->cells[below];
+    unsigned reach = under->depth + (unsigned)g->nodes[node].need;
     g->cells[g->n_cells] =
-        (struct cell){.below = below, .node = node, .depth = g->cells[below].depth + 1};
+        (struct cell){.below = below,
+                      .node = node,
+                      .depth = (uint16_t)(under->depth + 1),
+                      .reach = (uint16_t)(reach > under->reach ? reach : under->reach)};
     t->slots[at & (t->n_slots - 1)] = g->n_cells;
     t->n++;
     return g->n_cells++;
@@ -330,7 +342,7 @@ static bool is_new(struct grammar *g, struct thread t)
     if (2 * g->n_seen >= SEEN_SLOTS)
         return false;
     g->seen[at & (SEEN_SLOTS - 1)] = key;
-    g->n_seen++;
+    g->seen_at[g->n_seen++] = (uint32_t)(at & (SEEN_SLOTS - 1));
     return true;
 }
 
@@ -370,6 +382,7 @@ static void close_over(struct grammar *g)
         case NODE_MARKER:
         case NODE_ANY_MARKER:
         case NODE_END:
+        case NODE_FLOOR:
             if (g->n_fresh < MAX_THREADS)
                 g->fresh[g->n_fresh++] = t;
             break;
@@ -406,7 +419,14 @@ static uint32_t new_state(struct grammar *g)
     for (uint32_t i = 0; i < g->n_fresh; i++) {
         grow(&g->threads, &g->threads_room, g->n_threads, sizeof *g->threads);
         g->threads[g->n_threads++] = g->fresh[i];
-        s->accepts |= g->nodes[g->fresh[i].node].kind == NODE_END;
+        const struct node *node = &g->nodes[g->fresh[i].node];
+        const struct cell *cell = &g->cells[g->fresh[i].cell];
+        unsigned reach = cell->depth + (unsigned)node->need;
+        reach = reach > cell->reach ? reach : cell->reach;
+        s->accepts |= node->kind == NODE_END;
+        s->leaves |= node->kind == NODE_FLOOR;
+        s->has_markers |= node->kind == NODE_MARKER || node->kind == NODE_ANY_MARKER;
+        s->reach = s->reach > reach ? s->reach : (uint16_t)reach;
     }
     return g->n_states++;
 }
@@ -436,7 +456,8 @@ static uint32_t find_state(struct grammar *g)
 
 static void begin_closure(struct grammar *g)
 {
-    memset(g->seen, 0, sizeof g->seen);
+    for (uint32_t i = 0; i < g->n_seen; i++)
+        g->seen[g->seen_at[i]] = 0;
     g->n_work = g->n_fresh = g->n_seen = 0;
 }
 
@@ -444,7 +465,7 @@ static void forget_states(struct grammar *g)
 {
     for (uint32_t i = 0; i < g->n_states; i++)
         mem_free(g->states[i].next);
-    g->n_states = g->n_threads = 0;
+    g->n_states = g->n_threads = g->n_rows = 0;
     g->n_cells = 0;
     if (g->cell_table.slots)
         memset(g->cell_table.slots, 0, g->cell_table.n_slots * sizeof *g->cell_table.slots);
@@ -453,6 +474,8 @@ static void forget_states(struct grammar *g)
     g->cell_table.n = g->state_table.n = 0;
     grow(&g->cells, &g->cells_room, 0, sizeof *g->cells);
     g->cells[g->n_cells++] = (struct cell){0};
+    g->floor_cell = push_cell(g, 0, g->floor);
+    g->cells[g->floor_cell].depth = 0; /* what lies below has a depth that only the caller knows */
     g->n_fresh = 0;
     new_state(g); /* the dead one */
 }
@@ -480,6 +503,7 @@ uint32_t grammar_byte(struct grammar *g, uint32_t state, unsigned char byte)
         return GRAMMAR_DEAD;
     if (!s->next) {
         s->next = mem_array(256, sizeof *s->next);
+        g->n_rows++;
         memset(s->next, 0xff, 256 * sizeof *s->next);
     }
     if (s->next[byte] != UNKNOWN)
@@ -508,6 +532,8 @@ static bool is_closed(const struct grammar *g, int32_t id)
 uint32_t grammar_marker(struct grammar *g, uint32_t state, int32_t id)
 {
     const struct state *s = &g->states[state];
+    if (!s->has_markers)
+        return GRAMMAR_DEAD;
     begin_closure(g);
     for (uint32_t i = s->first; i < s->first + s->n; i++) {
         struct thread t = g->threads[i];
@@ -539,31 +565,108 @@ const int32_t *grammar_stops(const struct grammar *g, int *n)
     return g->stops;
 }
 
-/* Where a thread's stack was kept while all were forgotten: its nodes from the bottom up. */
-static uint32_t push_again(struct grammar *g, const struct cell *cells, uint32_t cell)
+bool grammar_has_markers(const struct grammar *g, uint32_t state)
 {
-    if (cell == 0)
-        return 0;
-    uint32_t below = push_again(g, cells, cells[cell].below);
-    return push_cell(g, below, cells[cell].node);
+    return g->states[state].has_markers;
 }
 
-uint32_t grammar_trim(struct grammar *g, uint32_t keep, bool *forgot)
+/* ---- states without the bottom of their stacks ------------------------------------------------- */
+
+static uint32_t shared_cell(const struct grammar *g, uint32_t a, uint32_t b)
 {
-    *forgot = g->n_states > MAX_STATES || g->n_cells > MAX_CELLS / 2;
-    if (!*forgot)
-        return keep;
-    struct cell *cells = g->cells;
-    uint32_t n = g->states[keep].n;
-    struct thread *threads = mem_array(n ? n : 1, sizeof *threads);
-    memcpy(threads, g->threads + g->states[keep].first, n * sizeof *threads);
-    g->cells = NULL;
-    g->cells_room = 0;
-    forget_states(g);
-    for (uint32_t i = 0; i < n; i++)
-        g->fresh[i] = (struct thread){threads[i].node, push_again(g, cells, threads[i].cell)};
-    g->n_fresh = n;
-    mem_free(threads);
-    mem_free(cells);
+    while (a != b) {
+        uint32_t *deeper = g->cells[a].depth >= g->cells[b].depth ? &a : &b;
+        *deeper = g->cells[*deeper].below;
+    }
+    return a;
+}
+
+/* What lies above `from` in the stack `cell` of `cells`, on top of `to`; 0 if there are too many. */
+static uint32_t restack(struct grammar *g, const struct cell *cells, uint32_t cell, uint32_t from,
+                        uint32_t to)
+{
+    uint32_t nodes[GRAMMAR_MAX_DEPTH + 1];
+    int n = 0;
+    for (; cell != from; cell = cells[cell].below) {
+        must(n <= GRAMMAR_MAX_DEPTH);
+        nodes[n++] = cells[cell].node;
+    }
+    while (n > 0) {
+        to = push_cell(g, to, nodes[--n]);
+        if (to == 0)
+            return 0;
+    }
+    return to;
+}
+
+uint32_t grammar_cut(struct grammar *g, uint32_t state, int *cut)
+{
+    const struct state *s = &g->states[state];
+    uint32_t shared = s->n > 0 ? g->threads[s->first].cell : 0;
+    for (uint32_t i = s->first + 1; i < s->first + s->n && shared; i++)
+        shared = shared_cell(g, shared, g->threads[i].cell);
+    *cut = g->cells[shared].depth;
+    if (shared == 0)
+        return state;
+    for (uint32_t i = 0; i < s->n; i++) {
+        struct thread t = g->threads[s->first + i];
+        uint32_t cell = restack(g, g->cells, t.cell, shared, g->floor_cell);
+        if (cell == 0) {
+            *cut = 0;
+            return state;
+        }
+        g->fresh[i] = (struct thread){t.node, cell};
+    }
+    g->n_fresh = s->n;
     return find_state(g);
+}
+
+bool grammar_leaves(const struct grammar *g, uint32_t state)
+{
+    return g->states[state].leaves;
+}
+
+int grammar_reach(const struct grammar *g, uint32_t state)
+{
+    return g->states[state].reach;
+}
+
+/* ---- memory ------------------------------------------------------------------------------------- */
+
+size_t grammar_bytes_held(const struct grammar *g)
+{
+    return g->nodes_room * sizeof *g->nodes + g->sets_room * sizeof *g->sets +
+           g->cells_room * sizeof *g->cells + g->threads_room * sizeof *g->threads +
+           g->states_room * sizeof *g->states + g->n_rows * 256 * sizeof(uint32_t) +
+           (g->cell_table.n_slots + g->state_table.n_slots) * sizeof(uint32_t) +
+           SEEN_SLOTS * sizeof *g->work + sizeof *g;
+}
+
+bool grammar_is_crowded(const struct grammar *g)
+{
+    return g->n_states > MAX_STATES || g->n_cells > MAX_CELLS / 2;
+}
+
+void grammar_trim(struct grammar *g, uint32_t *keep, int n_keep)
+{
+    struct grammar old = *g;
+    g->cells = NULL;
+    g->threads = NULL;
+    g->states = NULL;
+    g->cells_room = g->threads_room = g->states_room = g->n_states = 0;
+    forget_states(g);
+    for (int k = 0; k < n_keep; k++) {
+        const struct state *s = &old.states[keep[k]];
+        for (uint32_t i = 0; i < s->n; i++) {
+            struct thread t = old.threads[s->first + i];
+            g->fresh[i] = (struct thread){t.node, restack(g, old.cells, t.cell, 0, 0)};
+        }
+        g->n_fresh = s->n;
+        keep[k] = find_state(g);
+    }
+    for (uint32_t i = 0; i < old.n_states; i++)
+        mem_free(old.states[i].next);
+    mem_free(old.states);
+    mem_free(old.threads);
+    mem_free(old.cells);
 }

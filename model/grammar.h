@@ -52,6 +52,17 @@ bool grammar_accepts(const struct grammar *g, uint32_t state);
 bool grammar_is_stop(const struct grammar *g, int32_t id);
 /* Ids that end the output, [*n]. */
 const int32_t *grammar_stops(const struct grammar *g, int *n);
-/* Forgets states if they are too many; returns the new number of `keep`, the only one that is still good.
- * *forgot says whether it did. */
-uint32_t grammar_trim(struct grammar *g, uint32_t keep, bool *forgot);
+bool grammar_has_markers(const struct grammar *g, uint32_t state);
+
+/* The state without the part of the return stacks that all its ways share, *cut deep: where states agree in
+ * that, they agree in all that happens before one of the ways returns into it.  0: the state itself. */
+uint32_t grammar_cut(struct grammar *g, uint32_t state, int *cut);
+/* Did a way return into what was cut off? */
+bool grammar_leaves(const struct grammar *g, uint32_t state);
+/* The depth that its ways have and will need at least. */
+int grammar_reach(const struct grammar *g, uint32_t state);
+
+size_t grammar_bytes_held(const struct grammar *g);
+/* So many states that they should be forgotten?  Then keep[n_keep] get new numbers, and all others are void. */
+bool grammar_is_crowded(const struct grammar *g);
+void grammar_trim(struct grammar *g, uint32_t *keep, int n_keep);

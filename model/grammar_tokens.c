@@ -3,34 +3,65 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "base/mem.h"
+#include "base/must.h"
 
-enum { MAX_MASKS = 256, MASK_SLOTS = 1024, NEVER_LONGER = 1024 };
+enum { MAX_MASKS = 256, MASK_SLOTS = 1024, MAX_TOKEN_BYTES = 512 };
+
+struct trie_node {
+    uint32_t end; /* behind the last node below it */
+    int32_t id;   /* of the token that ends here; -1: none does */
+    uint16_t depth;
+    unsigned char byte;
+};
 
 struct token_list {
     const struct tokenizer *tokenizer;
     int vocab_size;
-    int32_t *ids; /* of plain tokens, sorted by bytes */
-    int n_ids;
-    uint16_t *shared; /* bytes that a token has in common with the one before it */
+    struct trie_node *nodes; /* of plain tokens, each before those below it */
+    uint32_t n_nodes, nodes_room;
     int32_t *markers;
     int n_markers;
 };
 
 struct mask {
-    uint32_t state;
+    uint32_t state; /* 0: free */
     uint64_t *bits;
+    /* Of states whose stack was cut off: */
+    uint32_t *leaves; /* nodes where a way returns into what was cut off */
+    int n_leaves, leaves_room;
+    int reach;
+};
+
+/* A grammar and what is known about it. */
+struct held {
+    struct held *newer, *older; /* by last use */
+    char *text;
+    size_t text_len;
+    uint64_t hash;
+    struct grammar *grammar;
+    struct mask masks[MASK_SLOTS]; /* open addressing by state */
+    int n_masks;
+    struct constraint *users;
+    size_t bytes; /* when it was last used */
+};
+
+struct grammar_cache {
+    const struct token_list *list;
+    size_t max_bytes;
+    struct held *newest, *oldest;
+    struct grammar_counts counts;
 };
 
 struct constraint {
-    const struct token_list *list;
-    struct grammar *grammar;
-    int32_t *output;  /* as far as it was followed */
-    uint32_t *states; /* [n_output + 1]: before each token, and after the last */
+    struct grammar_cache *cache;
+    struct held *held;
+    struct constraint *next, **at; /* among the grammar's users */
+    int32_t *output;               /* as far as it was followed */
+    uint32_t *states;              /* [n_output + 1]: before each token, and after the last */
     int n_output, room;
-    struct mask masks[MASK_SLOTS]; /* open addressing by state; state 0 is free */
-    int n_masks;
 };
 
 /* ---- the vocabulary ----------------------------------------------------------------------------- */
@@ -48,31 +79,54 @@ static int compare_ids(const void *a, const void *b, void *list)
     return order ? order : (x.len > y.len) - (x.len < y.len);
 }
 
-static size_t shared_bytes(struct str a, struct str b)
+static uint32_t add_node(struct token_list *l, unsigned char byte, size_t depth)
 {
-    size_t n = 0;
-    while (n < a.len && n < b.len && n < NEVER_LONGER && a.ptr[n] == b.ptr[n])
-        n++;
-    return n;
+    if (l->n_nodes == l->nodes_room) {
+        l->nodes_room = l->nodes_room ? 2 * l->nodes_room : 1024;
+        l->nodes = mem_resize(l->nodes, l->nodes_room * sizeof *l->nodes);
+    }
+    l->nodes[l->n_nodes] = (struct trie_node){.id = -1, .depth = (uint16_t)depth, .byte = byte};
+    return l->n_nodes++;
+}
+
+/* Tokens come sorted, so a token's way begins with a part of the last one's. */
+static void build_trie(struct token_list *l, const int32_t *ids, int n)
+{
+    uint32_t way[MAX_TOKEN_BYTES + 1]; /* the nodes of the last token */
+    size_t len = 0;
+    for (int i = 0; i < n; i++) {
+        struct str text = bytes_of(l, ids[i]);
+        size_t same = 0;
+        while (same < len && same < text.len &&
+               l->nodes[way[same]].byte == (unsigned char)text.ptr[same])
+            same++;
+        while (len > same)
+            l->nodes[way[--len]].end = l->n_nodes;
+        for (; len < text.len; len++)
+            way[len] = add_node(l, (unsigned char)text.ptr[len], len);
+        l->nodes[way[len - 1]].id = ids[i];
+    }
+    while (len > 0)
+        l->nodes[way[--len]].end = l->n_nodes;
 }
 
 struct token_list *token_list_new(const struct tokenizer *t, int vocab_size)
 {
     struct token_list *l = mem_alloc(sizeof *l);
     *l = (struct token_list){.tokenizer = t, .vocab_size = vocab_size};
-    l->ids = mem_array((size_t)vocab_size, sizeof *l->ids);
+    int32_t *ids = mem_array((size_t)vocab_size, sizeof *ids);
+    int n = 0;
     l->markers = mem_array((size_t)vocab_size, sizeof *l->markers);
     for (int32_t id = 0; id < vocab_size; id++) {
         size_t len = bytes_of(l, id).len;
         if (tokenizer_is_added(t, id))
             l->markers[l->n_markers++] = id;
-        else if (len > 0 && len < NEVER_LONGER)
-            l->ids[l->n_ids++] = id;
+        else if (len > 0 && len <= MAX_TOKEN_BYTES)
+            ids[n++] = id;
     }
-    qsort_r(l->ids, (size_t)l->n_ids, sizeof *l->ids, compare_ids, l);
-    l->shared = mem_array((size_t)l->n_ids + 1, sizeof *l->shared);
-    for (int i = 1; i < l->n_ids; i++)
-        l->shared[i] = (uint16_t)shared_bytes(bytes_of(l, l->ids[i - 1]), bytes_of(l, l->ids[i]));
+    qsort_r(ids, (size_t)n, sizeof *ids, compare_ids, l);
+    build_trie(l, ids, n);
+    mem_free(ids);
     return l;
 }
 
@@ -82,8 +136,7 @@ void token_list_free(struct token_list **lp)
     *lp = NULL;
     if (!l)
         return;
-    mem_free(l->ids);
-    mem_free(l->shared);
+    mem_free(l->nodes);
     mem_free(l->markers);
     mem_free(l);
 }
@@ -95,93 +148,263 @@ static void allow(uint64_t *bits, int32_t id)
     bits[id >> 6] |= 1ull << (id & 63);
 }
 
-/* Every plain token whose bytes lead somewhere.  path[n] is the state after n bytes of the token at hand;
- * `alive` of its bytes lead somewhere, and if `dies` the next one does not. */
-static void allow_plain(struct constraint *c, uint32_t state, uint64_t *bits)
+static void add_leaf(struct mask *m, uint32_t node)
 {
-    const struct token_list *l = c->list;
-    uint32_t path[NEVER_LONGER + 1];
-    size_t alive = 0;
-    bool dies = false;
-    path[0] = state;
-    for (int i = 0; i < l->n_ids; i++) {
-        size_t shared = i > 0 ? l->shared[i] : 0;
-        if (dies && shared > alive)
+    if (m->n_leaves == m->leaves_room) {
+        m->leaves_room = m->leaves_room ? 2 * m->leaves_room : 16;
+        m->leaves = mem_resize(m->leaves, (size_t)m->leaves_room * sizeof *m->leaves);
+    }
+    m->leaves[m->n_leaves++] = node;
+}
+
+/* Allows every token among the nodes [from, to) that leads somewhere; path[d] is the state before a node of
+ * depth d.  Where a way leaves what is known, the walk goes no further and the node is noted. */
+static void walk(const struct token_list *l, struct grammar *g, uint32_t from, uint32_t to,
+                 uint32_t *path, struct mask *m)
+{
+    for (uint32_t i = from; i < to;) {
+        const struct trie_node *node = &l->nodes[i];
+        uint32_t next = grammar_byte(g, path[node->depth], node->byte);
+        if (next == GRAMMAR_DEAD) {
+            i = node->end;
             continue;
-        struct str text = bytes_of(l, l->ids[i]);
-        if (alive > shared)
-            alive = shared;
-        dies = false;
-        while (alive < text.len && !dies) {
-            uint32_t next = grammar_byte(c->grammar, path[alive], (unsigned char)text.ptr[alive]);
-            dies = next == GRAMMAR_DEAD;
-            if (!dies)
-                path[++alive] = next;
         }
-        if (!dies)
-            allow(bits, l->ids[i]);
+        if (node->id >= 0)
+            allow(m->bits, node->id);
+        int reach = grammar_reach(g, next);
+        m->reach = reach > m->reach ? reach : m->reach;
+        path[node->depth + 1] = next;
+        if (grammar_leaves(g, next)) {
+            add_leaf(m, i);
+            i = node->end;
+        } else {
+            i++;
+        }
     }
 }
 
-static void fill_mask(struct constraint *c, uint32_t state, uint64_t *bits)
+/* From every node where the mask of the state without its stack gave up. */
+static void walk_on(const struct token_list *l, struct grammar *g, uint32_t state,
+                    const struct mask *cut, struct mask *m)
+{
+    uint32_t path[MAX_TOKEN_BYTES + 1];
+    path[0] = state;
+    for (int i = 0; i < cut->n_leaves; i++) {
+        const struct trie_node *leaf = &l->nodes[cut->leaves[i]];
+        struct str text = {NULL, 0};
+        for (uint32_t k = cut->leaves[i]; text.len == 0; k++)
+            if (l->nodes[k].id >= 0)
+                text = bytes_of(l, l->nodes[k].id);
+        for (uint16_t d = 0; d <= leaf->depth; d++)
+            path[d + 1] = grammar_byte(g, path[d], (unsigned char)text.ptr[d]);
+        walk(l, g, cut->leaves[i] + 1, leaf->end, path, m);
+    }
+}
+
+static void forget_masks(struct held *h)
+{
+    for (int i = 0; i < MASK_SLOTS; i++) {
+        mem_free(h->masks[i].bits);
+        mem_free(h->masks[i].leaves);
+        h->masks[i] = (struct mask){0};
+    }
+    h->n_masks = 0;
+}
+
+static struct mask *slot_of(struct held *h, uint32_t state)
+{
+    size_t at = state * 2654435761u % MASK_SLOTS;
+    while (h->masks[at].state && h->masks[at].state != state)
+        at = (at + 1) % MASK_SLOTS;
+    return &h->masks[at];
+}
+
+static struct mask *new_mask(struct grammar_cache *c, struct held *h, uint32_t state)
+{
+    struct mask *m = slot_of(h, state);
+    m->state = state;
+    m->bits = mem_array((size_t)(c->list->vocab_size + 63) / 64, sizeof *m->bits);
+    h->n_masks++;
+    c->counts.masks_made++;
+    return m;
+}
+
+/* Of a state as grammar_cut() leaves it: plain tokens only. */
+static const struct mask *cut_mask(struct grammar_cache *c, struct held *h, uint32_t state)
+{
+    struct mask *m = slot_of(h, state);
+    if (m->state)
+        return m;
+    uint32_t path[MAX_TOKEN_BYTES + 1];
+    m = new_mask(c, h, state);
+    m->reach = grammar_reach(h->grammar, state);
+    path[0] = state;
+    walk(c->list, h->grammar, 0, c->list->n_nodes, path, m);
+    return m;
+}
+
+static void allow_markers(const struct grammar_cache *c, struct grammar *g, uint32_t state,
+                          uint64_t *bits)
 {
     const struct token_list *l = c->list;
     int n;
-    allow_plain(c, state, bits);
-    for (int i = 0; i < l->n_markers; i++)
-        if (grammar_marker(c->grammar, state, l->markers[i]) != GRAMMAR_DEAD)
+    for (int i = 0; i < l->n_markers && grammar_has_markers(g, state); i++)
+        if (grammar_marker(g, state, l->markers[i]) != GRAMMAR_DEAD)
             allow(bits, l->markers[i]);
-    const int32_t *stops = grammar_stops(c->grammar, &n);
-    for (int i = 0; i < n && grammar_accepts(c->grammar, state); i++)
+    const int32_t *stops = grammar_stops(g, &n);
+    for (int i = 0; i < n && grammar_accepts(g, state); i++)
         if (stops[i] >= 0 && stops[i] < l->vocab_size)
             allow(bits, stops[i]);
 }
 
-static void forget_masks(struct constraint *c)
+static const uint64_t *mask_of(struct grammar_cache *c, struct held *h, uint32_t state)
 {
-    for (int i = 0; i < MASK_SLOTS; i++) {
-        mem_free(c->masks[i].bits);
-        c->masks[i] = (struct mask){0};
+    c->counts.masks_asked++;
+    struct mask *m = slot_of(h, state);
+    if (m->state)
+        return m->bits;
+    if (h->n_masks + 2 > MAX_MASKS)
+        forget_masks(h);
+    int cut_depth;
+    uint32_t cut = grammar_cut(h->grammar, state, &cut_depth);
+    const struct mask *known = cut == state ? NULL : cut_mask(c, h, cut);
+    if (known && cut_depth + known->reach > GRAMMAR_MAX_DEPTH)
+        known = NULL; /* there it may go deeper than here */
+    m = new_mask(c, h, state);
+    if (known) {
+        memcpy(m->bits, known->bits, (size_t)(c->list->vocab_size + 63) / 64 * sizeof *m->bits);
+        walk_on(c->list, h->grammar, state, known, m);
+    } else {
+        uint32_t path[MAX_TOKEN_BYTES + 1];
+        path[0] = state;
+        walk(c->list, h->grammar, 0, c->list->n_nodes, path, m);
     }
-    c->n_masks = 0;
+    allow_markers(c, h->grammar, state, m->bits);
+    return m->bits;
 }
 
-static const uint64_t *mask_of(struct constraint *c, uint32_t state)
+/* ---- the cache ----------------------------------------------------------------------------------- */
+
+struct grammar_cache *grammar_cache_new(const struct token_list *l, size_t max_bytes)
 {
-    size_t at = state * 2654435761u % MASK_SLOTS;
-    while (c->masks[at].state && c->masks[at].state != state)
-        at = (at + 1) % MASK_SLOTS;
-    if (c->masks[at].state)
-        return c->masks[at].bits;
-    if (c->n_masks == MAX_MASKS) {
-        forget_masks(c);
-        at = state * 2654435761u % MASK_SLOTS;
+    struct grammar_cache *c = mem_alloc(sizeof *c);
+    *c = (struct grammar_cache){.list = l, .max_bytes = max_bytes};
+    return c;
+}
+
+static void unlink_held(struct grammar_cache *c, struct held *h)
+{
+    *(h->newer ? &h->newer->older : &c->newest) = h->older;
+    *(h->older ? &h->older->newer : &c->oldest) = h->newer;
+    h->newer = h->older = NULL;
+}
+
+static void link_newest(struct grammar_cache *c, struct held *h)
+{
+    h->older = c->newest;
+    *(c->newest ? &c->newest->newer : &c->oldest) = h;
+    c->newest = h;
+}
+
+static void drop(struct grammar_cache *c, struct held *h)
+{
+    must(!h->users);
+    unlink_held(c, h);
+    c->counts.bytes -= h->bytes;
+    c->counts.grammars--;
+    forget_masks(h);
+    grammar_free(&h->grammar);
+    mem_free(h->text);
+    mem_free(h);
+}
+
+void grammar_cache_free(struct grammar_cache **cp)
+{
+    struct grammar_cache *c = *cp;
+    *cp = NULL;
+    if (!c)
+        return;
+    while (c->newest)
+        drop(c, c->newest);
+    mem_free(c);
+}
+
+struct grammar_counts grammar_cache_counts(const struct grammar_cache *c)
+{
+    return c->counts;
+}
+
+static void weigh(struct grammar_cache *c, struct held *h)
+{
+    size_t mask_bytes = (size_t)(c->list->vocab_size + 63) / 64 * sizeof(uint64_t);
+    size_t bytes =
+        sizeof *h + h->text_len + grammar_bytes_held(h->grammar) + (size_t)h->n_masks * mask_bytes;
+    c->counts.bytes += bytes - h->bytes;
+    h->bytes = bytes;
+}
+
+/* What was used longest ago goes first; what is in use stays. */
+static void make_room(struct grammar_cache *c)
+{
+    for (struct held *h = c->oldest, *newer; h && c->counts.bytes > c->max_bytes; h = newer) {
+        newer = h->newer;
+        if (!h->users)
+            drop(c, h);
     }
-    struct mask *m = &c->masks[at];
-    m->state = state;
-    m->bits = mem_array((size_t)(c->list->vocab_size + 63) / 64, sizeof *m->bits);
-    c->n_masks++;
-    fill_mask(c, state, m->bits);
-    return m->bits;
+}
+
+static struct held *find(struct grammar_cache *c, struct str text, uint64_t hash)
+{
+    for (struct held *h = c->newest; h; h = h->older)
+        if (h->hash == hash && str_equal((struct str){h->text, h->text_len}, text))
+            return h;
+    return NULL;
+}
+
+static struct held *hold(struct grammar_cache *c, struct str text, uint64_t hash, struct err *e)
+{
+    struct grammar *g;
+    if (grammar_compile(text, &g, e) < 0) {
+        c->counts.refused++;
+        return NULL;
+    }
+    struct held *h = mem_alloc(sizeof *h);
+    *h = (struct held){.grammar = g, .hash = hash, .text_len = text.len};
+    h->text = mem_alloc(text.len + 1);
+    memcpy(h->text, text.ptr, text.len);
+    c->counts.compiled++;
+    c->counts.grammars++;
+    link_newest(c, h);
+    return h;
 }
 
 /* ---- sequences ----------------------------------------------------------------------------------- */
 
-int constraint_new(const struct token_list *l, struct str text, struct constraint **out,
+int constraint_new(struct grammar_cache *cache, struct str text, struct constraint **out,
                    struct err *e)
 {
-    struct grammar *g;
+    uint64_t hash = XXH3_64bits(text.ptr, text.len);
+    struct held *h = find(cache, text, hash);
     *out = NULL;
-    int rc = grammar_compile(text, &g, e);
-    if (rc < 0)
-        return rc;
+    if (h) {
+        cache->counts.shared++;
+        unlink_held(cache, h);
+        link_newest(cache, h);
+    } else if (!(h = hold(cache, text, hash, e))) {
+        return E_INVALID;
+    }
     struct constraint *c = mem_alloc(sizeof *c);
-    c->list = l;
-    c->grammar = g;
-    c->room = 64;
+    *c = (struct constraint){.cache = cache, .held = h, .room = 64};
     c->output = mem_array((size_t)c->room, sizeof *c->output);
     c->states = mem_array((size_t)c->room + 1, sizeof *c->states);
-    c->states[0] = grammar_start(g);
+    c->states[0] = grammar_start(h->grammar);
+    c->next = h->users;
+    c->at = &h->users;
+    if (c->next)
+        c->next->at = &c->next;
+    h->users = c;
+    weigh(cache, h);
+    make_room(cache);
     *out = c;
     return 0;
 }
@@ -192,8 +415,11 @@ void constraint_free(struct constraint **cp)
     *cp = NULL;
     if (!c)
         return;
-    forget_masks(c);
-    grammar_free(&c->grammar);
+    *c->at = c->next;
+    if (c->next)
+        c->next->at = c->at;
+    weigh(c->cache, c->held);
+    make_room(c->cache);
     mem_free(c->output);
     mem_free(c->states);
     mem_free(c);
@@ -201,24 +427,33 @@ void constraint_free(struct constraint **cp)
 
 static uint32_t after_token(struct constraint *c, uint32_t state, int32_t id)
 {
-    if (tokenizer_is_added(c->list->tokenizer, id))
-        return grammar_marker(c->grammar, state, id);
-    struct str text = bytes_of(c->list, id);
+    struct grammar *g = c->held->grammar;
+    if (tokenizer_is_added(c->cache->list->tokenizer, id))
+        return grammar_marker(g, state, id);
+    struct str text = bytes_of(c->cache->list, id);
     for (size_t i = 0; i < text.len; i++)
-        state = grammar_byte(c->grammar, state, (unsigned char)text.ptr[i]);
+        state = grammar_byte(g, state, (unsigned char)text.ptr[i]);
     return text.len > 0 ? state : GRAMMAR_DEAD;
 }
 
-/* Of what was followed already only the last state is still good. */
-static void trim(struct constraint *c)
+/* Where each sequence is now stays known; of what it went through only that is still good. */
+static void trim(struct held *h)
 {
-    bool forgot;
-    uint32_t now = grammar_trim(c->grammar, c->states[c->n_output], &forgot);
-    if (!forgot)
-        return;
-    memset(c->states, 0, (size_t)c->n_output * sizeof *c->states);
-    c->states[c->n_output] = now;
-    forget_masks(c);
+    int n = 0;
+    for (struct constraint *c = h->users; c; c = c->next)
+        n++;
+    uint32_t *keep = mem_array((size_t)n, sizeof *keep);
+    n = 0;
+    for (struct constraint *c = h->users; c; c = c->next)
+        keep[n++] = c->states[c->n_output];
+    grammar_trim(h->grammar, keep, n);
+    n = 0;
+    for (struct constraint *c = h->users; c; c = c->next) {
+        memset(c->states, 0, (size_t)c->n_output * sizeof *c->states);
+        c->states[c->n_output] = keep[n++];
+    }
+    forget_masks(h);
+    mem_free(keep);
 }
 
 static void push(struct constraint *c, int32_t id)
@@ -244,7 +479,7 @@ static void rewind_to(struct constraint *c, const int32_t *output, int n)
     c->n_output = same;
     if (c->states[same] == GRAMMAR_DEAD) {
         c->n_output = 0;
-        c->states[0] = grammar_start(c->grammar);
+        c->states[0] = grammar_start(c->held->grammar);
     }
 }
 
@@ -252,9 +487,10 @@ const uint64_t *constraint_allow(struct constraint *c, const int32_t *output, in
 {
     rewind_to(c, output, n);
     while (c->n_output < n) {
-        trim(c);
+        if (grammar_is_crowded(c->held->grammar))
+            trim(c->held);
         push(c, output[c->n_output]);
     }
     uint32_t state = c->states[c->n_output];
-    return state == GRAMMAR_DEAD ? NULL : mask_of(c, state);
+    return state == GRAMMAR_DEAD ? NULL : mask_of(c->cache, c->held, state);
 }

@@ -138,7 +138,8 @@ enum {
     OPT_PEER_ARGS,
     OPT_COPY,
     OPT_KIND,
-    OPT_CACHE
+    OPT_CACHE,
+    OPT_TEXT
 };
 static const struct option long_options[] = {
     {"kernels", required_argument, NULL, OPT_KERNELS},
@@ -162,6 +163,7 @@ static const struct option long_options[] = {
     {"copy", no_argument, NULL, OPT_COPY},
     {"kind", required_argument, NULL, OPT_KIND},
     {"cache", required_argument, NULL, OPT_CACHE},
+    {"text", required_argument, NULL, OPT_TEXT},
     {0},
 };
 
@@ -227,6 +229,19 @@ static const struct verb verbs[] = {
      "  --prompt N           tokens of the prompt (default 512)\n"
      "  --tokens N           tokens to decode (default 32)\n",
      bench_against},
+    {"grammar",
+     "what it costs to hold answers to JSON schemas",
+     {OPT_VOCAB, OPT_MODEL},
+     "  --model DIR          whose tokenizer.json (default: a made-up vocabulary)\n"
+     "  --vocab N            size of the made-up one (default 200064)\n",
+     bench_grammar},
+    {"tokenizer",
+     "text to tokens and back, on one core",
+     {OPT_VOCAB, OPT_MODEL, OPT_TEXT},
+     "  --model DIR          whose tokenizer.json (default: a made-up vocabulary)\n"
+     "  --vocab N            size of the made-up one (default 200064)\n"
+     "  --text FILE          instead of made-up text\n",
+     bench_tokenizer},
 };
 enum { N_VERBS = sizeof(verbs) / sizeof(verbs[0]) };
 static const char common_help[] =
@@ -309,6 +324,9 @@ static int take_option(struct bench_options *o, int code, const char *value, str
         return 0;
     case OPT_CACHE:
         o->cache = value;
+        return 0;
+    case OPT_TEXT:
+        o->text_file = value;
         return 0;
     case OPT_VOCAB:
         return take_int("vocab", value, INT_MAX / 2, &o->vocab, e);

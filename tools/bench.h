@@ -6,6 +6,8 @@
  *   bench decode       tokens one by one, through the whole model
  *   bench prefill      a prompt, through the whole model
  *   bench rpc          a call to nodes and back, beside bare TCP (bench_rpc.h)
+ *   bench grammar      masks of answers that are held to a schema
+ *   bench tokenizer    text to tokens and back
  *   bench against      both, in turn with another engine's own benchmark
  *
  * Owner: the main thread. */
@@ -32,6 +34,7 @@ struct bench_options {
     const char *formats;                /* as given, or NULL */
     const char *geometry;
     const char *kinds, *cache; /* of bench attention */
+    const char *text_file;     /* of bench tokenizer */
     bool all_kernels, as_json;
     int vocab, experts, batch, tokens, prompt, repeat;
     struct bench_list rows, depths;
@@ -73,3 +76,5 @@ int bench_attention(const struct bench_options *o, struct err *e);
 int bench_decode(const struct bench_options *o, struct err *e);
 int bench_prefill(const struct bench_options *o, struct err *e);
 int bench_against(const struct bench_options *o, struct err *e);
+int bench_grammar(const struct bench_options *o, struct err *e);
+int bench_tokenizer(const struct bench_options *o, struct err *e);

@@ -192,6 +192,7 @@ TEST(grammar_of_a_thousand_values)
 
 static struct tokenizer *words;
 static struct token_list *list;
+static struct grammar_cache *cache;
 
 static void open_words(void)
 {
@@ -200,11 +201,13 @@ static void open_words(void)
         tokenizer_open(".", &words, &e) < 0)
         test_fail(__FILE__, __LINE__, "%s", e.text);
     list = token_list_new(words, VOCAB);
+    cache = grammar_cache_new(list, 64 << 20);
     stop_id = tokenizer_find(words, STR("[e~["));
 }
 
 static void close_words(void)
 {
+    grammar_cache_free(&cache);
     token_list_free(&list);
     tokenizer_free(&words);
 }
@@ -250,12 +253,14 @@ static int32_t choose(struct rng *r, const uint64_t *bits, const struct tokens *
 }
 
 /* The mask by asking for every token alone. */
-static void check_mask(const char *text, const int32_t *output, int n, const uint64_t *bits)
+static void check_mask(const char *text, const int32_t *output, int n, const uint64_t *mask)
 {
+    uint64_t bits[(VOCAB + 63) / 64]; /* asking again may forget the mask */
+    memcpy(bits, mask, sizeof bits);
     struct err e = {0};
     struct constraint *fresh;
     int32_t more[STEPS + 1];
-    CHECK_INT(constraint_new(list, str_of(text), &fresh, &e), 0);
+    CHECK_INT(constraint_new(cache, str_of(text), &fresh, &e), 0);
     if (n > 0)
         memcpy(more, output, (size_t)n * sizeof *more);
     for (int32_t id = 0; id < VOCAB; id++) {
@@ -273,13 +278,15 @@ static bool walk(struct rng *r, const char *text, struct tokens *ids)
 {
     struct err e = {0};
     struct constraint *c;
-    if (constraint_new(list, str_of(text), &c, &e) < 0)
+    if (constraint_new(cache, str_of(text), &c, &e) < 0)
         test_fail(__FILE__, __LINE__, "%s: %s", e.text, text);
     bool over = false;
     uint32_t looked_at = rng_below(r, 40);
     for (int i = 0; i < STEPS && !over; i++) {
-        const uint64_t *bits = constraint_allow(c, ids->ids, (int)ids->len);
-        CHECK(bits != NULL);
+        uint64_t bits[(VOCAB + 63) / 64];
+        const uint64_t *mask = constraint_allow(c, ids->ids, (int)ids->len);
+        CHECK(mask != NULL);
+        memcpy(bits, mask, sizeof bits);
         if ((uint32_t)i == looked_at)
             check_mask(text, ids->ids, (int)ids->len, bits);
         int32_t id = choose(r, bits, ids);
@@ -339,6 +346,69 @@ TEST(grammar_bounds_nesting)
     grammar_free(&g);
 }
 
+/* Where nesting must end soon, what was found out further up does not hold. */
+TEST(constraint_knows_how_deep_it_is)
+{
+    struct err e = {0};
+    struct constraint *c;
+    struct buf text = {0};
+    int32_t output[GRAMMAR_MAX_DEPTH];
+    open_words();
+    buf_printf(&text, "{\"stops\": [%d], \"value\": {\"type\": \"array\"}}", stop_id);
+    CHECK_INT(constraint_new(cache, buf_str(&text), &c, &e), 0);
+    int n = 0;
+    for (const uint64_t *bits; (bits = constraint_allow(c, output, n)) && has(bits, '[');) {
+        check_mask(text.data, output, n, bits);
+        output[n++] = '[';
+        CHECK(n < GRAMMAR_MAX_DEPTH);
+    }
+    CHECK(n > 20);
+    check_mask(text.data, output, n, constraint_allow(c, output, n));
+    output[n] = ']';
+    check_mask(text.data, output, n + 1, constraint_allow(c, output, n + 1));
+    constraint_free(&c);
+    buf_fini(&text);
+    close_words();
+}
+
+/* One text is compiled once while somebody uses it or there is room; what was used longest ago goes first. */
+TEST(grammars_are_shared_and_bounded)
+{
+    struct err e = {0};
+    struct constraint *a, *b;
+    open_words();
+    struct grammar_cache *small = grammar_cache_new(list, 1 << 20);
+    char text[100], first[100];
+    snprintf(first, sizeof first, "{\"stops\": [%d], \"value\": {\"type\": \"object\"}}", stop_id);
+    CHECK_INT(constraint_new(small, str_of(first), &a, &e), 0);
+    CHECK_INT(constraint_new(small, str_of(first), &b, &e), 0);
+    const int32_t output[] = {'{', '"'};
+    const uint64_t *bits = constraint_allow(a, output, 2);
+    CHECK(bits == constraint_allow(b, output, 2));
+    struct grammar_counts n = grammar_cache_counts(small);
+    CHECK(n.compiled == 1 && n.shared == 1 && n.masks_asked == 2 && n.grammars == 1);
+    constraint_free(&b);
+    for (int i = 0; i < 100; i++) {
+        snprintf(text, sizeof text,
+                 "{\"stops\": [], \"value\": {\"type\": \"array\", \"maxItems\": %d}}", i);
+        CHECK_INT(constraint_new(small, str_of(text), &b, &e), 0);
+        constraint_free(&b);
+        n = grammar_cache_counts(small);
+        CHECK(n.bytes < 3 << 20);
+    }
+    CHECK(n.grammars < 50);
+    /* The one in use is still there; a text that does not compile is not kept. */
+    CHECK_INT(constraint_new(small, str_of(first), &b, &e), 0);
+    CHECK_INT(grammar_cache_counts(small).shared, 2);
+    constraint_free(&a);
+    CHECK(constraint_allow(b, output, 2) != NULL);
+    constraint_free(&b);
+    CHECK_INT(constraint_new(small, STR("{\"value\": 3}"), &b, &e), E_INVALID);
+    CHECK(!b && grammar_cache_counts(small).refused == 1);
+    grammar_cache_free(&small);
+    close_words();
+}
+
 /* Going back, and other outputs than before, and states that were forgotten: the same masks. */
 TEST(constraint_is_a_function_of_the_output)
 {
@@ -349,7 +419,7 @@ TEST(constraint_is_a_function_of_the_output)
                                "{\"type\": \"string\", \"maxLength\": 3000}}}";
     static int32_t output[12001];
     open_words();
-    CHECK_INT(constraint_new(list, str_of(text), &c, &e), 0);
+    CHECK_INT(constraint_new(cache, str_of(text), &c, &e), 0);
     output[0] = '[';
     for (int i = 1; i <= 12000; i++)
         output[i] = i % 2500 == 0             ? '"'
@@ -359,7 +429,7 @@ TEST(constraint_is_a_function_of_the_output)
     output[2] = 'x';
     for (int i = 0; i < 60; i++) {
         int n = i % 3 == 0 ? (int)rng_below(&r, 12000) : (int)rng_below(&r, 500);
-        CHECK_INT(constraint_new(list, str_of(text), &fresh, &e), 0);
+        CHECK_INT(constraint_new(cache, str_of(text), &fresh, &e), 0);
         const uint64_t *a = constraint_allow(c, output, n), *b = constraint_allow(fresh, output, n);
         CHECK((a == NULL) == (b == NULL));
         if (a)
@@ -454,7 +524,7 @@ TEST(grammar_holds_reasoning_apart)
                "{\"stops\": [%d], \"after\": %d, \"calls\": [%d, %d], \"value\": {\"type\": "
                "\"null\"}}",
                stop_id, think, call, marker("</minimax:tool_call>"));
-    CHECK_INT(constraint_new(list, buf_str(&text), &c, &e), 0);
+    CHECK_INT(constraint_new(cache, buf_str(&text), &c, &e), 0);
     int32_t output[] = {'h', think, '\n', 'n', 'u', 'l', 'l'};
     const uint64_t *bits = constraint_allow(c, output, 1);
     CHECK(has(bits, 'x') && has(bits, think) && has(bits, marker("<think>")));
@@ -499,7 +569,7 @@ TEST(grammar_leaves_the_sampler_what_it_allows)
         p.grammar = text.data;
         p.seed = (uint64_t)i;
         tokens_push(&ids, 5); /* the prompt is none of the grammar's business */
-        CHECK_INT(constraint_new(list, buf_str(&text), &c, &e), 0);
+        CHECK_INT(constraint_new(cache, buf_str(&text), &c, &e), 0);
         while (out.token != stop_id) {
             for (int k = 0; k < VOCAB; k++)
                 logits[k] = (float)rng_normal(&r) * 10;
