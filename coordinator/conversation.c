@@ -74,5 +74,5 @@ int conversation_finish(struct conversation *c, const struct openai_model *m, st
                  p->thinking == CHAT_THINKING_ON ? OUTPUT_IN_REASONING : OUTPUT_IN_CONTENT,
                  p->tools);
     int rc = conversation_constrain(c, m, r, e);
-    return rc < 0 ? rc : openai_check_prompt(m, r, e);
+    return rc < 0 ? rc : openai_check_prompt(m, &r->prompt, e);
 }

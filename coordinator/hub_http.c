@@ -109,31 +109,50 @@ static bool begin_for_key(struct hub *h, struct http_exchange *x, struct access_
 
 /* ---- submission ----------------------------------------------------------------------------------------- */
 
-/* The client's wish within what the context and the KV cache can hold. */
+/* The client's wish within what the context and the KV cache can hold: one limit for all choices, which the
+ * longest prompt sets. */
 static int limit_tokens(const struct hub *h, struct request *r, struct openai_error *e)
 {
-    uint64_t room = sched_capacity_tokens(&h->sched);
-    if (r->prompt.len > room) {
+    uint64_t room = sched_capacity_tokens(&h->sched), longest = 0;
+    for (const struct request *c = r; c; c = c->next)
+        longest = c->prompt.len > longest ? c->prompt.len : longest;
+    if (longest > room) {
         openai_refuse(e, "context", "prompt",
-                      "the prompt has %zu tokens; the KV cache of this cluster holds %" PRIu64,
-                      r->prompt.len, room);
+                      "the prompt has %" PRIu64
+                      " tokens; the KV cache of this cluster holds %" PRIu64,
+                      longest, room);
         e->code = "context_length_exceeded";
         return E_INVALID;
     }
-    uint64_t most = (uint64_t)h->model_config.max_positions - r->prompt.len;
+    uint64_t most = (uint64_t)h->model_config.max_positions - longest;
     /* The last token is never fed, so it needs no place. */
-    if (room - r->prompt.len + 1 < most)
-        most = room - r->prompt.len + 1;
+    if (room - longest + 1 < most)
+        most = room - longest + 1;
     if (r->max_tokens == 0)
         r->max_tokens = (uint32_t)h->config->request_max_tokens;
     if (r->max_tokens > most)
         r->max_tokens = (uint32_t)most;
+    for (struct request *c = r->next; c; c = c->next)
+        c->max_tokens = r->max_tokens;
     return 0;
 }
 
-void hub_submit(struct hub *h, struct hub_request *r, bool is_resumed)
+/* More than the queue holds would be refused as busy for ever. */
+static int limit_choices(const struct hub *h, const struct request *r, struct openai_error *e)
 {
-    struct request *q = &r->request;
+    int64_t most = h->config->request_queue_limit * 3 / 4; /* of one key: sched.h */
+    if (r->n_choices == 1 || r->n_choices <= most)
+        return 0;
+    return openai_refuse(
+        e, "range", r->n_tried > r->n_wanted ? "best_of" : "n",
+        "the request asks for %d sequences; this server queues at most %lld of one "
+        "key (request.queue_limit)",
+        r->n_choices, (long long)most);
+}
+
+static void submit_choice(struct hub *h, const struct hub_request *r, struct request *q,
+                          bool is_resumed)
+{
     /* What an earlier coordinator left comes before the keys are read. */
     bool knows_keys = !h->access || access_has_keys(h->access);
     struct sched_event e = {
@@ -152,8 +171,19 @@ void hub_submit(struct hub *h, struct hub_request *r, bool is_resumed)
                    .stop_ids = h->stop_ids,
                    .n_stop_ids = q->ignores_eos ? 0 : h->n_stop_ids,
                    .deadline_ns = r->received_ns + h->config->request_timeout_ns}};
-    h->counters.prompt_tokens += (int64_t)q->prompt.len;
     hub_event(h, &e);
+}
+
+void hub_submit(struct hub *h, struct hub_request *r, bool is_resumed)
+{
+    uint64_t seq = r->request.seq, end = seq + (uint64_t)r->request.n_choices;
+    h->counters.prompt_tokens += (int64_t)request_prompt_tokens(&r->request);
+    /* A choice that is refused takes the request with it. */
+    for (; seq < end && (r = hub_request_of(h, seq)); seq++) {
+        struct request *q = request_choice(&r->request, seq);
+        if (q->state != REQUEST_DONE)
+            submit_choice(h, r, q, is_resumed);
+    }
 }
 
 int hub_parse(const struct hub *h, struct str body, struct request *r, struct openai_error *e)
@@ -170,19 +200,15 @@ static uint64_t owner_of(const struct http_exchange *x)
     return credentials ? XXH3_64bits(credentials, strlen(credentials)) : 0;
 }
 
-/* From Last-Event-ID; 0 without one. */
-static int read_seen(const struct http_exchange *x, uint64_t *out, struct openai_error *e)
+/* From Last-Event-ID on. */
+static int attach_again(struct hub *h, struct hub_request *r, struct http_exchange *x,
+                        struct openai_error *e)
 {
-    const char *text = http_request_header(x, "Last-Event-ID");
-    *out = 0;
-    if (!text)
+    if (hub_attach(h, r, x, http_request_header(x, "Last-Event-ID")) == 0)
         return 0;
-    size_t digits = strspn(text, "0123456789");
-    if (digits == 0 || text[digits] || digits > 18)
-        return openai_refuse(e, "range", "Last-Event-ID",
-                             "Last-Event-ID must be the id of an event of this stream, a number");
-    *out = strtoull(text, NULL, 10);
-    return 0;
+    return openai_refuse(e, "range", "Last-Event-ID",
+                         "Last-Event-ID must be the id of an event of this stream: a number, or of "
+                         "several choices one for each, joined by dots");
 }
 
 static void refuse(struct hub *h, struct http_exchange *x, const struct openai_error *e)
@@ -198,7 +224,6 @@ static bool answer_again(struct hub *h, struct http_exchange *x, const struct ht
 {
     struct openai_error e;
     struct hub_request *r = hub_request_by_key(h, owner_of(x), key);
-    uint64_t seen;
     if (strlen(key) == 0 || strlen(key) > MAX_KEY_BYTES) {
         openai_refuse(&e, "range", "Idempotency-Key", "Idempotency-Key must have 1 to %d bytes",
                       MAX_KEY_BYTES);
@@ -213,10 +238,8 @@ static bool answer_again(struct hub *h, struct http_exchange *x, const struct ht
         e.status = 409;
         e.code = "idempotency_key_reused";
         refuse(h, x, &e);
-    } else if (read_seen(x, &seen, &e) < 0) {
+    } else if (attach_again(h, r, x, &e) < 0) {
         refuse(h, x, &e);
-    } else {
-        hub_attach(h, r, x, seen);
     }
     return true;
 }
@@ -231,6 +254,8 @@ static int admit(struct hub *h, struct hub_request *r, const struct http_message
     }
     if (rc == 0)
         rc = limit_tokens(h, &r->request, e);
+    if (rc == 0)
+        rc = limit_choices(h, &r->request, e);
     if (rc == 0)
         rc = hub_log_admits(h, m->body.len, e);
     return rc;
@@ -259,9 +284,12 @@ static void generate(struct hub *h, struct http_exchange *x, const struct http_m
         refuse(h, x, &e);
         return;
     }
+    h->n_ids += (uint64_t)r->request.n_choices - 1; /* their sequences */
     request_queued(&r->request);
-    log_debug("request.admitted", "request=%s client_id=%s prompt_tokens=%zu max_tokens=%u",
-              r->request.id, r->client_id, r->request.prompt.len, r->request.max_tokens);
+    log_debug("request.admitted",
+              "request=%s client_id=%s choices=%d prompt_tokens=%zu max_tokens=%u", r->request.id,
+              r->client_id, r->request.n_choices, request_prompt_tokens(&r->request),
+              r->request.max_tokens);
     r->is_kept = h->journal || key;
     r->owner = owner_of(x);
     if (r->is_kept) {
@@ -269,7 +297,7 @@ static void generate(struct hub *h, struct http_exchange *x, const struct http_m
         buf_append_str(&r->body, m->body);
     }
     hub_log_request(h, r);
-    hub_attach(h, r, x, 0);
+    must_zero(hub_attach(h, r, x, NULL));
     hub_submit(h, r, false);
     hub_run(h);
 }
@@ -283,7 +311,6 @@ static void stream_again(struct hub *h, struct http_exchange *x, const struct ht
 {
     const char *id = m->path + sizeof STREAMS - 1;
     struct openai_error e;
-    uint64_t seen;
     struct hub_request *r = hub_request_by_id(h, owner_of(x), id);
     if (!r) {
         openai_refuse(&e, "stream", "",
@@ -293,12 +320,10 @@ static void stream_again(struct hub *h, struct http_exchange *x, const struct ht
                                 : "");
         e.status = 404;
     }
-    if (!r || read_seen(x, &seen, &e) < 0) {
+    if (!r || attach_again(h, r, x, &e) < 0) {
         hub_count_bad(h, e.reason);
         hub_reply_error(x, &e);
-        return;
     }
-    hub_attach(h, r, x, seen);
 }
 
 static void answer_now(struct hub *h, struct http_exchange *x, struct buf *body, int rc,

@@ -56,22 +56,24 @@ static void write_request(const struct hub_request *r, struct buf *out)
                                        .kind = q->kind,
                                        .created_s = q->created_s,
                                        .seed = q->sampling.seed,
-                                       .prompt_hash = token_log_prompt_hash(&q->prompt),
+                                       .prompt_hash = token_log_prompt_hash(q),
                                        .max_tokens = q->max_tokens,
                                        .key = str_of(r->key),
                                        .body = buf_str(&r->body)};
     token_log_write_request(&record, out);
 }
 
-static void write_token(const struct hub_request *r, size_t i, const struct sampled *sampled,
-                        struct buf *out)
+static void write_token(const struct hub_request *r, const struct request *choice, size_t i,
+                        const struct sampled *sampled, struct buf *out)
 {
-    bool last = i + 1 == r->request.output.len;
+    bool last = i + 1 == choice->output.len;
     struct token_log_token record = {.seq = r->request.seq,
                                      .index = (uint32_t)i,
-                                     .finish = last ? r->last_finish : SCHED_GOES_ON,
-                                     .is_full = r->request.samples != NULL,
-                                     .sampled = *sampled};
+                                     .finish = last ? choice->given : SCHED_GOES_ON,
+                                     .is_full = choice->samples != NULL,
+                                     .sampled = *sampled,
+                                     .choice = (uint32_t)choice->index,
+                                     .n_cached = choice->n_cached};
     token_log_write_token(&record, out);
 }
 
@@ -80,7 +82,7 @@ static void write_end(const struct hub_request *r, enum token_log_outcome outcom
 {
     struct token_log_end record = {.seq = r->request.seq,
                                    .outcome = outcome,
-                                   .n_tokens = (uint32_t)r->request.output.len,
+                                   .n_tokens = (uint32_t)request_output_tokens(&r->request),
                                    .unix_us = unix_us,
                                    .code = r->request.code,
                                    .text = str_of(r->request.error)};
@@ -98,13 +100,14 @@ void hub_log_request(struct hub *h, struct hub_request *r)
     buf_fini(&record);
 }
 
-void hub_log_token(struct hub *h, const struct hub_request *r, const struct sampled *sampled)
+void hub_log_token(struct hub *h, const struct hub_request *r, const struct request *choice,
+                   const struct sampled *sampled)
 {
     struct buf record = {0};
     /* A log that has stopped need not remember what can be computed again. */
     if (!h->journal || !r->is_kept || journal_why_stopped(h->journal))
         return;
-    write_token(r, r->request.output.len - 1, sampled, &record);
+    write_token(r, choice, choice->output.len - 1, sampled, &record);
     journal_append(h->journal, TOKEN_LOG_TOKEN, buf_str(&record));
     buf_fini(&record);
 }
@@ -140,17 +143,26 @@ static void put_model(const struct hub *h, struct buf *snapshot)
     buf_fini(&record);
 }
 
+static void put_tokens(const struct hub_request *r, const struct request *choice,
+                       struct buf *snapshot)
+{
+    struct buf record = {0};
+    for (size_t i = 0; i < choice->output.len; i++) {
+        struct sampled plain = {.token = choice->output.ids[i]};
+        write_token(r, choice, i, choice->samples ? &choice->samples[i] : &plain, &record);
+        put(snapshot, TOKEN_LOG_TOKEN, &record);
+    }
+    buf_fini(&record);
+}
+
 static void put_request(const struct hub_request *r, struct buf *snapshot)
 {
     const struct request *q = &r->request;
     struct buf record = {0};
     write_request(r, &record);
     put(snapshot, TOKEN_LOG_REQUEST, &record);
-    for (size_t i = 0; i < q->output.len; i++) {
-        struct sampled plain = {.token = q->output.ids[i]};
-        write_token(r, i, q->samples ? &q->samples[i] : &plain, &record);
-        put(snapshot, TOKEN_LOG_TOKEN, &record);
-    }
+    for (const struct request *c = q; c; c = c->next)
+        put_tokens(r, c, snapshot);
     if (r->is_over) {
         write_end(r, q->state == REQUEST_FAILED ? TOKEN_LOG_FAILED : TOKEN_LOG_DONE, r->over_us,
                   &record);
@@ -212,9 +224,7 @@ static void on_stopped(void *ud, const char *why)
         if (is_durable(h, r))
             continue;
         r->logged = 0;
-        struct sched_event e = {
-            .kind = SCHED_CANCEL, .now_ns = clock_now_ns(), .seq = r->request.seq};
-        hub_event(h, &e);
+        hub_request_stop(h, r);
         hub_request_unsay(r); /* tokens of an answer that cannot be asked for again */
         hub_request_fail(h, r, E_UNAVAILABLE, text);
     }
@@ -272,28 +282,30 @@ static void load_request(struct loading *g, const struct token_log_request *q)
         return;
     }
     if (hub_parse(h, q->body, &r->request, &e) < 0 ||
-        token_log_prompt_hash(&r->request.prompt) != q->prompt_hash) {
+        token_log_prompt_hash(&r->request) != q->prompt_hash) {
         request_failed(&r->request, E_ABORTED,
                        "this version of the coordinator reads the request otherwise");
         return;
     }
-    r->request.max_tokens = q->max_tokens;
-    r->request.sampling.seed = q->seed;
-    request_queued(&r->request);
-    request_started(&r->request);
+    request_repeat(&r->request, q->max_tokens, q->seed);
+    for (struct request *c = &r->request; c; c = c->next)
+        request_started(c);
 }
 
 static void load_token(struct loading *g, const struct token_log_token *t)
 {
     struct hub_request *r = loaded(g, t->seq);
-    if (!r || request_is_over(&r->request) || t->index != r->request.output.len ||
-        t->index >= r->request.max_tokens)
+    struct request *q = r ? request_choice(&r->request, t->seq + t->choice) : NULL;
+    if (!q || request_is_over(&r->request) || q->state == REQUEST_DONE ||
+        t->index != q->output.len || t->index >= q->max_tokens)
         return;
-    bool wants_all = r->request.wants_logprobs || r->request.sampling.logits_hash;
-    bool goes_on = t->finish == SCHED_GOES_ON && t->index + 1 < r->request.max_tokens;
-    if (wants_all == t->is_full && (goes_on || t->finish != SCHED_GOES_ON) &&
-        t->sampled.token < g->hub->model_config.vocab_size)
-        hub_request_feed(g->hub, r, &t->sampled, t->finish);
+    bool goes_on = t->finish == SCHED_GOES_ON && t->index + 1 < q->max_tokens;
+    if (request_keeps_samples(q) != t->is_full || (!goes_on && t->finish == SCHED_GOES_ON) ||
+        t->sampled.token >= g->hub->model_config.vocab_size)
+        return;
+    if (t->index == 0 && t->n_cached <= q->prompt.len)
+        q->n_cached = t->n_cached;
+    hub_request_feed(g->hub, r, q, &t->sampled, t->finish);
 }
 
 static void load_end(struct loading *g, const struct token_log_end *e)

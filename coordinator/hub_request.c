@@ -35,23 +35,25 @@ static void free_client(struct hub_client *c)
 {
     list_remove(&c->link);
     buf_fini(&c->held);
+    mem_free(c->seen);
     mem_free(c);
 }
 
 /* What it takes in memory and in the log. */
 static int64_t bytes_of(const struct hub_request *r)
 {
-    const struct request *q = &r->request;
-    size_t samples = q->samples ? q->output.len * sizeof *q->samples : 0;
-    return (int64_t)(r->body.len + q->prompt.len * 4 + q->output.len * 28 + samples) +
-           KEPT_OVERHEAD_BYTES;
+    size_t n = r->body.len + request_prompt_tokens(&r->request) * 4;
+    for (const struct request *c = &r->request; c; c = c->next)
+        n += c->output.len * (28 + (c->samples ? sizeof *c->samples : 0)) + KEPT_OVERHEAD_BYTES;
+    return (int64_t)n;
 }
 
 /* Once; what was refused before it ran has cost nothing. */
 static void end_for_key(struct hub_request *r)
 {
     const struct request *q = &r->request;
-    size_t n_tokens = q->state == REQUEST_RECEIVED ? 0 : q->prompt.len + q->output.len;
+    size_t n_tokens =
+        q->state == REQUEST_RECEIVED ? 0 : request_prompt_tokens(q) + request_output_tokens(q);
     access_end(&r->access, (int64_t)n_tokens, clock_now_ns());
 }
 
@@ -83,14 +85,22 @@ void hub_request_close(struct hub *h)
         }
 }
 
-static struct hub_request *find(const struct hub *h, uint64_t seq)
+struct hub_request *hub_request_of(const struct hub *h, uint64_t seq)
 {
     for (struct list *l = h->requests.next; l != &h->requests; l = l->next) {
         struct hub_request *r = LIST_ITEM(l, struct hub_request, link);
-        if (r->request.seq == seq)
+        if (seq - r->request.seq < (uint64_t)r->request.n_choices)
             return r;
     }
     return NULL;
+}
+
+/* The same, and which of its choices. */
+static struct hub_request *find(const struct hub *h, uint64_t seq, struct request **choice)
+{
+    struct hub_request *r = hub_request_of(h, seq);
+    *choice = r ? request_choice(&r->request, seq) : NULL;
+    return r;
 }
 
 static bool is_meant(const struct hub_request *r, uint64_t owner, const char *id, const char *key)
@@ -141,9 +151,20 @@ static void cancel_seq(struct hub *h, uint64_t seq)
     hub_event(h, &e);
 }
 
+void hub_request_stop(struct hub *h, const struct hub_request *r)
+{
+    uint64_t seqs[REQUEST_MAX_CHOICES];
+    int n = 0;
+    for (const struct request *c = &r->request; c; c = c->next)
+        if (c->state != REQUEST_DONE)
+            seqs[n++] = c->seq;
+    for (int i = 0; i < n; i++)
+        cancel_seq(h, seqs[i]);
+}
+
 void hub_request_cancel(struct hub *h, struct hub_request *r)
 {
-    cancel_seq(h, r->request.seq);
+    hub_request_stop(h, r);
     hub_log_end(h, r, TOKEN_LOG_FORGOTTEN);
     h->counters.outcomes[HUB_CANCELLED]++;
     hub_trace_request(h, r);
@@ -244,6 +265,15 @@ void hub_request_unsay(struct hub_request *r)
 
 /* ---- delivery ----------------------------------------------------------------------------- */
 
+/* Has it, from an earlier stream, what is only coming now? */
+static bool is_ahead(const struct hub_client *c, const struct request *r)
+{
+    for (; r && c->seen; r = r->next)
+        if (c->seen[r->index] >= r->output.len)
+            return true;
+    return false;
+}
+
 /* What the newest token has to say, to everyone who has not heard it in an earlier stream. */
 static void give_events(struct hub *h, struct hub_request *r)
 {
@@ -252,13 +282,13 @@ static void give_events(struct hub *h, struct hub_request *r)
     dialect_write_events(&h->model, q, &text);
     for (struct list *l = r->clients.next; l != &r->clients && text.len > 0; l = l->next) {
         struct hub_client *c = LIST_ITEM(l, struct hub_client, link);
-        if (c->seen < q->output.len) {
+        if (!is_ahead(c, q)) {
             buf_append_str(&c->held, buf_str(&text));
             continue;
         }
-        q->seen = c->seen;
+        request_set_seen(q, c->seen);
         dialect_write_events(&h->model, q, &c->held);
-        q->seen = 0;
+        request_set_seen(q, NULL);
     }
     if (text.len > 0)
         request_sent(q);
@@ -270,9 +300,9 @@ static void write_error(struct hub_request *r, struct hub_client *c)
     struct openai_error e;
     openai_error_of(&e, r->request.code, r->request.error);
     if (c->begun || c->held.len > 0) {
-        r->request.seen = c->seen;
+        request_set_seen(&r->request, c->seen);
         dialect_write_error_event(&e, &r->request, &c->held);
-        r->request.seen = 0;
+        request_set_seen(&r->request, NULL);
     } else {
         c->status = e.status;
         dialect_write_error(r->request.kind, &e, &c->held);
@@ -310,65 +340,77 @@ static void complete(struct hub *h, struct hub_request *r, enum hub_outcome outc
 
 void hub_started(struct hub *h, uint64_t seq)
 {
-    struct hub_request *r = find(h, seq);
-    must(r);
-    if (r->request.state != REQUEST_QUEUED)
+    struct request *q;
+    struct hub_request *r = find(h, seq, &q);
+    if (!r || q->state != REQUEST_QUEUED)
+        return; /* another choice of its request has failed in the same event */
+    request_started(q);
+    if (r->started_ns)
         return;
-    request_started(&r->request);
     r->started_ns = clock_now_ns();
     stats_record(&h->counters.queue_us, (r->started_ns - r->received_ns) / CLOCK_US);
 }
 
 void hub_moved(struct hub *h, uint64_t seq, uint32_t side)
 {
-    struct hub_request *r = find(h, seq);
-    must(r);
-    size_t tokens = r->request.prompt.len + r->request.output.len;
+    struct request *q;
+    struct hub_request *r = find(h, seq, &q);
+    if (!r)
+        return; /* as above */
+    size_t tokens = q->prompt.len + q->output.len;
     h->counters.replays++;
     h->counters.replayed_tokens += (int64_t)tokens;
     log_info("request.replayed", "request=%s side=%u tokens=%zu", r->request.id, side, tokens);
 }
 
-static void count_token(struct hub *h, struct hub_request *r)
+/* The gaps are those of one choice at a time: several may have tokens in the same step. */
+static void count_token(struct hub *h, struct hub_request *r, const struct request *choice)
 {
     int64_t now_ns = clock_now_ns();
-    if (r->request.output.len == 0) {
+    if (request_output_tokens(&r->request) == 1) {
         stats_record(&h->counters.first_token_us, (now_ns - r->received_ns) / CLOCK_US);
         r->first_ns = now_ns;
-    } else if (r->token_ns)
+    } else if (r->token_ns && choice->seq == r->token_seq)
         stats_record(&h->counters.token_gap_us, (now_ns - r->token_ns) / CLOCK_US);
-    r->token_ns = now_ns;
+    if (!r->token_ns || choice->state == REQUEST_DONE)
+        r->token_seq = choice->seq;
+    if (choice->seq == r->token_seq)
+        r->token_ns = now_ns;
     h->counters.output_tokens++;
 }
 
-static void mark_degraded(struct hub *h, struct hub_request *r)
+static void mark_degraded(struct hub *h, struct hub_request *r, struct request *choice)
 {
-    if (r->request.is_degraded)
+    if (choice->is_degraded)
         return;
-    r->request.is_degraded = true;
-    h->counters.degraded++;
-    log_warn("request.degraded", "request=%s after_tokens=%zu", r->request.id,
-             r->request.output.len);
+    bool is_first = true;
+    for (const struct request *c = &r->request; c; c = c->next)
+        is_first = is_first && !c->is_degraded;
+    choice->is_degraded = true;
+    h->counters.degraded += is_first;
+    log_warn("request.degraded", "request=%s choice=%d after_tokens=%zu", r->request.id,
+             choice->index, choice->output.len);
 }
 
 void hub_token(struct hub *h, const struct sched_action *a)
 {
-    struct hub_request *r = find(h, a->seq);
-    if (!r)
+    struct request *q;
+    struct hub_request *r = find(h, a->seq, &q);
+    if (!r || q->state == REQUEST_DONE)
         return; /* it ended with an earlier token of the same step: by a stop string, or a hang-up */
-    r->request.n_cached = a->n_cached;
-    count_token(h, r);
-    r->last_finish = a->finish;
+    if (q->output.len == 0) /* fed again after a loss, it may be another number */
+        q->n_cached = a->n_cached;
     if (a->is_degraded)
-        mark_degraded(h, r);
-    bool over = request_token(&r->request, a->sampled, a->finish);
-    hub_log_token(h, r, a->sampled);
+        mark_degraded(h, r, q);
+    bool over = request_token(q, a->sampled, a->finish);
+    count_token(h, r, q);
+    hub_log_token(h, r, q, a->sampled);
     /* A stop string is the request's own end: the scheduler is to hear of it. */
     if (over && a->finish == SCHED_GOES_ON)
         cancel_seq(h, a->seq);
     if (r->request.streams)
         give_events(h, r);
-    if (over) {
+    if (request_is_done(&r->request)) {
         complete(h, r, HUB_OK);
         return;
     }
@@ -390,34 +432,50 @@ void hub_request_fail(struct hub *h, struct hub_request *r, int code, const char
 
 void hub_failed(struct hub *h, const struct sched_action *a)
 {
-    struct hub_request *r = find(h, a->seq);
-    must(r);
+    struct request *q;
+    struct hub_request *r = find(h, a->seq, &q);
+    if (!r)
+        return; /* with another of its choices */
     r->retry_s = a->retry_s;
+    hub_request_stop(h, r);
     hub_request_fail(h, r, a->code, a->text);
 }
 
 /* ---- answers that are asked for again ------------------------------------------------------ */
 
-static void feed(const struct hub *h, struct request *q, const struct sampled *sampled,
-                 enum sched_finish finish, struct buf *events)
+/* One token for a choice of `q`. */
+static void feed(const struct hub *h, struct request *q, struct request *choice,
+                 const struct sampled *sampled, enum sched_finish finish, struct buf *events)
 {
-    request_token(q, sampled, finish);
-    if (!q->streams || !request_has_events(q))
+    request_token(choice, sampled, finish);
+    if (!q->streams || !request_has_events(choice))
         return;
     if (events)
         dialect_write_events(&h->model, q, events);
     request_sent(q);
 }
 
-void hub_request_feed(struct hub *h, struct hub_request *r, const struct sampled *sampled,
-                      enum sched_finish finish)
+void hub_request_feed(struct hub *h, struct hub_request *r, struct request *choice,
+                      const struct sampled *sampled, enum sched_finish finish)
 {
-    r->last_finish = finish;
-    feed(h, &r->request, sampled, finish, NULL);
+    feed(h, &r->request, choice, sampled, finish, NULL);
+}
+
+static void repeat_choice(const struct hub *h, struct request *out, struct request *choice,
+                          const struct request *q, struct buf *events)
+{
+    choice->n_cached = q->n_cached;
+    request_started(choice);
+    for (size_t i = 0; i < q->output.len; i++) {
+        struct sampled plain = {.token = q->output.ids[i]};
+        bool last = i + 1 == q->output.len;
+        feed(h, out, choice, q->samples ? &q->samples[i] : &plain, last ? q->given : SCHED_GOES_ON,
+             events);
+    }
 }
 
 /* The request as it was admitted, fed with its tokens; for streams, the events after `seen`. */
-static int repeat(const struct hub *h, const struct hub_request *r, uint64_t seen,
+static int repeat(const struct hub *h, const struct hub_request *r, const uint64_t *seen,
                   struct request *out, struct buf *events)
 {
     const struct request *q = &r->request;
@@ -426,26 +484,18 @@ static int repeat(const struct hub *h, const struct hub_request *r, uint64_t see
     int rc = hub_parse(h, buf_str(&r->body), out, &e);
     if (rc < 0)
         return rc;
-    out->max_tokens = q->max_tokens;
-    out->sampling.seed = q->sampling.seed;
-    out->seen = seen;
-    out->n_cached = q->n_cached;
-    request_queued(out);
-    request_started(out);
-    for (size_t i = 0; i < q->output.len; i++) {
-        struct sampled plain = {.token = q->output.ids[i]};
-        bool last = i + 1 == q->output.len;
-        feed(h, out, q->samples ? &q->samples[i] : &plain, last ? r->last_finish : SCHED_GOES_ON,
-             events);
-    }
+    request_repeat(out, q->max_tokens, q->sampling.seed);
+    request_set_seen(out, seen);
+    for (struct request *choice = out; choice; choice = choice->next, q = q->next)
+        repeat_choice(h, out, choice, q, events);
     return 0;
 }
 
 static void catch_up(struct hub *h, struct hub_request *r, struct hub_client *c)
 {
-    bool done = r->request.state == REQUEST_DONE;
+    bool done = request_is_done(&r->request);
     struct request again;
-    if (r->request.output.len > 0 && (r->request.streams || done)) {
+    if (request_output_tokens(&r->request) > 0 && (r->request.streams || done)) {
         must_zero(repeat(h, r, c->seen, &again, &c->held));
         if (done && !r->request.streams)
             dialect_write_reply(&h->model, &again, &c->held);
@@ -472,14 +522,20 @@ void hub_name_answer(struct http_exchange *x, const struct request *q)
     http_add_header(x, "X-Request-Id", theirs ? theirs : q->id);
 }
 
-void hub_attach(struct hub *h, struct hub_request *r, struct http_exchange *x, uint64_t seen)
+int hub_attach(struct hub *h, struct hub_request *r, struct http_exchange *x, const char *id)
 {
+    uint64_t seen[REQUEST_MAX_CHOICES + 1];
+    if (id && !request_read_seen(&r->request, id, seen))
+        return E_INVALID;
     struct hub_client *c = mem_alloc(sizeof *c);
     *c = (struct hub_client){.request = r,
                              .exchange = x,
                              .status = r->request.streams ? 0 : 200,
-                             .seen = seen,
                              .written_ns = clock_now_ns()};
+    if (id) {
+        size_t bytes = ((size_t)r->request.n_choices + 1) * sizeof *seen;
+        c->seen = memcpy(mem_alloc(bytes), seen, bytes);
+    }
     http_set_user(x, c);
     hub_name_answer(x, &r->request);
     http_add_header(x, "request-id", r->request.id); /* as Anthropic's clients look for it */
@@ -490,6 +546,7 @@ void hub_attach(struct hub *h, struct hub_request *r, struct http_exchange *x, u
     if (c->ends && !c->status && c->held.len == 0)
         c->status = 204;
     flush_client(h, c);
+    return 0;
 }
 
 /* ---- time ------------------------------------------------------------------------------------ */

@@ -40,7 +40,7 @@ struct hub_client {
     bool begun;      /* the stream's headers are out */
     bool ends;       /* what is held is the last of it */
     int status;      /* of an answer in one piece; 0: it is a stream */
-    uint64_t seen;   /* events up to this id it has from an earlier stream */
+    uint64_t *seen;  /* what it has from an earlier stream, request_read_seen(); NULL: nothing */
     struct buf held; /* not before the request is in the log */
     int64_t written_ns;
 };
@@ -54,17 +54,17 @@ struct hub_request {
     struct list clients;
     int64_t received_ns, alone_ns;          /* since when nobody waits for it; 0: somebody does */
     int64_t started_ns, first_ns, token_ns; /* left the queue, first and newest token; 0: not yet */
+    uint64_t token_seq;                     /* whose that was */
     char client_id[TRACE_ID_BYTES];         /* X-Request-Id as it came; "": none */
     bool is_kept, is_over;
     struct access_key *access; /* whose limits it counts against; NULL: nobody's, or over */
     uint64_t owner;            /* hash of the credentials that it came with */
     char *key;                 /* Idempotency-Key; NULL: none */
     struct buf body;
-    enum sched_finish last_finish; /* as the scheduler gave it with the newest token */
-    uint64_t logged;               /* where the journal has it */
-    int64_t over_us;               /* since 1970 */
-    int retry_s;                   /* of one that was refused; 0: no idea */
-    struct hub_request *next;      /* while the journal is read */
+    uint64_t logged;          /* where the journal has it */
+    int64_t over_us;          /* since 1970 */
+    int retry_s;              /* of one that was refused; 0: no idea */
+    struct hub_request *next; /* while the journal is read */
 };
 
 /* An attention side and the channel to it; hub_attention.c. */
@@ -190,11 +190,13 @@ int hub_parse(const struct hub *h, struct str body, struct request *r, struct op
 struct hub_request *hub_request_new(struct hub *h, enum request_kind kind, uint64_t seq,
                                     int64_t created_s);
 void hub_request_free(struct hub *h, struct hub_request **r);
+/* Whose sequence is it?  NULL: it is over. */
+struct hub_request *hub_request_of(const struct hub *h, uint64_t seq);
 struct hub_request *hub_request_by_id(const struct hub *h, uint64_t owner, const char *id);
 struct hub_request *hub_request_by_key(const struct hub *h, uint64_t owner, const char *key);
-/* Gives `x` the answer from after event `seen` on, now and as it comes; the whole one if the request
- * is no stream. */
-void hub_attach(struct hub *h, struct hub_request *r, struct http_exchange *x, uint64_t seen);
+/* Gives `x` the answer from after event `id` (NULL: from the beginning) on, now and as it comes; the whole
+ * one if the request is no stream.  E_INVALID: there is no such event, and nothing is done. */
+int hub_attach(struct hub *h, struct hub_request *r, struct http_exchange *x, const char *id);
 /* X-Request-Id as the client gave it, or NULL; and the answer's: the same, or our own. */
 const char *hub_client_id(const struct http_exchange *x);
 void hub_name_answer(struct http_exchange *x, const struct request *q);
@@ -206,9 +208,11 @@ void hub_request_unsay(struct hub_request *r);
 /* Nobody wants it any more. */
 void hub_request_cancel(struct hub *h, struct hub_request *r);
 void hub_request_fail(struct hub *h, struct hub_request *r, int code, const char *text);
-/* One token that is known already, as if it had been sent. */
-void hub_request_feed(struct hub *h, struct hub_request *r, const struct sampled *sampled,
-                      enum sched_finish finish);
+/* One token that is known already, as if it had been sent; `choice` is one of r's. */
+void hub_request_feed(struct hub *h, struct hub_request *r, struct request *choice,
+                      const struct sampled *sampled, enum sched_finish finish);
+/* The scheduler shall do no more for any of its choices. */
+void hub_request_stop(struct hub *h, const struct hub_request *r);
 /* Into the list of those that are over. */
 void hub_request_keep(struct hub *h, struct hub_request *r, int64_t over_us);
 void hub_request_tick(struct hub *h, int64_t now_ns);
@@ -223,7 +227,8 @@ void hub_log_release(struct hub *h);
 /* May a request of this size be admitted?  E_UNAVAILABLE: the log has stopped; E_BUSY: it is full. */
 int hub_log_admits(const struct hub *h, size_t body_bytes, struct openai_error *e);
 void hub_log_request(struct hub *h, struct hub_request *r);
-void hub_log_token(struct hub *h, const struct hub_request *r, const struct sampled *sampled);
+void hub_log_token(struct hub *h, const struct hub_request *r, const struct request *choice,
+                   const struct sampled *sampled);
 void hub_log_end(struct hub *h, const struct hub_request *r, enum token_log_outcome outcome);
 /* Is it safe to tell a client about it? */
 bool hub_log_has(const struct hub *h, const struct hub_request *r);

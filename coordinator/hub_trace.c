@@ -129,14 +129,15 @@ void hub_trace_request(struct hub *h, const struct hub_request *r)
     if (!hub_trace_is_on(h))
         return;
     const struct request *q = &r->request;
-    trace_add_request(h->trace, &(struct trace_request){.id = q->id,
-                                                        .client_id = r->client_id,
-                                                        .seq = q->seq,
-                                                        .received_ns = r->received_ns,
-                                                        .started_ns = r->started_ns,
-                                                        .first_ns = r->first_ns,
-                                                        .over_ns = clock_now_ns(),
-                                                        .n_prompt = (uint32_t)q->prompt.len,
-                                                        .n_output = (uint32_t)q->output.len,
-                                                        .code = q->code});
+    trace_add_request(h->trace,
+                      &(struct trace_request){.id = q->id,
+                                              .client_id = r->client_id,
+                                              .seq = q->seq,
+                                              .received_ns = r->received_ns,
+                                              .started_ns = r->started_ns,
+                                              .first_ns = r->first_ns,
+                                              .over_ns = clock_now_ns(),
+                                              .n_prompt = (uint32_t)request_prompt_tokens(q),
+                                              .n_output = (uint32_t)request_output_tokens(q),
+                                              .code = q->code});
 }

@@ -1,5 +1,4 @@
-/* coordinator/openai.c - what every generating endpoint has in common, and /v1/completions;
- * see openai.h. */
+/* coordinator/openai.c - what every generating endpoint has in common; see openai.h. */
 #include "coordinator/openai.h"
 
 #include <errno.h>
@@ -164,28 +163,13 @@ static int parse_max_tokens(const struct openai_model *m, const json_t *body, st
     return rc;
 }
 
-/* What we would have to ignore silently is refused. */
-static int refuse_unsupported(const json_t *body, struct openai_error *e)
+/* The answers to one prompt; best_of, which only /v1/completions has, is read there. */
+static int parse_choices(const json_t *body, struct request *r, struct openai_error *e)
 {
-    int64_t n = 1, best_of = 1;
-    int rc = json_read_int(body, "n", 1, INT32_MAX, &n, e);
-    if (rc == 0)
-        rc = json_read_int(body, "best_of", 1, INT32_MAX, &best_of, e);
-    if (rc < 0)
-        return rc;
-    if (n > 1 || best_of > 1)
-        return openai_refuse(e, "unsupported", n > 1 ? "n" : "best_of",
-                             "one request gives one answer: %s must be 1", n > 1 ? "n" : "best_of");
-    bool echo = false;
-    rc = json_read_bool(body, "echo", &echo, e);
-    if (rc < 0)
-        return rc;
-    if (echo)
-        return openai_refuse(e, "unsupported", "echo", "echo is not supported");
-    const json_t *suffix = json_field(body, "suffix");
-    if (suffix && json_string_length(suffix) > 0)
-        return openai_refuse(e, "unsupported", "suffix", "suffix is not supported");
-    return 0;
+    int64_t n = 1;
+    int rc = json_read_int(body, "n", 1, REQUEST_MAX_CHOICES, &n, e);
+    r->n_wanted = r->n_tried = (int)n;
+    return rc;
 }
 
 static int parse_stream(const json_t *body, struct request *r, struct openai_error *e)
@@ -205,7 +189,7 @@ int openai_parse_common(const struct openai_model *m, const json_t *body, struct
 {
     int rc = openai_read_model(m, body, e);
     if (rc == 0)
-        rc = refuse_unsupported(body, e);
+        rc = parse_choices(body, r, e);
     if (rc == 0)
         rc = parse_stream(body, r, e);
     if (rc == 0)
@@ -225,100 +209,17 @@ int openai_parse_common(const struct openai_model *m, const json_t *body, struct
     return rc;
 }
 
-int openai_check_prompt(const struct openai_model *m, const struct request *r,
+int openai_check_prompt(const struct openai_model *m, const struct tokens *prompt,
                         struct openai_error *e)
 {
-    if (r->prompt.len == 0)
+    if (prompt->len == 0)
         return openai_refuse(e, "empty", "prompt", "the prompt is empty");
     /* One position is left for the answer. */
-    if (r->prompt.len < (size_t)m->config->max_positions)
+    if (prompt->len < (size_t)m->config->max_positions)
         return 0;
     openai_refuse(e, "context", "prompt",
-                  "the prompt has %zu tokens; the model's context is %d tokens", r->prompt.len,
+                  "the prompt has %zu tokens; the model's context is %d tokens", prompt->len,
                   m->config->max_positions);
     e->code = "context_length_exceeded";
     return E_INVALID;
-}
-
-/* ---- /v1/completions ----------------------------------------------------------------- */
-
-static int parse_ids(const struct openai_model *m, const json_t *ids, struct request *r,
-                     struct openai_error *e)
-{
-    for (size_t i = 0; i < json_array_size(ids); i++) {
-        const json_t *v = json_array_get(ids, i);
-        if (!json_is_integer(v))
-            return openai_refuse(e, "type", "prompt", "prompt[%zu] must be a token id, not %s", i,
-                                 json_type_name(v));
-        json_int_t id = json_integer_value(v);
-        if (id < 0 || id >= m->config->vocab_size)
-            return openai_refuse(e, "range", "prompt",
-                                 "prompt[%zu] is %lld; token ids are from 0 to %d", i,
-                                 (long long)id, m->config->vocab_size - 1);
-        tokens_push(&r->prompt, (int32_t)id);
-    }
-    return 0;
-}
-
-static int parse_text(const struct openai_model *m, const json_t *text, struct request *r,
-                      struct openai_error *e)
-{
-    if (!m->tokenizer)
-        return openai_refuse(e, "unsupported", "prompt",
-                             "this model has no tokenizer.json: give the prompt as token ids");
-    /* As the publisher's tokenizer does with a raw text: markers in it are markers. */
-    if (tokenizer_encode(m->tokenizer, json_str(text), TOKENIZER_WITH_MARKERS, &r->prompt) < 0)
-        return openai_refuse(e, "range", "prompt", "the prompt's text is too long");
-    return 0;
-}
-
-static int parse_prompt(const struct openai_model *m, const json_t *body, struct request *r,
-                        struct openai_error *e)
-{
-    const json_t *prompt = json_field(body, "prompt");
-    if (!prompt)
-        return openai_refuse(e, "missing", "prompt", "prompt is missing");
-    const json_t *first = json_array_get(prompt, 0);
-    if (first && (json_is_string(first) || json_is_array(first))) {
-        if (json_array_size(prompt) > 1)
-            return openai_refuse(e, "unsupported", "prompt",
-                                 "prompt has %zu texts; one request has one prompt",
-                                 json_array_size(prompt));
-        prompt = first;
-    }
-    if (json_is_string(prompt))
-        return parse_text(m, prompt, r, e);
-    if (json_is_array(prompt))
-        return parse_ids(m, prompt, r, e);
-    return openai_refuse(e, "type", "prompt",
-                         "prompt must be a string or an array of token ids, not %s",
-                         json_type_name(prompt));
-}
-
-int openai_parse_completion(const struct openai_model *m, struct str text, struct request *r,
-                            struct openai_error *e)
-{
-    json_t *body;
-    int rc = json_body(text, &body, e);
-    if (rc < 0)
-        return rc;
-    rc = openai_parse_common(m, body, r, e);
-    if (rc == 0)
-        rc = parse_prompt(m, body, r, e);
-    if (rc == 0)
-        rc = openai_check_prompt(m, r, e);
-    const json_t *format = json_field(body, "response_format");
-    if (rc == 0 && format)
-        rc = openai_refuse(
-            e, "unsupported", "response_format",
-            "response_format is not supported here; it belongs to /v1/chat/completions");
-    int64_t n_top = -1;
-    if (rc == 0)
-        rc = json_read_int(body, "logprobs", 0, SAMPLING_MAX_TOP, &n_top, e);
-    if (rc == 0 && n_top >= 0) {
-        r->wants_logprobs = r->sampling.logprobs = true;
-        r->sampling.n_top = (int)n_top;
-    }
-    json_decref(body);
-    return rc;
 }

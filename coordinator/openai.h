@@ -2,8 +2,8 @@
  * path).
  *
  * Bodies come from anyone: each is either understood or refused with one clear error in
- * OpenAI's form that names the field.  What we cannot honour (n > 1, images) is refused
- * rather than ignored; unknown fields are ignored.  response_format, tool_choice and strict tools are
+ * OpenAI's form that names the field.  What we cannot honour (images, log-probabilities of prompts) is
+ * refused rather than ignored; unknown fields are ignored.  response_format, tool_choice and strict tools are
  * held to by a grammar (model/grammar.h).
  *
  * Extensions: "return_token_ids" and "return_logits_hash" (ids, and 16-digit hashes of the
@@ -73,7 +73,9 @@ void openai_write_reply(const struct openai_model *m, const struct request *r, s
  *
  * An event's id is the number of output tokens when it was made; usage, the end and an error count
  * on from there.  Called after every token, the same tokens give the same events, bytes and ids, whoever
- * makes them; those up to request.seen are left out. */
+ * makes them; those up to request.seen are left out.  Of several choices each has its own events, which
+ * come as their tokens do: what is the same each time is what each choice says, and an id has the tokens of
+ * each ("12.9.14"; request_read_seen()). */
 void openai_write_events(const struct openai_model *m, const struct request *r, struct buf *out);
 void openai_write_error_event(const struct openai_error *e, const struct request *r,
                               struct buf *out);

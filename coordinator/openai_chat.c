@@ -260,11 +260,28 @@ static int parse_logprobs(const json_t *body, struct request *r, struct openai_e
     return 0;
 }
 
+/* What belongs to /v1/completions would be ignored silently. */
+static int refuse_unsupported(const json_t *body, struct openai_error *e)
+{
+    static const char *const fields[] = {"best_of", "echo", "suffix"};
+    for (int i = 0; i < 3; i++) {
+        const json_t *v = json_field(body, fields[i]);
+        bool asks_nothing = json_is_false(v) || (json_is_integer(v) && json_integer_value(v) == 1);
+        if (v && !asks_nothing)
+            return openai_refuse(e, "unsupported", fields[i],
+                                 "%s belongs to /v1/completions; a chat has no such thing",
+                                 fields[i]);
+    }
+    return 0;
+}
+
 static int parse_chat(const struct openai_model *m, const json_t *body, struct request *r,
                       struct openai_error *e)
 {
     struct conversation c = {0};
     int rc = openai_parse_common(m, body, r, e);
+    if (rc == 0)
+        rc = refuse_unsupported(body, e);
     if (rc == 0)
         rc = parse_logprobs(body, r, e);
     if (rc == 0)
@@ -277,6 +294,8 @@ static int parse_chat(const struct openai_model *m, const json_t *body, struct r
         rc = parse_messages(body, &c, e);
     if (rc == 0)
         rc = conversation_finish(&c, m, r, e);
+    if (rc == 0)
+        request_spread(r, NULL, 0);
     conversation_fini(&c);
     return rc;
 }

@@ -41,5 +41,5 @@ int openai_read_tool_choice(const json_t *body, struct conversation *c, bool *no
 int openai_read_format(const json_t *format, const json_t *holder, const char *field,
                        struct conversation *c, struct openai_error *e);
 /* After the prompt is known: is it within the context? */
-int openai_check_prompt(const struct openai_model *m, const struct request *r,
+int openai_check_prompt(const struct openai_model *m, const struct tokens *prompt,
                         struct openai_error *e);

@@ -25,19 +25,39 @@ void openai_write_error(const struct openai_error *e, struct buf *out)
     json_write(error_object(e), out);
 }
 
-static void write_event(uint64_t id, json_t *v, struct buf *out)
+/* `past` counts the events after the newest token. */
+static void write_id(const struct request *r, uint64_t past, struct buf *out)
 {
-    buf_printf(out, "id: %" PRIu64 "\ndata: ", id);
+    buf_puts(out, "id: ");
+    if (!r->next)
+        buf_printf(out, "%" PRIu64, r->output.len + past);
+    for (const struct request *c = r; c && r->next; c = c->next) {
+        uint64_t n = c->output.len > c->seen ? c->output.len : c->seen;
+        buf_printf(out, "%s%" PRIu64, c == r ? "" : ".", n);
+    }
+    if (past && r->next)
+        buf_printf(out, ".%" PRIu64, past);
+    buf_puts(out, "\ndata: ");
+}
+
+static void write_event(const struct request *r, uint64_t past, json_t *v, struct buf *out)
+{
+    write_id(r, past, out);
     json_write(v, out);
     buf_puts(out, "\n\n");
+}
+
+/* Of the events after the last token. */
+static bool is_seen(const struct request *r, uint64_t past)
+{
+    return r->next ? past <= r->seen_past : r->output.len + past <= r->seen;
 }
 
 void openai_write_error_event(const struct openai_error *e, const struct request *r,
                               struct buf *out)
 {
-    uint64_t id = r->output.len + 1;
-    if (id > r->seen)
-        write_event(id, error_object(e), out);
+    if (!is_seen(r, 1))
+        write_event(r, 1, error_object(e), out);
 }
 
 static json_t *model_object(const struct openai_model *m)
@@ -172,19 +192,33 @@ static json_t *finish_reason(const struct request *r)
     return json_null();
 }
 
+/* Of all choices, each prompt once; what best_of threw away was generated, too. */
 static json_t *usage(const struct request *r)
 {
     json_t *o = json_object();
     json_t *details = json_object();
-    json_put(details, "cached_tokens", json_integer((json_int_t)r->n_cached));
-    json_put(o, "prompt_tokens", json_integer((json_int_t)r->prompt.len));
+    size_t n_prompt = request_prompt_tokens(r), n_output = request_output_tokens(r);
+    size_t n_cached = 0, n_reasoning = 0;
+    for (const struct request *c = r; c; c = c->next) {
+        n_cached += c->borrows_prompt ? 0 : c->n_cached;
+        n_reasoning += c->n_reasoning;
+    }
+    json_put(details, "cached_tokens", json_integer((json_int_t)n_cached));
+    json_put(o, "prompt_tokens", json_integer((json_int_t)n_prompt));
     json_put(o, "prompt_tokens_details", details);
-    json_put(o, "completion_tokens", json_integer((json_int_t)r->output.len));
+    json_put(o, "completion_tokens", json_integer((json_int_t)n_output));
     if (r->kind == REQUEST_CHAT)
         json_put(o, "completion_tokens_details",
-                 json_pack("{s:I}", "reasoning_tokens", (json_int_t)r->n_reasoning));
-    json_put(o, "total_tokens", json_integer((json_int_t)(r->prompt.len + r->output.len)));
+                 json_pack("{s:I}", "reasoning_tokens", (json_int_t)n_reasoning));
+    json_put(o, "total_tokens", json_integer((json_int_t)(n_prompt + n_output)));
     return o;
+}
+
+static bool is_degraded(const struct request *r)
+{
+    while (r && !r->is_degraded)
+        r = r->next;
+    return r;
 }
 
 static json_t *envelope(const struct openai_model *m, const struct request *r, const char *object)
@@ -194,20 +228,20 @@ static json_t *envelope(const struct openai_model *m, const struct request *r, c
     json_put(root, "object", json_string(object));
     json_put(root, "created", json_integer(r->created_s));
     json_put(root, "model", json_text(str_of(m->name)));
-    if (r->is_degraded)
+    if (is_degraded(r))
         json_put(root, "degraded", json_true());
     return root;
 }
 
 /* `what` is "message", "delta" or "text". */
-static json_t *choice_of(const struct openai_model *m, const struct request *r, size_t from,
-                         const char *what, json_t *said)
+static json_t *choice_of(const struct openai_model *m, const struct request *r, int index,
+                         size_t from, const char *what, json_t *said)
 {
     json_t *choice = json_object(), *logprobs = NULL;
     if (r->wants_logprobs)
         logprobs =
             r->kind == REQUEST_CHAT ? chat_logprobs(m, r, from) : completion_logprobs(m, r, from);
-    json_put(choice, "index", json_integer(0));
+    json_put(choice, "index", json_integer(index));
     json_put(choice, what, said);
     json_put(choice, "logprobs", logprobs ? logprobs : json_null());
     json_put(choice, "finish_reason", finish_reason(r));
@@ -287,10 +321,15 @@ static json_t *chat_message(const struct request *r)
 }
 
 /* /v1/completions knows content only. */
-static json_t *completion_text(const struct request *r)
+static json_t *completion_text(const struct openai_model *m, const struct request *r)
 {
-    json_t *text = said(r, OUTPUT_CONTENT);
-    return text ? text : json_string("");
+    struct buf text = {0};
+    if (r->echoes && r->n_sent == 0)
+        tokenizer_decode(m->tokenizer, r->prompt.ids, r->prompt.len, TOKENIZER_KEEP_SPECIAL, &text);
+    output_events_gather(&r->said, OUTPUT_CONTENT, &text);
+    json_t *v = json_text(buf_str(&text));
+    buf_fini(&text);
+    return v;
 }
 
 void openai_write_reply(const struct openai_model *m, const struct request *r, struct buf *out)
@@ -298,8 +337,12 @@ void openai_write_reply(const struct openai_model *m, const struct request *r, s
     bool chat = r->kind == REQUEST_CHAT;
     json_t *root = envelope(m, r, chat ? "chat.completion" : "text_completion");
     json_t *choices = json_array();
-    json_push(choices, chat ? choice_of(m, r, 0, "message", chat_message(r))
-                            : choice_of(m, r, 0, "text", completion_text(r)));
+    const struct request *answers[REQUEST_MAX_CHOICES];
+    int n = request_answers(r, answers);
+    for (int i = 0; i < n; i++)
+        json_push(choices,
+                  chat ? choice_of(m, answers[i], i, 0, "message", chat_message(answers[i]))
+                       : choice_of(m, answers[i], i, 0, "text", completion_text(m, answers[i])));
     json_put(root, "choices", choices);
     json_put(root, "usage", usage(r));
     json_write(root, out);
@@ -322,13 +365,14 @@ static json_t *chat_delta(const struct request *r)
     return delta;
 }
 
-static json_t *chunk(const struct openai_model *m, const struct request *r)
+/* What is new of choice `c`. */
+static json_t *chunk(const struct openai_model *m, const struct request *r, const struct request *c)
 {
     bool chat = r->kind == REQUEST_CHAT;
     json_t *root = envelope(m, r, chat ? "chat.completion.chunk" : "text_completion");
     json_t *choices = json_array();
-    json_push(choices, chat ? choice_of(m, r, r->n_sent, "delta", chat_delta(r))
-                            : choice_of(m, r, r->n_sent, "text", completion_text(r)));
+    json_push(choices, chat ? choice_of(m, c, c->index, c->n_sent, "delta", chat_delta(c))
+                            : choice_of(m, c, c->index, c->n_sent, "text", completion_text(m, c)));
     json_put(root, "choices", choices);
     if (r->wants_usage)
         json_put(root, "usage", json_null());
@@ -337,21 +381,26 @@ static json_t *chunk(const struct openai_model *m, const struct request *r)
 
 void openai_write_events(const struct openai_model *m, const struct request *r, struct buf *out)
 {
-    bool done = r->state == REQUEST_DONE;
-    if (!request_has_events(r))
+    uint64_t past = 0;
+    bool has_events = false;
+    for (const struct request *c = r; c; c = c->next) {
+        if (!request_has_events(c))
+            continue;
+        has_events = true;
+        if (c->output.len > c->seen)
+            write_event(r, 0, chunk(m, r, c), out);
+    }
+    if (!has_events || !request_is_done(r))
         return;
-    uint64_t id = r->output.len;
-    if (id > r->seen)
-        write_event(id, chunk(m, r), out);
-    if (!done)
-        return;
-    if (r->wants_usage && ++id > r->seen) {
+    if (r->wants_usage && !is_seen(r, ++past)) {
         json_t *root =
             envelope(m, r, r->kind == REQUEST_CHAT ? "chat.completion.chunk" : "text_completion");
         json_put(root, "choices", json_array());
         json_put(root, "usage", usage(r));
-        write_event(id, root, out);
+        write_event(r, past, root, out);
     }
-    if (++id > r->seen)
-        buf_printf(out, "id: %" PRIu64 "\ndata: [DONE]\n\n", id);
+    if (is_seen(r, ++past))
+        return;
+    write_id(r, past, out);
+    buf_puts(out, "[DONE]\n\n");
 }

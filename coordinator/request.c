@@ -3,6 +3,8 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "base/err.h"
 #include "base/mem.h"
@@ -10,7 +12,12 @@
 
 void request_init(struct request *r, enum request_kind kind, uint64_t seq, int64_t created_s)
 {
-    *r = (struct request){.seq = seq, .kind = kind, .created_s = created_s};
+    *r = (struct request){.seq = seq,
+                          .kind = kind,
+                          .created_s = created_s,
+                          .n_wanted = 1,
+                          .n_tried = 1,
+                          .n_choices = 1};
     static const char *const prefixes[REQUEST_KINDS] = {[REQUEST_CHAT] = "chatcmpl-",
                                                         [REQUEST_COMPLETION] = "cmpl-",
                                                         [REQUEST_MESSAGES] = "msg_",
@@ -18,22 +25,179 @@ void request_init(struct request *r, enum request_kind kind, uint64_t seq, int64
     snprintf(r->id, sizeof r->id, "%s%016" PRIx64, prefixes[kind], seq);
 }
 
-void request_fini(struct request *r)
+static void free_choice(struct request *r)
 {
-    tokens_fini(&r->prompt);
+    if (!r->borrows_prompt)
+        tokens_fini(&r->prompt);
     tokens_fini(&r->output);
     stream_fini(&r->text_of);
     output_events_fini(&r->said);
     output_events_fini(&r->whole);
     mem_free(r->samples);
     mem_free(r->grammar);
+}
+
+void request_fini(struct request *r)
+{
+    for (struct request *c = r->next, *next; c; c = next) {
+        next = c->next;
+        free_choice(c);
+        mem_free(c);
+    }
+    free_choice(r);
     *r = (struct request){0};
 }
 
+/* ---- choices ---------------------------------------------------------------------------- */
+
+/* Another one like `r`, which nothing has come out of yet; the prompt is still to be given. */
+static struct request *choice_like(const struct request *r, int index)
+{
+    struct request *c = mem_alloc(sizeof *c);
+    *c = *r;
+    c->next = NULL;
+    c->index = index;
+    c->seq = r->seq + (uint64_t)index;
+    c->prompt = (struct tokens){0};
+    c->grammar = NULL;
+    stream_copy(&c->text_of, &r->text_of);
+    return c;
+}
+
+void request_spread(struct request *r, struct tokens *more, int n_more)
+{
+    must(!r->next && r->output.len == 0 && r->n_wanted >= 1 && r->n_tried >= r->n_wanted);
+    r->n_choices = r->n_tried * (n_more + 1);
+    must(r->n_choices <= REQUEST_MAX_CHOICES);
+    if (r->n_tried > r->n_wanted)
+        r->sampling.logprobs = true;
+    struct request *last = r, *of_prompt = r;
+    for (int i = 1; i < r->n_choices; i++) {
+        struct request *c = choice_like(r, i);
+        c->borrows_prompt = i % r->n_tried != 0;
+        if (c->borrows_prompt) {
+            c->prompt = of_prompt->prompt;
+        } else {
+            c->prompt = more[i / r->n_tried - 1];
+            of_prompt = c;
+        }
+        last = last->next = c;
+    }
+    request_set_seed(r, r->sampling.seed);
+}
+
+void request_set_seed(struct request *r, uint64_t seed)
+{
+    for (struct request *c = r; c; c = c->next)
+        c->sampling.seed = seed + (uint64_t)(c->index % r->n_tried);
+}
+
+struct request *request_choice(struct request *r, uint64_t seq)
+{
+    if (seq - r->seq >= (uint64_t)r->n_choices)
+        return NULL;
+    while (r->seq != seq)
+        r = r->next;
+    return r;
+}
+
+size_t request_prompt_tokens(const struct request *r)
+{
+    size_t n = 0;
+    for (const struct request *c = r; c; c = c->next)
+        n += c->borrows_prompt ? 0 : c->prompt.len;
+    return n;
+}
+
+size_t request_output_tokens(const struct request *r)
+{
+    size_t n = 0;
+    for (const struct request *c = r; c; c = c->next)
+        n += c->output.len;
+    return n;
+}
+
+bool request_keeps_samples(const struct request *r)
+{
+    return r->wants_logprobs || r->sampling.logits_hash || r->n_tried > r->n_wanted;
+}
+
+/* Per token, so that a short answer has no advantage. */
+static double mean_logprob(const struct request *r)
+{
+    double sum = 0;
+    for (size_t i = 0; i < r->output.len; i++)
+        sum += (double)r->samples[i].logprob;
+    return r->output.len ? sum / (double)r->output.len : 0;
+}
+
+static int compare_choices(const void *a, const void *b)
+{
+    const struct request *x = *(const struct request *const *)a;
+    const struct request *y = *(const struct request *const *)b;
+    double mean_x = mean_logprob(x), mean_y = mean_logprob(y);
+    if (mean_x != mean_y)
+        return mean_x < mean_y ? 1 : -1;
+    return x->index - y->index;
+}
+
+int request_answers(const struct request *r, const struct request **out)
+{
+    const struct request *c = r;
+    int n = 0;
+    while (c) {
+        int n_of_prompt = 0;
+        for (; n_of_prompt < r->n_tried; c = c->next)
+            out[n + n_of_prompt++] = c;
+        if (r->n_tried > r->n_wanted)
+            qsort(out + n, (size_t)n_of_prompt, sizeof(struct request *), compare_choices);
+        n += r->n_wanted;
+    }
+    return n;
+}
+
+/* ---- a reader's place --------------------------------------------------------------------- */
+
+bool request_read_seen(const struct request *r, const char *id, uint64_t *seen)
+{
+    int n = 0, most = r->n_choices > 1 ? r->n_choices + 1 : 1;
+    memset(seen, 0, sizeof *seen * ((size_t)r->n_choices + 1));
+    for (;;) {
+        size_t digits = strspn(id, "0123456789");
+        if (digits == 0 || digits > 18 || n == most)
+            return false;
+        seen[n++] = strtoull(id, NULL, 10);
+        id += digits;
+        if (*id == '\0')
+            return n >= r->n_choices;
+        if (*id++ != '.')
+            return false;
+    }
+}
+
+void request_set_seen(struct request *r, const uint64_t *seen)
+{
+    for (struct request *c = r; c; c = c->next)
+        c->seen = seen ? seen[c->index] : 0;
+    r->seen_past = seen ? seen[r->n_choices] : 0;
+}
+
+/* ---- what becomes of it ------------------------------------------------------------------- */
+
 void request_queued(struct request *r)
 {
-    must(r->state == REQUEST_RECEIVED && r->prompt.len > 0 && r->max_tokens > 0);
-    r->state = REQUEST_QUEUED;
+    for (struct request *c = r; c; c = c->next) {
+        must(c->state == REQUEST_RECEIVED && c->prompt.len > 0 && c->max_tokens > 0);
+        c->state = REQUEST_QUEUED;
+    }
+}
+
+void request_repeat(struct request *r, uint32_t max_tokens, uint64_t seed)
+{
+    request_set_seed(r, seed);
+    for (struct request *c = r; c; c = c->next)
+        c->max_tokens = max_tokens;
+    request_queued(r);
 }
 
 void request_started(struct request *r)
@@ -55,10 +219,10 @@ bool request_token(struct request *r, const struct sampled *sampled, enum sched_
 {
     must(r->state == REQUEST_PREFILL || r->state == REQUEST_DECODE);
     r->state = REQUEST_DECODE;
-    if (r->wants_logprobs || r->sampling.logits_hash)
+    if (request_keeps_samples(r))
         keep_sample(r, sampled);
     tokens_push(&r->output, sampled->token);
-    r->finish = finish;
+    r->finish = r->given = finish;
     bool stopped = false;
     r->n_reasoning += r->text_of.splits && r->text_of.output.place == OUTPUT_IN_REASONING;
     /* The token that ends the sequence is counted but has no text. */
@@ -87,7 +251,7 @@ bool request_has_events(const struct request *r)
 {
     bool per_token = r->wants_token_ids || r->wants_logprobs || r->sampling.logits_hash;
     bool has_tokens = r->output.len > r->n_sent;
-    return r->state == REQUEST_DONE || r->said.n > 0 ||
+    return (r->state == REQUEST_DONE && !r->end_is_sent) || r->said.n > 0 ||
            (has_tokens && (per_token || r->n_sent == 0));
 }
 
@@ -115,7 +279,7 @@ enum request_step request_pass(struct request_part *p, const struct output_event
     return REQUEST_NEW_PART;
 }
 
-void request_sent(struct request *r)
+static void choice_sent(struct request *r)
 {
     for (size_t i = 0; i < r->said.n; i++)
         request_pass(&r->part, &r->said.list[i]);
@@ -124,4 +288,11 @@ void request_sent(struct request *r)
                           output_events_text(&r->said, i));
     output_events_reset(&r->said);
     r->n_sent = r->output.len;
+    r->end_is_sent = r->state == REQUEST_DONE;
+}
+
+void request_sent(struct request *r)
+{
+    for (struct request *c = r; c; c = c->next)
+        choice_sent(c);
 }

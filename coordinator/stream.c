@@ -24,6 +24,16 @@ void stream_add_stop(struct stream *s, struct str stop)
     s->stops[s->n_stops++] = str_copy(stop);
 }
 
+void stream_copy(struct stream *to, const struct stream *from)
+{
+    must(!from->stopped && from->held.len == 0);
+    stream_init(to, from->tokenizer);
+    for (int i = 0; i < from->n_stops; i++)
+        stream_add_stop(to, str_of(from->stops[i]));
+    if (from->splits)
+        stream_split(to, from->output.place, from->output.tools);
+}
+
 void stream_fini(struct stream *s)
 {
     for (int i = 0; i < s->n_stops; i++)

@@ -33,6 +33,8 @@ struct stream {
  * request's tools: see output_init(). */
 void stream_init(struct stream *s, const struct tokenizer *t);
 void stream_split(struct stream *s, enum output_place begins, const json_t *tools);
+/* Another one for the same kind of output; `from` has been fed nothing yet. */
+void stream_copy(struct stream *to, const struct stream *from);
 /* At most STREAM_MAX_STOPS; not empty. */
 void stream_add_stop(struct stream *s, struct str stop);
 void stream_fini(struct stream *s);

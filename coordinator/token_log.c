@@ -124,15 +124,29 @@ void token_log_write_token(const struct token_log_token *t, struct buf *out)
     put(out, t->finish, 1);
     put(out, (uint32_t)s->token, 4);
     put(out, t->is_full, 1);
-    if (!t->is_full)
-        return;
-    put_float(out, s->logprob);
-    put(out, s->logits_hash, 8);
-    put(out, (uint64_t)s->n_top, 1);
-    for (int i = 0; i < s->n_top; i++) {
-        put(out, (uint32_t)s->top[i].token, 4);
-        put_float(out, s->top[i].logprob);
+    if (t->is_full) {
+        put_float(out, s->logprob);
+        put(out, s->logits_hash, 8);
+        put(out, (uint64_t)s->n_top, 1);
+        for (int i = 0; i < s->n_top; i++) {
+            put(out, (uint32_t)s->top[i].token, 4);
+            put_float(out, s->top[i].logprob);
+        }
     }
+    if (t->index > 0 && t->choice == 0)
+        return;
+    put(out, t->choice, 2);
+    put(out, t->n_cached, 4);
+}
+
+/* Most tokens have none of this, and earlier versions wrote it for none. */
+static bool read_place(struct reader *r, struct token_log_token *out)
+{
+    if (r->bad || r->left.len == 0)
+        return !r->bad;
+    out->choice = (uint32_t)get(r, 2);
+    out->n_cached = (uint32_t)get(r, 4);
+    return !r->bad;
 }
 
 bool token_log_read_token(struct str payload, struct token_log_token *out)
@@ -149,7 +163,7 @@ bool token_log_read_token(struct str payload, struct token_log_token *out)
     out->is_full = is_full;
     s->token = (int32_t)token;
     if (!is_full)
-        return true;
+        return read_place(&r, out);
     s->logprob = get_float(&r);
     s->logits_hash = get(&r, 8);
     uint64_t n_top = get(&r, 1);
@@ -162,7 +176,7 @@ bool token_log_read_token(struct str payload, struct token_log_token *out)
         s->top[i].logprob = get_float(&r);
         r.bad |= id > INT32_MAX;
     }
-    return !r.bad;
+    return read_place(&r, out);
 }
 
 void token_log_write_end(const struct token_log_end *e, struct buf *out)
@@ -190,7 +204,11 @@ bool token_log_read_end(struct str payload, struct token_log_end *out)
     return true;
 }
 
-uint64_t token_log_prompt_hash(const struct tokens *prompt)
+uint64_t token_log_prompt_hash(const struct request *r)
 {
-    return XXH3_64bits(prompt->ids, prompt->len * sizeof *prompt->ids);
+    uint64_t hash = XXH3_64bits(r->prompt.ids, r->prompt.len * sizeof *r->prompt.ids);
+    for (const struct request *c = r->next; c; c = c->next)
+        if (!c->borrows_prompt)
+            hash = XXH3_64bits_withSeed(c->prompt.ids, c->prompt.len * sizeof *c->prompt.ids, hash);
+    return hash;
 }

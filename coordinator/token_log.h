@@ -43,6 +43,8 @@ struct token_log_token {
     enum sched_finish finish;
     bool is_full; /* all of `sampled` was kept; else the token alone */
     struct sampled sampled;
+    uint32_t choice;   /* of a request with several, from 0; `seq` is the first one's */
+    uint32_t n_cached; /* with index 0: tokens of the prompt that were not computed */
 };
 enum token_log_outcome { TOKEN_LOG_DONE, TOKEN_LOG_FAILED, TOKEN_LOG_FORGOTTEN };
 struct token_log_end {
@@ -65,5 +67,5 @@ bool token_log_read_request(struct str payload, struct token_log_request *out);
 bool token_log_read_token(struct str payload, struct token_log_token *out);
 bool token_log_read_end(struct str payload, struct token_log_end *out);
 
-/* Of the ids of a prompt: does today's tokenizer still say the same? */
-uint64_t token_log_prompt_hash(const struct tokens *prompt);
+/* Of the ids of its prompts: does today's tokenizer still say the same? */
+uint64_t token_log_prompt_hash(const struct request *r);

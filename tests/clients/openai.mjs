@@ -299,3 +299,43 @@ test('openai: errors are the classes that the client knows', async (context) => 
     await assert.rejects(chat.create({ model: 'demo', messages: long }),
         (error) => error.code === 'context_length_exceeded');
 });
+
+test('openai: several choices, each what it is alone', async (context) => {
+    const ask = (more) => client(context).chat.completions.create(
+        { model: 'demo', messages: SUM, max_tokens: 60, temperature: 1, ...more });
+    const many = await ask({ n: 3, seed: 70 });
+    assert.deepEqual(many.choices.map((c) => c.index), [0, 1, 2]);
+    let tokens = 0, prompt;
+    for (let i = 0; i < 3; i++) {
+        const alone = await ask({ seed: 70 + i });
+        assert.deepEqual(many.choices[i].message, alone.choices[0].message);
+        tokens += alone.usage.completion_tokens;
+        prompt = alone.usage.prompt_tokens;
+    }
+    assert.equal(many.usage.completion_tokens, tokens);
+    assert.equal(many.usage.prompt_tokens, prompt);
+    const stream = await ask({ n: 3, seed: 70, stream: true });
+    const texts = ['', '', ''];
+    for await (const chunk of stream)
+        for (const choice of chunk.choices)
+            texts[choice.index] += choice.delta.content ?? '';
+    assert.deepEqual(texts, many.choices.map((c) => c.message.content));
+    const helper = client(context).chat.completions.stream(
+        { model: 'demo', messages: SUM, max_tokens: 60, temperature: 1, n: 2, seed: 70 });
+    assert.equal((await helper.finalChatCompletion()).choices.length, 2);
+});
+
+test('openai: completions with best_of, echo and several prompts', async (context) => {
+    const ask = (more) => client(context).completions.create(
+        { model: 'demo', max_tokens: 8, temperature: 1, seed: 3, ...more });
+    const best = await ask({ prompt: 'The sum', best_of: 4, n: 2 });
+    assert.equal(best.choices.length, 2);
+    const echoed = await ask({ prompt: ['The sum', 'What'], echo: true });
+    assert.match(echoed.choices[0].text, /^The sum/);
+    assert.match(echoed.choices[1].text, /^What/);
+    assert.equal(echoed.choices[1].index, 1);
+    await assert.rejects(ask({ prompt: 'a', best_of: 2, stream: true }),
+        (e) => e instanceof OpenAI.BadRequestError && e.param === 'best_of');
+    await assert.rejects(ask({ prompt: 'a', echo: true, logprobs: 1 }),
+        (e) => e instanceof OpenAI.BadRequestError && e.param === 'echo');
+});
