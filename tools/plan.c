@@ -123,6 +123,18 @@ static void work_out(struct plan_scene *s, double context, struct result *r)
 
 /* ---- for people -------------------------------------------------------------------------- */
 
+/* What is not the same in every layer. */
+static void print_kinds(const struct plan_model *m)
+{
+    if (m->n_all_layers == m->n_layers && m->n_sparse_layers == 0)
+        return;
+    printf("layers: %d, %d of them dense%s; sparse attention in %d, index keys %.1f KiB for each "
+           "position\n",
+           m->n_all_layers, m->n_all_layers - m->n_layers,
+           m->has_shared ? ", the others with a shared expert on the attention side" : "",
+           m->n_sparse_layers, m->index_bytes / 1024);
+}
+
 static void print_model(const struct plan_options *o, const struct plan_scene *s)
 {
     const struct plan_model *m = &s->model;
@@ -130,11 +142,13 @@ static void print_model(const struct plan_options *o, const struct plan_scene *s
     printf("%s %s: %d layers x %d experts of %.2f MiB, %d for each token; routes: %s\n", m->name,
            m->format, m->n_layers, m->n_experts, m->expert_bytes / (1 << 20), m->top_k,
            trace_title(s->trace));
+    print_kinds(m);
+    double weights = m->attention_bytes + m->head_bytes + m->embedding_bytes;
+    double stream = plan_model_stream_bytes(m, o->context);
     printf("attention sides: %d, each %.2f GiB of weights and %.1f KiB for each position: "
-           "%.2f GiB for a stream of %lld\n",
-           o->n_sides, (m->attention_bytes + m->head_bytes + m->embedding_bytes) / GIB,
-           m->position_bytes / 1024, m->position_bytes * (double)o->context / GIB,
-           (long long)o->context);
+           "%.2f GiB for a stream of %lld (%.2f GiB with the weights)\n",
+           o->n_sides, weights / GIB, m->position_bytes / 1024, stream / GIB, (long long)o->context,
+           (weights + stream) / GIB);
     printf("experts: %.1f GiB once; placed %.2f times, each at least %d and at most %d times "
            "(planned in %.0f ms)\n\n",
            (double)f->placement.n_total * m->expert_bytes / GIB,
@@ -264,11 +278,14 @@ static void print_json(const struct plan_options *o, const struct plan_scene *s,
     const struct plan_model *m = &s->model;
     const struct forecast *f = &s->forecast;
     json_t *root = json_pack(
-        "{s:i,s:s,s:s,s:s,s:I,s:I,s:f,s:f,s:f,s:I,s:i,s:i,s:f}", "version", 1, "model", m->name,
-        "format", m->format, "routes", trace_title(s->trace), "seed", (json_int_t)o->seed,
-        "context", (json_int_t)o->context, "expert_bytes", m->expert_bytes, "attention_bytes",
-        m->attention_bytes + m->head_bytes + m->embedding_bytes, "kv_bytes_per_position",
-        m->position_bytes, "copies", (json_int_t)f->n_copies, "copies_least", f->n_copies_least,
+        "{s:i,s:s,s:s,s:s,s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:i,s:i,s:i,s:i,s:I,s:i,s:i,s:f}", "version",
+        1, "model", m->name, "format", m->format, "routes", trace_title(s->trace), "seed",
+        (json_int_t)o->seed, "context", (json_int_t)o->context, "expert_bytes", m->expert_bytes,
+        "attention_bytes", m->attention_bytes + m->head_bytes + m->embedding_bytes,
+        "kv_bytes_per_position", m->position_bytes, "index_bytes_per_position", m->index_bytes,
+        "stream_bytes", plan_model_stream_bytes(m, o->context), "layers", m->n_all_layers,
+        "expert_layers", m->n_layers, "sparse_layers", m->n_sparse_layers, "max_positions",
+        m->max_positions, "copies", (json_int_t)f->n_copies, "copies_least", f->n_copies_least,
         "copies_most", f->n_copies_most, "plan_ms", f->plan_ms);
     must(root);
     must_zero(json_object_set_new(root, "machines", hosts_json(s)));

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "engine/kernels.h"
+#include "engine/kv.h"
 #include "model/config.h"
 #include "rpc/wire.h"
 #include "tools/synth.h"
@@ -29,67 +30,84 @@ static double bytes_per_weight(enum weight_format f, double native)
     }
 }
 
-/* Of one number in the cache; int8 has a scale for each key and value of a head. */
-static double bytes_per_kv(enum kv_format f, int head_dim)
-{
-    return f == KV_F32 ? 4 : f == KV_BF16 ? 2 : 1 + 4.0 / head_dim;
-}
-
 /* Numbers of weights by part. */
 struct parts {
-    double expert, attention, attention_bf16, router, head;
+    double expert,
+        always; /* one routed expert; dense MLPs and shared experts, which are held alike */
+    double attention, index, router, head;
 };
 
-static void set_bytes(struct plan_model *m, const struct parts *p, const struct format_set *f,
-                      double native, double native_head)
+static struct parts parts_of(const struct model_config *c)
 {
-    m->expert_bytes = p->expert * bytes_per_weight(f->experts, native);
-    m->attention_bytes = p->attention * bytes_per_weight(f->attention, native) +
-                         p->attention_bf16 * 2 + p->router * 4;
-    m->head_bytes = p->head * bytes_per_weight(f->head, native_head);
-    m->embedding_bytes = p->head * 2;
+    double hidden = c->hidden_size, layers = c->n_layers, with_experts = config_expert_layers(c);
+    double q = (double)c->n_heads * c->head_dim, kv = (double)c->n_kv_heads * c->head_dim;
+    double index = (double)(c->sparse.n_heads + 1) * c->sparse.head_dim;
+    double sparse = c->sparse.block_size > 0 ? layers - c->sparse.n_full_layers : 0;
+    return (struct parts){
+        .expert = 3.0 * hidden * c->expert_size,
+        .always = 3.0 * hidden *
+                  ((double)c->n_dense_layers * c->dense_size + with_experts * c->shared_size),
+        .attention = layers * (2 * q + 2 * kv) * hidden,
+        .index = sparse * index * hidden,
+        .router = with_experts * c->n_experts * (hidden + 1),
+        .head = (double)c->vocab_size * hidden};
+}
+
+/* What the engine holds where no format is asked for: engine/matrix.h. */
+static double native_bytes(const struct model_config *c, bool is_quantised)
+{
+    return is_quantised && !c->has_power_scales ? bytes_per_weight(FORMAT_FP8, 0) : 2;
+}
+
+static void set_weights(struct plan_model *m, const struct model_config *c,
+                        const struct format_set *f, bool is_quantised)
+{
+    struct parts p = parts_of(c);
+    double native = native_bytes(c, is_quantised);
+    m->expert_bytes = p.expert * bytes_per_weight(f->experts, native);
+    /* Index projections stay as stored, but MXFP8 as bf16. */
+    m->attention_bytes = p.attention * bytes_per_weight(f->attention, native) +
+                         p.always * bytes_per_weight(f->experts, native) + p.index * 2 +
+                         p.router * 4;
+    m->head_bytes = p.head * bytes_per_weight(f->head, 2);
+    m->embedding_bytes = p.head * 2;
     m->group = format_group(f->experts);
 }
 
-static void from_config(const struct model_config *c, const struct format_set *f, bool is_quantised,
-                        struct plan_model *m)
+/* As the cache itself reckons its pages. */
+static int set_cache(struct plan_model *m, const struct model_config *c, enum kv_format kv,
+                     struct err *e)
 {
-    double hidden = c->hidden_size, layers = c->n_layers;
-    double q = (double)c->n_heads * c->head_dim, kv = (double)c->n_kv_heads * c->head_dim;
-    struct parts p = {.expert = 3.0 * hidden * c->expert_size,
-                      .attention = layers * (2 * q + 2 * kv) * hidden,
-                      .router = layers * c->n_experts * (hidden + 1),
-                      .head = (double)c->vocab_size * hidden};
-    m->n_layers = c->n_layers;
+    struct model_config full = *c;
+    full.sparse = (struct sparse_config){0};
+    size_t page = kv_page_bytes(c, kv), plain = kv_page_bytes(&full, kv);
+    if (page == SIZE_MAX)
+        return err_set(e, E_RANGE, "%s: a page of the KV cache does not fit in memory", m->name);
+    double layer = (double)plain / KV_PAGE_TOKENS / c->n_layers;
+    double index = (double)(page - plain) / KV_PAGE_TOKENS;
+    int n_full = c->sparse.block_size > 0 ? c->sparse.n_full_layers : c->n_layers;
+    m->page_bytes = (double)page;
+    m->position_bytes = (double)page / KV_PAGE_TOKENS;
+    m->index_bytes = index;
+    m->reads_all = n_full == c->n_layers;
+    m->read_position_bytes = n_full * layer + index;
+    m->read_fixed_bytes = (c->n_layers - n_full) * layer * c->sparse.block_size * c->sparse.top_k;
+    return 0;
+}
+
+static int from_config(const struct model_config *c, const struct format_set *f, bool is_quantised,
+                       struct plan_model *m, struct err *e)
+{
+    m->n_layers = config_expert_layers(c);
+    m->n_all_layers = c->n_layers;
+    m->n_sparse_layers = c->sparse.block_size > 0 ? c->n_layers - c->sparse.n_full_layers : 0;
+    m->max_positions = c->max_positions;
+    m->has_shared = c->shared_size > 0;
     m->n_experts = c->n_experts;
     m->top_k = c->top_k;
     m->hidden = c->hidden_size;
-    set_bytes(m, &p, f, is_quantised ? bytes_per_weight(FORMAT_FP8, 0) : 2, 2);
-    m->position_bytes = 2 * layers * kv * bytes_per_kv(f->kv, c->head_dim);
-    m->read_position_bytes = m->position_bytes;
-    m->reads_all = true;
-}
-
-/* MiniMax-M3, text only: 60 layers, 57 of them with experts and with attention to the 2,048 tokens
- * that an index of one key per token chooses; 3 dense ones. */
-static void m3(const struct format_set *f, struct plan_model *m)
-{
-    enum { LAYERS = 60, SPARSE = 57, KV_HEADS = 4, HEAD = 128, CHOSEN = 2048 };
-    struct parts p = {.expert = 3.0 * 6144 * 3072,
-                      .attention = 6417285120.0 + 679477248.0 + 3227516928.0,
-                      .attention_bf16 = 224133120.0,
-                      .router = 44833920.0,
-                      .head = 1229193216.0};
-    m->n_layers = SPARSE;
-    m->n_experts = 128;
-    m->top_k = 4;
-    m->hidden = 6144;
-    set_bytes(m, &p, f, 1 + 1.0 / 32, 2);
-    double kv = bytes_per_kv(f->kv, HEAD), layer = 2 * KV_HEADS * HEAD * kv;
-    double index = SPARSE * HEAD * (f->kv == KV_INT8 ? kv : 2);
-    m->position_bytes = LAYERS * layer + index;
-    m->read_position_bytes = (LAYERS - SPARSE) * layer + index;
-    m->read_fixed_bytes = SPARSE * layer * CHOSEN;
+    set_weights(m, c, f, is_quantised);
+    return set_cache(m, c, f->kv, e);
 }
 
 int plan_model_open(const char *preset, const char *dir, const char *format, struct plan_model *out,
@@ -103,20 +121,31 @@ int plan_model_open(const char *preset, const char *dir, const char *format, str
         return err_prefix(e, "--format");
     format_set_text(&f, out->format);
     snprintf(out->name, sizeof out->name, "%s", preset ? preset : dir);
-    if (preset && strcmp(preset, "m3") == 0) {
-        m3(&f, out);
-        return 0;
-    }
-    if (preset && strcmp(preset, "m2") == 0)
-        preset = "m2-layers-62";
-    if (preset && synth_preset(preset, &c, NULL) < 0)
+    const char *named = !preset                     ? NULL
+                        : strcmp(preset, "m2") == 0 ? "m2-layers-62"
+                        : strcmp(preset, "m3") == 0 ? "m3-layers-60"
+                                                    : preset;
+    if (named && synth_preset(named, &c, NULL) < 0)
         return err_set(e, E_NOT_FOUND,
-                       "--preset %s: there are m2, m3, m2-tiny, m2-mini and m2-layers-N", preset);
+                       "--preset %s: there are m2, m3, m2-tiny, m2-mini, m2-layers-N, m3-tiny, "
+                       "m3-layer and m3-layers-N",
+                       preset);
     if (!preset)
         rc = config_read(dir, &c, e);
-    if (rc == 0)
-        from_config(&c, &f, preset || c.scale_block_rows > 0, out);
-    return rc;
+    return rc < 0 ? rc : from_config(&c, &f, preset || c.scale_block_rows > 0, out, e);
+}
+
+int plan_model_check_context(const struct plan_model *m, int64_t context, struct err *e)
+{
+    if (context <= m->max_positions)
+        return 0;
+    return err_set(e, E_RANGE, "--context %lld: max_position_embeddings of %s is %d",
+                   (long long)context, m->name, m->max_positions);
+}
+
+double plan_model_stream_bytes(const struct plan_model *m, int64_t context)
+{
+    return m->page_bytes * (double)((context + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS);
 }
 
 double plan_model_attention_bytes(const struct plan_model *m, double n_tokens, double context)

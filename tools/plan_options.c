@@ -131,6 +131,8 @@ int plan_scene_open(const struct plan_options *o, struct plan_scene *s, struct e
     *s = (struct plan_scene){0};
     int rc = plan_model_open(o->preset, o->dir, o->format, &s->model, e);
     if (rc == 0)
+        rc = plan_model_check_context(&s->model, o->context, e);
+    if (rc == 0)
         rc = trace_open(o->trace, &s->model, o->skew, o->seed, &s->trace, e);
     if (rc == 0)
         rc = plan_hosts_open(o->hosts, o->config, &defaults, &s->hosts, e);

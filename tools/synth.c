@@ -110,6 +110,17 @@ static const struct model_config m3_layer = {
     .sparse = {.block_size = 128, .top_k = 16, .n_heads = 4, .head_dim = 128},
 };
 
+/* As many layers of the released M3, its three dense ones first. */
+static void m3_layers(int n_layers, struct model_config *out)
+{
+    enum { DENSE = 3 };
+    *out = m3_layer;
+    out->n_layers = n_layers;
+    out->vocab_size = full.vocab_size;
+    out->n_dense_layers = out->sparse.n_full_layers = DENSE;
+    out->dense_size = 12288;
+}
+
 void synth_defaults(struct synth_options *o)
 {
     *o = (struct synth_options){.config = tiny,
@@ -132,7 +143,7 @@ static bool parse_whole(const char *text, long long least, long long most, long 
 
 int synth_preset(const char *name, struct model_config *out, struct err *e)
 {
-    static const char layers[] = "m2-layers-";
+    static const char layers[] = "m2-layers-", layers_of_m3[] = "m3-layers-";
     long long n_layers;
     if (strcmp(name, "m2-tiny") == 0) {
         *out = tiny;
@@ -146,10 +157,13 @@ int synth_preset(const char *name, struct model_config *out, struct err *e)
                parse_whole(name + strlen(layers), 1, MODEL_MAX_LAYERS, &n_layers)) {
         *out = full;
         out->n_layers = (int)n_layers;
+    } else if (strncmp(name, layers_of_m3, strlen(layers_of_m3)) == 0 &&
+               parse_whole(name + strlen(layers_of_m3), 4, MODEL_MAX_LAYERS, &n_layers)) {
+        m3_layers((int)n_layers, out);
     } else {
         return err_set(e, E_NOT_FOUND,
                        "no preset \"%s\"; there are m2-tiny, m2-mini, m2-layers-N (N from 1 to "
-                       "%d), m3-tiny and m3-layer",
+                       "%d), m3-tiny, m3-layer and m3-layers-N (from 4)",
                        name, MODEL_MAX_LAYERS);
     }
     return 0;
@@ -244,6 +258,10 @@ static void print_help(void)
         "                       m3-tiny      2 MB, 4 layers of M3: sparse attention beyond 64\n"
         "                                    positions, a shared expert, a dense layer\n"
         "                       m3-layer     one sparse layer of M3's true size, 7.6 GB\n"
+        "                       m3-layers-N  N layers (from 4 on) of M3's true size, the first 3\n"
+        "                                    dense: 0.35 GB each, then 7.6 GB each, and 4.9 GB "
+        "for\n"
+        "                                    the vocabulary\n"
         "  --set FIELD=VALUE    one size over the preset's, by its name in config.json:\n"
         "                      ");
     for (int i = 0; i < N_INT_FIELDS; i++)

@@ -5,8 +5,11 @@
 
 #include "base/buf.h"
 #include "base/mem.h"
+#include "engine/load.h"
 #include "tests/lib/test.h"
+#include "tests/lib/tiny_model.h"
 #include "tools/plan_options.h"
+#include "tools/synth.h"
 
 #define GB 1e9
 
@@ -49,6 +52,67 @@ TEST(plan_knows_the_sizes_of_m3)
     CHECK(cache > 2.95 * GB && cache < 2.965 * GB);
     cache = plan_model_attention_bytes(&m, 1, 100) - none;
     CHECK(cache == 137472.0 * 100);
+    cache = plan_model_attention_bytes(&m, 1, 1 << 20) - none;
+    CHECK(cache > 21.97 * GB && cache < 21.99 * GB);
+    /* 3 dense layers, 57 with experts, a shared one, sparse attention and an index. */
+    CHECK_INT(m.n_all_layers, 60);
+    CHECK_INT(m.n_layers, 57);
+    CHECK_INT(m.n_sparse_layers, 57);
+    CHECK(m.index_bytes == 14592);
+    CHECK_NEAR(m.attention_bytes,
+               2.0 * (6417285120.0 + 679477248.0 + 3227516928.0 + 224133120.0) + 4 * 44833920.0,
+               1e-6 * GB);
+    /* 243.7 GB at 4.5 bits with index, head and embedding in bf16. */
+    m = model("m3", "experts=q4,attention=q4,head=bf16,kv=int8");
+    all = 57.0 * 128 * m.expert_bytes + m.attention_bytes + m.head_bytes + m.embedding_bytes;
+    CHECK(all > 243.6 * GB && all < 243.9 * GB);
+    /* int8 has a scale for each key and value of a head. */
+    CHECK(m.position_bytes - m.index_bytes == 61440 + 60 * 2 * 4 * 4);
+}
+
+TEST(plan_knows_what_a_million_positions_take)
+{
+    struct plan_model m = model("m3", "q4,kv=bf16");
+    struct err e = {0};
+    CHECK_INT(m.max_positions, 1 << 20);
+    CHECK(plan_model_stream_bytes(&m, 1 << 20) == 137472.0 * (1 << 20)); /* 144 GB */
+    CHECK(plan_model_stream_bytes(&m, 32768) == 137472.0 * 32768);
+    CHECK(plan_model_stream_bytes(&m, 1) == 137472.0 * 64); /* a page */
+    CHECK_INT(plan_model_check_context(&m, 1 << 20, &e), 0);
+    CHECK_INT(plan_model_check_context(&m, (1 << 20) + 1, &e), E_RANGE);
+    CHECK_HAS(e.text, "--context 1048577");
+    CHECK_HAS(e.text, "max_position_embeddings of m3 is 1048576");
+    m = model("m2", "q4,kv=bf16");
+    CHECK_INT(plan_model_check_context(&m, 196609, &e), E_RANGE);
+}
+
+/* A directory is planned as the cache and the weights of the engine that opens it are. */
+TEST(plan_of_a_folder_is_what_the_engine_takes)
+{
+    static const char *const formats[] = {"f32", "bf16,kv=bf16", "fp8,kv=int8", "bf16,kv=f32"};
+    struct synth_options o;
+    struct err e = {0};
+    synth_defaults(&o);
+    CHECK_INT(synth_preset("m3-tiny", &o.config, NULL), 0);
+    o.dir = "m3";
+    o.dtype = DTYPE_BF16;
+    CHECK_INT(synth_write(&o, &e), 0);
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+        struct tiny_model_options options = {.format = formats[i]};
+        struct tiny_model engine;
+        struct plan_model m;
+        CHECK_INT(plan_model_open(NULL, "m3", formats[i], &m, &e), 0);
+        tiny_model_open(&engine, "m3", &options);
+        CHECK(m.page_bytes == (double)kv_page_bytes(engine.config, engine.formats.kv));
+        size_t bytes;
+        CHECK_INT(load_expert_bytes(engine.checkpoint, engine.formats.experts, &bytes, NULL, &e),
+                  0);
+        /* Scales of small blocks are rounded up to a line. */
+        CHECK(m.expert_bytes <= (double)bytes && m.expert_bytes + 3 * 64 >= (double)bytes);
+        CHECK_INT(m.n_layers, 3);
+        CHECK_INT(m.n_sparse_layers, 3);
+        tiny_model_close(&engine);
+    }
 }
 
 TEST(plan_reads_machines_and_names_what_is_wrong_with_them)
