@@ -140,8 +140,10 @@ bool owner_is_me(const struct owner *o)
 
 void thread_yield_to_others(void)
 {
-    enum { NICENESS = 10 };
-    (void)setpriority(PRIO_PROCESS, 0, NICENESS); /* of this thread alone, on Linux */
+    enum { LESS = 10, LEAST = 19 };
+    int niceness = getpriority(PRIO_PROCESS, 0) + LESS;
+    /* of this thread alone, on Linux */
+    (void)setpriority(PRIO_PROCESS, 0, niceness < LEAST ? niceness : LEAST);
 }
 
 int thread_cpu_count(void)

@@ -25,6 +25,7 @@ enum { MAX_CHOSEN = 32, DEFAULT_SECONDS = 8 };
 struct verb {
     struct chaos chaos;
     const char *names;   /* "all" or comma-separated */
+    const char *rows;    /* file for rows of a table; NULL: none */
     const char *targets; /* to be attacked; NULL: scenarios */
     const struct chaos_scenario *chosen[MAX_CHOSEN];
     int n_chosen;
@@ -62,6 +63,7 @@ static void usage(FILE *out)
             "  --set WHO.KEY=V  as for polymath up (repeatable)\n"
             "  --dir DIR        keep each scenario's logs there\n"
             "  --json           one JSON object for each scenario\n"
+            "  --rows FILE      append a row of a Markdown table for each scenario, too\n"
             "  --list           only list the scenarios\n"
             "  --attack TARGETS no cluster: send garbage to these endpoints (tcp://, ipc://,\n"
             "                   http://, with commas), --seconds long, or until a signal\n\n"
@@ -108,6 +110,7 @@ enum {
     OPTION_SET,
     OPTION_DIR,
     OPTION_JSON,
+    OPTION_ROWS,
     OPTION_LIST,
     OPTION_ATTACK,
     OPTION_HELP,
@@ -129,6 +132,7 @@ static const struct option option_table[] = {
     {"set", required_argument, NULL, OPTION_SET},
     {"dir", required_argument, NULL, OPTION_DIR},
     {"json", no_argument, NULL, OPTION_JSON},
+    {"rows", required_argument, NULL, OPTION_ROWS},
     {"list", no_argument, NULL, OPTION_LIST},
     {"attack", required_argument, NULL, OPTION_ATTACK},
     {"help", no_argument, NULL, OPTION_HELP},
@@ -192,6 +196,9 @@ static int take_option(struct verb *v, int option)
         break;
     case OPTION_JSON:
         v->as_json = true;
+        break;
+    case OPTION_ROWS:
+        v->rows = optarg;
         break;
     case OPTION_LIST:
         v->lists = true;
@@ -332,6 +339,20 @@ static void print(struct buf *text)
     buf_reset(text);
 }
 
+static int append_row(const struct verb *v, const struct chaos_scenario *s,
+                      const struct chaos_result *result, struct err *e)
+{
+    struct buf row = {0};
+    FILE *f = fopen(v->rows, "a");
+    if (!f)
+        return err_set_errno(e, errno, "--rows: open %s", v->rows);
+    chaos_print_row(s, result, &row);
+    bool fine = fputs(row.data, f) >= 0;
+    fine = fclose(f) == 0 && fine;
+    buf_fini(&row);
+    return fine ? 0 : err_set_errno(e, errno, "--rows: write %s", v->rows);
+}
+
 /* The exit code. */
 static int run_all(struct verb *v, struct err *e)
 {
@@ -350,6 +371,8 @@ static int run_all(struct verb *v, struct err *e)
         if (rc == 0)
             (v->as_json ? chaos_print_json : chaos_print_result)(v->chosen[i], &result, &text);
         print(&text);
+        if (rc == 0 && v->rows)
+            rc = append_row(v, v->chosen[i], &result, e);
         buf_fini(&result.why);
         if (rc < 0 || result.outcome == CHAOS_MISSED || result.outcome == CHAOS_BROKEN)
             code = 1;

@@ -22,11 +22,12 @@ static bool was_run(const struct chaos_result *r)
 
 void chaos_print_head(struct buf *out)
 {
-    buf_puts(out,
-             "             requests  lost  other  faults  longest pause ms   still  first  whole  "
-             "tokens/s     retries/hedges/\n"
-             "scenario                     tokens            p99    limit    ms     ms      s  "
-             "still/then   replays\n");
+    buf_puts(
+        out,
+        "               requests  lost  other  faults  longest pause ms   still  first  whole  "
+        "tokens/s     retries/hedges/\n"
+        "scenario                       tokens            p99    limit    ms     ms      s  "
+        "still/then   replays\n");
 }
 
 static void count_or_dash(long long n, char text[24])
@@ -93,7 +94,7 @@ static void print_findings(const struct chaos_scenario *s, const struct chaos_re
 void chaos_print_result(const struct chaos_scenario *s, const struct chaos_result *r,
                         struct buf *out)
 {
-    buf_printf(out, "%-12s ", s->name);
+    buf_printf(out, "%-14s ", s->name);
     if (was_run(r))
         print_numbers(s, r, out);
     buf_puts(out, outcome_names[r->outcome]);
@@ -102,6 +103,58 @@ void chaos_print_result(const struct chaos_scenario *s, const struct chaos_resul
     buf_puts(out, "\n");
     if (was_run(r))
         print_findings(s, r, out);
+}
+
+/* " ms", or " s" from a second on. */
+static void span(int64_t ns, struct buf *out)
+{
+    if (ns < CLOCK_S)
+        buf_printf(out, "%.0f ms", ms(ns));
+    else
+        buf_printf(out, "%.1f s", (double)ns / CLOCK_S);
+}
+
+static void row_findings(const struct chaos_result *r, struct buf *out)
+{
+    const struct chaos_measures *m = &r->measures;
+    const struct chaos_verdict *v = &r->verdict;
+    buf_printf(out, "%d requests", v->n_requests);
+    if (v->n_faults > 1)
+        buf_printf(out, ", %d faults", v->n_faults);
+    if (m->remaining_per_s > 0)
+        buf_printf(out, "; then %.0f %% of what the others give alone",
+                   100 * m->after_per_s / m->remaining_per_s);
+    if (m->n_attacks > 0)
+        buf_printf(out, "; %lld attacks, no process grew by more than %.1f MiB", m->n_attacks,
+                   (double)m->growth_bytes / (1 << 20));
+    if (r->replays > 0)
+        buf_printf(out, "; %lld sequences fed again", r->replays);
+    if (v->n_refused > 0)
+        buf_printf(out, "; %d refused for a while", v->n_refused);
+    if (r->outcome == CHAOS_MISSED)
+        buf_printf(out, "; **missed**: %s", r->why.data);
+}
+
+void chaos_print_row(const struct chaos_scenario *s, const struct chaos_result *r, struct buf *out)
+{
+    int64_t most_ns = chaos_most_pause_ns(&r->verdict, &s->target);
+    buf_printf(out, "| %s (`%s`) | ", s->summary, s->name);
+    if (!was_run(r)) {
+        buf_printf(out, "| | | | | %s: %s |\n", outcome_names[r->outcome], r->why.data);
+        return;
+    }
+    span(r->verdict.pause_ns, out);
+    buf_puts(out, " | ");
+    if (most_ns < 0)
+        buf_puts(out, "any");
+    else
+        span(most_ns, out);
+    buf_puts(out, " | ");
+    if (r->measures.whole_ns > 0)
+        span(r->measures.whole_ns, out);
+    buf_printf(out, " | %d | %d | ", r->verdict.n_lost, r->verdict.n_changed);
+    row_findings(r, out);
+    buf_puts(out, " |\n");
 }
 
 static void set(json_t *object, const char *key, json_t *value)

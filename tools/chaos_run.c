@@ -13,7 +13,7 @@
 #include "tools/chaos_state.h"
 #include "tools/chaos_watch.h"
 
-enum { PROGRESS_S = 5 };
+enum { PROGRESS_S = 5, STILL_TOKENS = 16 };
 static const int64_t request_ns = 60 * CLOCK_S;
 
 /* ---- time, signals and deaths ------------------------------------------------------------- */
@@ -166,6 +166,18 @@ static void judge(struct chaos_state *r, const struct chaos_stream *streams, int
     buf_fini(&misses);
 }
 
+/* On a busy machine it takes longer until every client has seen a few steps, without which nobody
+ * knows what one costs. */
+static int know_steps(struct chaos_state *r, struct err *e)
+{
+    int64_t least = (int64_t)STILL_TOKENS * r->chaos->options.n_clients;
+    int64_t deadline_ns = clock_now_ns() + request_ns;
+    int rc = 0;
+    while (rc == 0 && chaos_load_tokens(r->load) < least && clock_now_ns() < deadline_ns)
+        rc = chaos_pass(r, clock_now_ns() + 20 * CLOCK_MS, e);
+    return rc;
+}
+
 /* Clients stream, for a while undisturbed, then through the script and a second more. */
 static int disturb(struct chaos_state *r, struct err *e)
 {
@@ -176,6 +188,8 @@ static int disturb(struct chaos_state *r, struct err *e)
     if (rc < 0)
         return rc;
     rc = chaos_pass(r, clock_now_ns() + (still_ns > CLOCK_S ? still_ns : CLOCK_S), e);
+    if (rc == 0)
+        rc = know_steps(r, e);
     if (rc == 0)
         rc = chaos_play(r, e);
     if (rc == 0)

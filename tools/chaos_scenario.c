@@ -99,13 +99,21 @@ static const struct chaos_scenario scenarios[] = {
                {CHAOS_WHOLE, NULL, 0}},
      .target = ORDERLY},
     {.name = "roll",
-     .summary = "every node in turn, attention nodes too, is asked to go and started again",
+     .summary = "every expert node in turn is asked to go and started again",
      .n_attention = 2,
-     .steps = {{CHAOS_DRAIN, "node-+", 0},
+     .steps = {{CHAOS_DRAIN, "expert-+", 0},
                {CHAOS_START, "last", 0},
                {CHAOS_WHOLE, NULL, 0},
                {CHAOS_AGAIN, NULL, CHAOS_EVERY}},
      .target = ORDERLY},
+    {.name = "roll-attention",
+     .summary = "the same for both attention nodes; the other is fed their sequences again",
+     .n_attention = 2,
+     .steps = {{CHAOS_DRAIN, "attn-+", 0},
+               {CHAOS_START, "last", 0},
+               {CHAOS_WHOLE, NULL, 0},
+               {CHAOS_AGAIN, NULL, CHAOS_EVERY}},
+     .target = {.pause_steps = 2, .feeds_again = true, .whole_s = 60}},
     {.name = "attention",
      .summary = "SIGKILL of one of two attention nodes; its sequences go on at the other",
      .n_attention = 2,
@@ -254,6 +262,6 @@ const struct chaos_scenario *chaos_scenario_named(const char *name)
 void chaos_scenario_list(struct buf *out)
 {
     for (int i = 0; i < N_SCENARIOS; i++)
-        buf_printf(out, "  %-12s %s%s\n", scenarios[i].name, scenarios[i].summary,
+        buf_printf(out, "  %-14s %s%s\n", scenarios[i].name, scenarios[i].summary,
                    scenarios[i].needs_hosts ? " (--hosts)" : "");
 }

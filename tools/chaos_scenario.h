@@ -29,13 +29,13 @@ enum chaos_act {
     CHAOS_FREE,           /* there is room again */
     CHAOS_ATTACK,         /* strangers send what they should not, until the time is over */
     /* from the first step: `amount` times in all; 0: until the time or the count is over;
-     * CHAOS_EVERY: once for each process that "node-+" or "expert-+" names */
+     * CHAOS_EVERY: once for each process that "expert-+" or "attn-+" names */
     CHAOS_AGAIN,
 };
 enum { CHAOS_EVERY = -1 };
 
 /* `who`: a process's name; "expert-?" any expert node that runs, "attn-?" likewise; "expert-+"
- * the next expert node in turn, "node-+" attention nodes too; "spare" the expert node that is not
+ * the next expert node in turn, "attn-+" likewise; "spare" the expert node that is not
  * started with the others; "last" and "first" the latest and the earliest choice since the
  * script's first step. */
 struct chaos_step {

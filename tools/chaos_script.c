@@ -40,8 +40,8 @@ static int n_in_turn(const struct chaos_state *r, const char *who)
 {
     if (who && strcmp(who, "expert-+") == 0)
         return r->cluster.n_experts;
-    if (who && strcmp(who, "node-+") == 0)
-        return r->cluster.n_experts + r->cluster.n_attention;
+    if (who && strcmp(who, "attn-+") == 0)
+        return r->cluster.n_attention;
     return 0;
 }
 
@@ -58,7 +58,10 @@ static struct local_process *choose(struct chaos_state *r, const char *who)
     if (strcmp(who, "first") == 0)
         return r->n_chosen ? r->chosen[0] : NULL;
     int n = n_in_turn(r, who); /* behind the coordinator come expert nodes, then attention nodes */
-    return n ? &r->cluster.processes[1 + r->turn++ % n] : local_cluster_find(&r->cluster, who);
+    if (n == 0)
+        return local_cluster_find(&r->cluster, who);
+    int first = strcmp(who, "attn-+") == 0 ? 1 + r->cluster.n_experts : 1;
+    return &r->cluster.processes[first + r->turn++ % n];
 }
 
 /* ---- processes -------------------------------------------------------------------------------- */

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/buf.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "tests/lib/cluster.h"
@@ -39,12 +40,19 @@ static int chaos(const char *const *more, struct buf *output)
 
 TEST_WITHIN(chaos_finds_nothing_where_nothing_happens, 60)
 {
-    static const char *const more[] = {"--scenario", "still", "--nodes", "2", NULL};
-    struct buf output = {0};
+    char rows[] = "/tmp/polymath-rows-XXXXXX";
+    close(mkstemp(rows));
+    const char *const more[] = {"--scenario", "still", "--nodes", "2", "--rows", rows, NULL};
+    struct buf output = {0}, table = {0};
     if (chaos(more, &output) != 0)
         test_fail(__FILE__, __LINE__, "%s", output.data);
     CHECK_HAS(output.data, "still ");
     CHECK_HAS(output.data, "kept");
+    CHECK_INT(buf_read_file(&table, rows, 4096, NULL), 0);
+    CHECK_HAS(table.data, "(`still`) | ");
+    CHECK_HAS(table.data, " | any |  | 0 | 0 | ");
+    unlink(rows);
+    buf_fini(&table);
     buf_fini(&output);
 }
 
