@@ -289,9 +289,14 @@ uint32_t access_share(const struct access_key *k)
     return k ? (uint32_t)k->line.limits.share : 1;
 }
 
-int access_priority(const struct access_key *k)
+int access_priority(const struct access_key *k, int raise)
 {
-    return k ? k->line.limits.priority : API_KEY_PRIORITIES / 2;
+    int own = k ? k->line.limits.priority : API_KEY_PRIORITIES / 2;
+    int most = k ? k->line.limits.max_priority : API_KEY_PRIORITIES - 1;
+    int asked = own + raise;
+    if (asked > own && asked > most)
+        asked = most > own ? most : own;
+    return asked < 0 ? 0 : asked;
 }
 
 void access_count(const struct access *a, struct access_counters *out)

@@ -53,7 +53,8 @@ int access_begin(struct access_key *k, int64_t now_ns, int64_t *retry_s, struct 
 void access_end(struct access_key **k, int64_t n_tokens, int64_t now_ns);
 /* For the scheduler; NULL: what a key has of which nothing is said. */
 uint32_t access_share(const struct access_key *k);
-int access_priority(const struct access_key *k);
+/* The class of a request that asks for `raise` more than its key's; as much of it as the key may have. */
+int access_priority(const struct access_key *k, int raise);
 
 struct access_counters {
     int64_t unknown, denied, limited;

@@ -360,6 +360,8 @@ static int read_numbers(const struct openai_model *m, const json_t *body, struct
     r->max_tokens = max_tokens < m->config->max_positions ? (uint32_t)max_tokens
                                                           : (uint32_t)m->config->max_positions;
     rc = openai_read_sampling(m, body, &r->sampling, e);
+    if (rc == 0)
+        rc = openai_read_priority(body, r, e);
     return rc < 0 ? rc : json_read_bool(body, "stream", &r->streams, e);
 }
 

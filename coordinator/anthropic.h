@@ -6,7 +6,7 @@
  * id of its message and is not checked when it comes back.
  *
  * What we cannot honour (images, documents, server tools, a message for the assistant to go on
- * with) is refused and named; cache_control, metadata, service_tier and unknown fields are ignored. */
+ * with) is refused and named; cache_control, metadata and unknown fields are ignored. */
 #pragma once
 
 #include "coordinator/openai.h"

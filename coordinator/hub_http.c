@@ -155,6 +155,7 @@ static void submit_choice(struct hub *h, const struct hub_request *r, struct req
 {
     /* What an earlier coordinator left comes before the keys are read. */
     bool knows_keys = !h->access || access_has_keys(h->access);
+    int raise = is_resumed && q->raise > 0 ? 0 : q->raise;
     struct sched_event e = {
         .kind = SCHED_SUBMIT,
         .now_ns = r->received_ns,
@@ -166,7 +167,7 @@ static void submit_choice(struct hub *h, const struct hub_request *r, struct req
                    .max_tokens = q->max_tokens,
                    .key = knows_keys ? r->owner : 0,
                    .share = access_share(r->access),
-                   .priority = access_priority(r->access),
+                   .priority = access_priority(r->access, raise),
                    .sampling = &q->sampling,
                    .stop_ids = h->stop_ids,
                    .n_stop_ids = q->ignores_eos ? 0 : h->n_stop_ids,

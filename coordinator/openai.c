@@ -172,6 +172,43 @@ static int parse_choices(const json_t *body, struct request *r, struct openai_er
     return rc;
 }
 
+int openai_read_priority(const json_t *body, struct request *r, struct openai_error *e)
+{
+    static const struct {
+        const char *name;
+        int raise;
+    } tiers[] = {{"auto", 0},
+                 {"default", 0},
+                 {"standard_only", 0},
+                 {"flex", -REQUEST_MOST},
+                 {"priority", REQUEST_MOST}};
+    const json_t *tier = json_field(body, "service_tier");
+    const char *name = json_string_value(tier);
+    int64_t sooner = 0;
+    int rc = json_read_int(body, "priority", INT32_MIN, INT32_MAX, &sooner, e);
+    if (rc < 0)
+        return rc;
+    /* As in vLLM the lower number is served first. */
+    r->raise = sooner > REQUEST_MOST    ? -REQUEST_MOST
+               : sooner < -REQUEST_MOST ? REQUEST_MOST
+                                        : -(int)sooner;
+    for (size_t i = 0; name && i < sizeof tiers / sizeof tiers[0]; i++) {
+        if (strcmp(name, tiers[i].name) != 0)
+            continue;
+        if (tiers[i].raise && sooner)
+            return openai_refuse(e, "range", "service_tier",
+                                 "service_tier \"%s\" and priority both say how urgent this is: "
+                                 "give one of them",
+                                 name);
+        r->raise += tiers[i].raise;
+        return 0;
+    }
+    return tier ? openai_refuse(e, "range", "service_tier",
+                                "service_tier must be auto, default, standard_only, flex or "
+                                "priority")
+                : 0;
+}
+
 static int parse_stream(const json_t *body, struct request *r, struct openai_error *e)
 {
     int rc = json_read_bool(body, "stream", &r->streams, e);
@@ -192,6 +229,8 @@ int openai_parse_common(const struct openai_model *m, const json_t *body, struct
         rc = parse_choices(body, r, e);
     if (rc == 0)
         rc = parse_stream(body, r, e);
+    if (rc == 0)
+        rc = openai_read_priority(body, r, e);
     if (rc == 0)
         rc = parse_max_tokens(m, body, r, e);
     if (rc == 0)

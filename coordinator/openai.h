@@ -10,6 +10,10 @@
  * logits, per choice or per chunk), "ignore_eos", "min_p", "top_k", "repetition_penalty",
  * "chat_template_kwargs": {"enable_thinking": ...}; "reasoning_content" in answers.
  *
+ * Urgency, in all dialects: "service_tier" ("flex": the lowest class, "priority": the highest that the key may
+ * have, others: the key's own) or vLLM's "priority" (an integer, lower is sooner: so many classes below or, if
+ * negative, above the key's own).  More than the key may have counts as what it may have.
+ *
  * A request with tools gets tool_calls, whose ids are made of the request's number.  A call that was
  * cut short (finish_reason "length") has arguments that are no whole JSON, so that no client
  * runs half of one. */

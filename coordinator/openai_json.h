@@ -30,6 +30,8 @@ int openai_read_sampling(const struct openai_model *m, const json_t *body, struc
                          struct openai_error *e);
 int openai_read_stops(const struct openai_model *m, const json_t *body, const char *field,
                       struct request *r, struct openai_error *e);
+/* "service_tier" and "priority" into r->raise. */
+int openai_read_priority(const json_t *body, struct request *r, struct openai_error *e);
 /* Reads what chat and completions have in common. */
 int openai_parse_common(const struct openai_model *m, const json_t *body, struct request *r,
                         struct openai_error *e);

@@ -47,7 +47,7 @@ enum request_ending {
     REQUEST_CALLS,   /* tools */
 };
 
-enum { REQUEST_ID_BYTES = 48, REQUEST_MAX_CHOICES = 128 };
+enum { REQUEST_ID_BYTES = 48, REQUEST_MAX_CHOICES = 128, REQUEST_MOST = 9 };
 
 /* Where the events that were sent left the answer, for dialects that number its parts. */
 struct request_part {
@@ -72,6 +72,7 @@ struct request {
     bool echoes; /* the prompt's text goes before the answer's */
     struct stream text_of;
     char *grammar; /* sampling.grammar; the first choice's */
+    int raise;     /* classes of priority above its key's; REQUEST_MOST either way: to the end */
     int n_wanted;  /* answers to each prompt */
     int n_tried;   /* sequences for each prompt: the likeliest n_wanted are the answer */
 

@@ -253,6 +253,8 @@ static int read_numbers(const struct openai_model *m, const json_t *body, struct
     if (rc == 0)
         rc = openai_read_sampling(m, body, &r->sampling, e);
     if (rc == 0)
+        rc = openai_read_priority(body, r, e);
+    if (rc == 0)
         rc = openai_read_stops(m, body, "stop", r, e);
     return rc < 0 ? rc : json_read_bool(body, "stream", &r->streams, e);
 }

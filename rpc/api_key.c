@@ -83,9 +83,11 @@ static bool read_limit(char *word, struct api_key_limits *l)
         l->share = (int)share;
         return is_good;
     }
-    if (strcmp(word, "priority") != 0 || !read_number(value, API_KEY_PRIORITIES - 1, &priority))
+    bool is_most = strcmp(word, "max_priority") == 0;
+    if ((!is_most && strcmp(word, "priority") != 0) ||
+        !read_number(value, API_KEY_PRIORITIES - 1, &priority))
         return false;
-    l->priority = (int)priority;
+    *(is_most ? &l->max_priority : &l->priority) = (int)priority;
     return true;
 }
 
@@ -107,8 +109,8 @@ static int read_line(char *text, struct api_key_line *out, struct err *e)
         if (!read_limit(word, &out->limits))
             return err_set(
                 e, E_INVALID,
-                "%s: \"%.40s\" is none of requests=N, tokens=N, streams=N, priority=0..9, share=N, "
-                "admin",
+                "%s: \"%.40s\" is none of requests=N, tokens=N, streams=N, priority=0..9, "
+                "max_priority=0..9, share=N, admin",
                 name, word);
     return 0;
 }
@@ -189,6 +191,8 @@ void api_key_print(const struct api_key_line *line, struct buf *out)
     print_limit(out, "streams", line->limits.streams);
     if (line->limits.priority != API_KEY_PRIORITIES / 2)
         buf_printf(out, " priority=%d", line->limits.priority);
+    if (line->limits.max_priority > line->limits.priority)
+        buf_printf(out, " max_priority=%d", line->limits.max_priority);
     if (line->limits.share > 1)
         buf_printf(out, " share=%d", line->limits.share);
     buf_puts(out, line->limits.is_admin ? " admin\n" : "\n");

@@ -1,7 +1,7 @@
 /* rpc/api_key.h - keys of HTTP clients: how one looks, and its line in the file of keys.
  *
  *   # comment
- *   alice sha256:HEX requests=60 tokens=100000 streams=4 priority=5 share=2
+ *   alice sha256:HEX requests=60 tokens=100000 streams=4 priority=5 max_priority=7 share=2
  *   ops   sha256:HEX admin
  *
  * A key is 32 random bytes, so a plain SHA-256 of it cannot be turned round and costs nothing per
@@ -21,7 +21,9 @@ enum { API_KEY_PRIORITIES = 10 /* 0 .. 9 */, API_KEY_MOST_SHARE = 1000 };
 /* Limits; 0: none. */
 struct api_key_limits {
     int64_t requests_per_minute, tokens_per_minute, streams;
-    int priority;  /* 0 (first to wait) .. 9; 5 unless given; for the scheduler */
+    int priority; /* 0 (first to wait) .. 9; 5 unless given; for the scheduler */
+    /* The highest that a request may ask for; below `priority`: that. */
+    int max_priority;
     int share;     /* of the tokens, against other keys of the same priority: 1 (unless given) .. */
     bool is_admin; /* may read /metrics, /cluster and /admin */
 };

@@ -24,7 +24,8 @@ static const char help[] =
     "       polymath keys allow LIST FILE.pub...\n"
     "       polymath keys revoke LIST NAME...\n"
     "       polymath keys api new --name NAME [--file FILE] [--requests N] [--tokens N]\n"
-    "                             [--streams N] [--priority 0..9] [--share N] [--admin]\n"
+    "                             [--streams N] [--priority 0..9] [--max-priority 0..9]\n"
+    "                             [--share N] [--admin]\n"
     "       polymath keys api list [--file FILE]\n"
     "       polymath keys api revoke --name NAME [--file FILE]\n\n"
     "Programs prove who they are with key pairs; clients of the HTTP port with API keys.\n\n"
@@ -243,11 +244,12 @@ static int parse_api(int argc, char **argv, struct api_options *out)
                                             {"tokens", required_argument, NULL, 't'},
                                             {"streams", required_argument, NULL, 's'},
                                             {"priority", required_argument, NULL, 'p'},
+                                            {"max-priority", required_argument, NULL, 'm'},
                                             {"share", required_argument, NULL, 'w'},
                                             {"admin", no_argument, NULL, 'a'},
                                             {0}};
     *out = (struct api_options){.file = "api_keys", .limits = {.priority = API_KEY_PRIORITIES / 2}};
-    int64_t priority = out->limits.priority, share = 1;
+    int64_t priority = out->limits.priority, most = 0, share = 1;
     bool is_good = true;
     optind = 1;
     for (int o; is_good && (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
@@ -270,6 +272,9 @@ static int parse_api(int argc, char **argv, struct api_options *out)
         case 'p':
             is_good = parse_count(optarg, API_KEY_PRIORITIES - 1, &priority);
             break;
+        case 'm':
+            is_good = parse_count(optarg, API_KEY_PRIORITIES - 1, &most);
+            break;
         case 'w':
             is_good = parse_count(optarg, API_KEY_MOST_SHARE, &share) && share > 0;
             break;
@@ -281,6 +286,7 @@ static int parse_api(int argc, char **argv, struct api_options *out)
         }
     }
     out->limits.priority = (int)priority;
+    out->limits.max_priority = (int)most;
     out->limits.share = (int)share;
     if (!is_good)
         return misused("api: a limit is a whole number");
@@ -322,13 +328,15 @@ static int list_api_keys(const char *path, struct err *e)
     struct api_key_line *lines = NULL;
     int n = 0, rc = api_key_read(path, &lines, &n, e);
     if (rc == 0)
-        printf("%-24s %12s %14s %8s %8s %6s  %s\n", "name", "requests/min", "tokens/min", "streams",
-               "priority", "share", "admin");
+        printf("%-24s %12s %14s %8s %8s %6s %6s  %s\n", "name", "requests/min", "tokens/min",
+               "streams", "priority", "most", "share", "admin");
     for (int i = 0; rc == 0 && i < n; i++) {
         const struct api_key_limits *l = &lines[i].limits;
-        printf("%-24s %12lld %14lld %8lld %8d %6d  %s\n", lines[i].name,
+        printf("%-24s %12lld %14lld %8lld %8d %6d %6d  %s\n", lines[i].name,
                (long long)l->requests_per_minute, (long long)l->tokens_per_minute,
-               (long long)l->streams, l->priority, l->share, l->is_admin ? "yes" : "no");
+               (long long)l->streams, l->priority,
+               l->max_priority > l->priority ? l->max_priority : l->priority, l->share,
+               l->is_admin ? "yes" : "no");
     }
     mem_free(lines);
     return rc;

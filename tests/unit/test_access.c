@@ -42,7 +42,7 @@ TEST(api_keys_come_back_from_their_file)
 {
     char keys[3][API_KEY_TEXT_BYTES];
     struct api_key_line in[] = {
-        make_line("alice", (struct api_key_limits){60, 100000, 4, 9, 3, false}, keys[0]),
+        make_line("alice", (struct api_key_limits){60, 100000, 4, 7, 9, 3, false}, keys[0]),
         make_line("ops", (struct api_key_limits){.priority = 5, .is_admin = true}, keys[1]),
         make_line("b.c-d_e", (struct api_key_limits){.streams = 1}, keys[2]),
     };
@@ -62,6 +62,7 @@ TEST(api_keys_come_back_from_their_file)
         CHECK_INT(out[i].limits.tokens_per_minute, in[i].limits.tokens_per_minute);
         CHECK_INT(out[i].limits.streams, in[i].limits.streams);
         CHECK_INT(out[i].limits.priority, in[i].limits.priority);
+        CHECK_INT(out[i].limits.max_priority, in[i].limits.max_priority);
         CHECK_INT(out[i].limits.share, in[i].limits.share > 0 ? in[i].limits.share : 1);
         CHECK(out[i].limits.is_admin == in[i].limits.is_admin);
         api_key_hash(str_of(keys[i]), hash);
@@ -85,6 +86,20 @@ TEST(api_key_hash_is_sha_256)
     CHECK_BYTES(got, want, sizeof want);
 }
 
+TEST(a_request_gets_as_much_priority_as_its_key_may_have)
+{
+    struct access_key plain = {.line.limits = {.priority = 4}};
+    struct access_key high = {.line.limits = {.priority = 4, .max_priority = 6}};
+    static const struct {
+        int raise, plain, high, open;
+    } cases[] = {{0, 4, 4, 5}, {1, 4, 5, 6}, {9, 4, 6, 9}, {-1, 3, 3, 4}, {-9, 0, 0, 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        CHECK_INT(access_priority(&plain, cases[i].raise), cases[i].plain);
+        CHECK_INT(access_priority(&high, cases[i].raise), cases[i].high);
+        CHECK_INT(access_priority(NULL, cases[i].raise), cases[i].open);
+    }
+}
+
 TEST(api_key_files_name_the_bad_line)
 {
 #define HEX "00000000000000000000000000000000000000000000000000000000000000"
@@ -102,6 +117,7 @@ TEST(api_key_files_name_the_bad_line)
         {"alice sha256:" HEX "00 requests=1x\n", "is none of"},
         {"alice sha256:" HEX "00 tokens=99999999999999999999\n", "is none of"},
         {"alice sha256:" HEX "00 priority=10\n", "is none of"},
+        {"alice sha256:" HEX "00 max_priority=10\n", "is none of"},
         {"alice sha256:" HEX "00 share=0\n", "is none of"},
         {"alice sha256:" HEX "00\nalice sha256:" HEX "01\n", "line 2: the name alice is there"},
         {"alice sha256:" HEX "00\nbob sha256:" HEX "00\n", "line 2: bob has the key of alice"},

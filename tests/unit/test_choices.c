@@ -220,3 +220,38 @@ TEST(suffix_is_put_behind_the_gap_with_the_markers_of_infill)
     CHECK_HAS(error.message, "no infill format");
     finish();
 }
+
+TEST(urgency_comes_from_the_tier_or_from_a_number)
+{
+    static const struct {
+        const char *body;
+        int raise;
+    } cases[] = {
+        {"{\"prompt\": [1]}", 0},
+        {"{\"prompt\": [1], \"service_tier\": \"auto\", \"priority\": 2}", -2},
+        {"{\"prompt\": [1], \"service_tier\": \"priority\"}", 9},
+        {"{\"prompt\": [1], \"service_tier\": \"flex\", \"priority\": 0}", -9},
+        {"{\"prompt\": [1], \"priority\": -3}", 3},
+        {"{\"prompt\": [1], \"priority\": 2000000000}", -9},
+    };
+    begin(200);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        CHECK_INT(ask(REQUEST_COMPLETION, cases[i].body), 0);
+        CHECK_INT(r.raise, cases[i].raise);
+    }
+    static const char *const bad[] = {
+        "{\"prompt\": [1], \"service_tier\": \"flex\", \"priority\": -1}",
+        "{\"prompt\": [1], \"service_tier\": \"gold\"}",
+        "{\"prompt\": [1], \"service_tier\": 5}",
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        CHECK_INT(ask(REQUEST_COMPLETION, bad[i]), E_INVALID);
+        CHECK_STR(error.param, "service_tier");
+    }
+    CHECK_INT(ask(REQUEST_MESSAGES, "{\"max_tokens\": 5, \"service_tier\": \"standard_only\", "
+                                    "\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}"),
+              0);
+    CHECK_INT(ask(REQUEST_RESPONSES, "{\"input\": \"x\", \"service_tier\": \"flex\"}"), 0);
+    CHECK_INT(r.raise, -9);
+    finish();
+}
