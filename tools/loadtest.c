@@ -10,13 +10,14 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "tools/loadtest_overload.h"
 #include "tools/loadtest_report.h"
 #include "tools/loadtest_run.h"
 #include "tools/loadtest_server.h"
 
 enum { SETTLE_S = 60, MOST = 1000000 };
 
-enum mode { MODE_LOAD, MODE_IDLE, MODE_HANGUP };
+enum mode { MODE_LOAD, MODE_IDLE, MODE_HANGUP, MODE_OVERLOAD };
 
 struct loadtest {
     struct loadtest_options run;
@@ -24,6 +25,8 @@ struct loadtest {
     enum mode mode;
     const char *key, *json, *svg;
     int64_t hold_ns;
+    double most_first_ms;
+    struct loadtest_overload overload;
     struct http_client *http;
     struct loadtest_server before, during, after;
     bool is_terminal;
@@ -71,8 +74,15 @@ static void usage(FILE *out)
         "                     (request.queue_limit, schedule.queue_ms)\n"
         "  --hangup N         N clients that leave in the middle of their answers: what stays "
         "behind?\n"
-        "\nExit code: 0; 1 if a request failed other than by 429 or the test did not run; 2 "
-        "misused.\n",
+        "  --overload S       finds out how many requests per second are answered (closed loop), "
+        "then\n"
+        "                     S seconds of twice as many, a tenth of whom hang up: only 429 may "
+        "fail,\n"
+        "                     memory must be flat, and 99 % of those let in have their first "
+        "token\n"
+        "  --most-first MS    within MS (default 120000, twice the usual schedule.queue_ms)\n"
+        "\nExit code: 0; 1 if a request failed other than by 429, an overload did not go well or "
+        "the\ntest did not run; 2 misused.\n",
         out);
 }
 
@@ -92,11 +102,12 @@ static const struct number_option {
     const char *name;
     double low, high;
 } numbers[] = {
-    {"clients", 1, 20000},  {"rate", 0.001, 100000}, {"max-open", 1, 20000},
-    {"requests", 1, 1e9},   {"seconds", 1, 864000},  {"prefix", 0, 1000000},
-    {"groups", 1, 1000000}, {"temperature", 0, 2},   {"seed", 0, 4294967295.0},
-    {"timeout", 1, 86400},  {"goal-first", 1, 1e9},  {"goal-gap", 1, 1e9},
-    {"idle", 1, 20000},     {"hold", 1, 3600},       {"hangup", 1, MOST},
+    {"clients", 1, 20000},   {"rate", 0.001, 100000}, {"max-open", 1, 20000},
+    {"requests", 1, 1e9},    {"seconds", 1, 864000},  {"prefix", 0, 1000000},
+    {"groups", 1, 1000000},  {"temperature", 0, 2},   {"seed", 0, 4294967295.0},
+    {"timeout", 1, 86400},   {"goal-first", 1, 1e9},  {"goal-gap", 1, 1e9},
+    {"idle", 1, 20000},      {"hold", 1, 3600},       {"hangup", 1, MOST},
+    {"overload", 5, 864000}, {"most-first", 1, 1e9},
 };
 enum {
     CLIENTS,
@@ -114,6 +125,8 @@ enum {
     IDLE,
     HOLD,
     HANGUP,
+    OVERLOAD,
+    MOST_FIRST,
     N_NUMBERS,
     URL = 256,
     KEY,
@@ -178,6 +191,13 @@ static void take_number(struct loadtest *t, int which, double v)
         r->n_requests = (int64_t)v;
         r->load.hang_up_tokens = 4;
         break;
+    case OVERLOAD:
+        t->mode = MODE_OVERLOAD;
+        r->run_ns = (int64_t)(v * CLOCK_S);
+        break;
+    case MOST_FIRST:
+        t->most_first_ms = v;
+        break;
     }
 }
 
@@ -221,6 +241,7 @@ static void set_defaults(struct loadtest *t)
                 .timeout_ns = 300 * CLOCK_S},
         .goal = {.first_ms = 5000, .gap_ms = 1000},
         .hold_ns = 5 * CLOCK_S,
+        .most_first_ms = 120e3,
         .is_terminal = isatty(STDERR_FILENO),
     };
 }
@@ -274,9 +295,13 @@ static bool on_progress(void *ud, int64_t elapsed_ns, int64_t n_over, int n_open
     if (t->is_terminal)
         fprintf(stderr, "\r%5lld s  %lld over, %d open   ", (long long)(elapsed_ns / CLOCK_S),
                 (long long)n_over, n_open);
+    struct err e = {0};
+    struct loadtest_server now;
+    if (t->mode == MODE_OVERLOAD && t->run.load.rate > 0 &&
+        loadtest_server_read(t->http, t->run.url, &now, &e) == 0)
+        loadtest_overload_watch(&t->overload, (double)elapsed_ns / 1e9, now.resident_bytes);
     if (t->mode != MODE_IDLE || elapsed_ns < t->hold_ns)
         return !is_interrupted;
-    struct err e = {0};
     if (loadtest_server_read(t->http, t->run.url, &t->during, &e) < 0)
         t->during.is_known = false;
     return false;
@@ -287,6 +312,31 @@ static int read_server(struct loadtest *t, struct err *e)
     int rc = loadtest_server_read(t->http, t->run.url, &t->before, e);
     /* A load can be made without; the other two are about nothing else. */
     return rc == E_DENIED && t->mode == MODE_LOAD ? 0 : rc;
+}
+
+/* Closed loop for a tenth of the run: how many does it answer? */
+static int find_capacity(struct loadtest *t, struct err *e)
+{
+    struct loadtest_options o = t->run;
+    struct loadtest_result r = {0};
+    struct loadtest_summary s;
+    o.run_ns /= 10;
+    if (o.run_ns < 3 * CLOCK_S)
+        o.run_ns = 3 * CLOCK_S;
+    if (o.run_ns > 60 * CLOCK_S)
+        o.run_ns = 60 * CLOCK_S;
+    int rc = loadtest_run(&o, &r, e);
+    loadtest_sum_up(&r, &t->goal, &s);
+    t->overload.capacity = (double)s.outcomes[LOADTEST_OK] / s.seconds;
+    if (rc == 0 && s.outcomes[LOADTEST_FAILED] > 0)
+        rc = err_set(e, E_UNKNOWN, "a request failed without any overload: %.200s", r.error);
+    if (rc == 0 && s.outcomes[LOADTEST_OK] == 0)
+        rc = err_set(e, E_UNAVAILABLE, "nothing was answered in %.0f s", s.seconds);
+    loadtest_result_fini(&r);
+    t->run.load.rate = 2 * t->overload.capacity;
+    t->run.load.hang_up_tokens = 4;
+    t->run.load.hang_up_share = 0.1;
+    return rc;
 }
 
 static int run(struct loadtest *t, struct loadtest_result *r, struct err *e)
@@ -303,7 +353,9 @@ static int run(struct loadtest *t, struct loadtest_result *r, struct err *e)
     t->run.ud = t;
     struct sigaction action = {.sa_handler = on_interrupt}, old;
     sigaction(SIGINT, &action, &old);
-    rc = loadtest_run(&t->run, r, e);
+    rc = t->mode == MODE_OVERLOAD ? find_capacity(t, e) : 0;
+    if (rc == 0)
+        rc = loadtest_run(&t->run, r, e);
     sigaction(SIGINT, &old, NULL);
     if (t->is_terminal)
         fputs("\r\033[K", stderr);
@@ -353,21 +405,26 @@ static int write_file(const char *path, const struct buf *text, struct err *e)
     return 0;
 }
 
-static int report(const struct loadtest *t, struct loadtest_result *r, struct err *e)
+static int report(struct loadtest *t, struct loadtest_result *r, struct err *e)
 {
     struct loadtest_summary s;
     struct buf text = {0};
+    struct err ill = {0};
+    bool is_overload = t->mode == MODE_OVERLOAD;
     int rc = 0;
     loadtest_sum_up(r, &t->goal, &s);
+    int well = is_overload ? loadtest_overload_judge(&t->overload, &s, t->most_first_ms, &ill) : 0;
     if (!t->json || strcmp(t->json, "-") != 0) {
         if (t->mode != MODE_IDLE)
             loadtest_write_table(r, &s, &t->goal, &text);
         put_server(t, &text);
+        if (is_overload)
+            loadtest_overload_write(&t->overload, &text);
         fwrite(text.data, 1, text.len, stdout);
     }
     buf_reset(&text);
     if (t->json) {
-        loadtest_write_json(r, &s, &t->goal, &text);
+        loadtest_write_json(r, &s, &t->goal, is_overload ? &t->overload : NULL, &text);
         rc = write_file(t->json, &text, e);
     }
     buf_reset(&text);
@@ -379,6 +436,10 @@ static int report(const struct loadtest *t, struct loadtest_result *r, struct er
     if (rc == 0 && s.outcomes[LOADTEST_FAILED] > 0)
         rc = err_set(e, E_UNKNOWN, "%lld requests failed; the first: %s",
                      (long long)s.outcomes[LOADTEST_FAILED], r->error);
+    if (rc == 0 && well < 0) {
+        *e = ill;
+        rc = well;
+    }
     return rc;
 }
 
@@ -405,6 +466,7 @@ int loadtest_main(int argc, char **argv)
         }
     }
     loadtest_result_fini(&r);
+    loadtest_overload_fini(&t.overload);
     http_client_free(&t.http);
     if (rc < 0)
         fprintf(stderr, "polymath loadtest: %s\n", e.text);

@@ -65,6 +65,8 @@ void loadtest_plan(const struct loadtest_load *l, uint64_t index, struct loadtes
     out->group = l->n_groups > 1 ? (int)rng_below(&r, (uint64_t)l->n_groups) : 0;
     if (l->hang_up_tokens > 0)
         out->leaves_after = 1 + (int)rng_below(&r, 2 * (uint64_t)l->hang_up_tokens);
+    if (l->hang_up_share > 0 && rng_unit(&r) >= l->hang_up_share)
+        out->leaves_after = 0;
 }
 
 static void put_ids(struct rng *r, int n, struct buf *out)

@@ -26,7 +26,8 @@ struct loadtest_load {
     struct loadtest_length prompt, output;
     int prefix_tokens, n_groups; /* shared beginnings; prompts are at least one token longer */
     double temperature;
-    int hang_up_tokens; /* mean number of tokens after which a client leaves; 0: it stays */
+    int hang_up_tokens;   /* mean number of tokens after which a client leaves; 0: it stays */
+    double hang_up_share; /* of the clients that do so; 0: all */
     uint64_t seed;
 };
 

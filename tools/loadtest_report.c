@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/must.h"
+#include "tools/loadtest_overload.h"
 
 /* ---- sums ---------------------------------------------------------------------------------- */
 
@@ -125,8 +126,15 @@ static json_t *spread_json(const struct loadtest_spread_ms *s)
                      s->p50, "p90", s->p90, "p99", s->p99, "max", s->most);
 }
 
+static json_t *overload_json(const struct loadtest_overload *o)
+{
+    return json_pack("{s:f,s:f,s:f}", "capacity_per_second", o->capacity, "memory_rise_bytes",
+                     o->rise_bytes, "memory_rise_bytes_per_minute", o->rise_bytes_per_minute);
+}
+
 void loadtest_write_json(const struct loadtest_result *r, const struct loadtest_summary *s,
-                         const struct loadtest_goal *goal, struct buf *out)
+                         const struct loadtest_goal *goal, const struct loadtest_overload *overload,
+                         struct buf *out)
 {
     json_t *seconds = json_array();
     for (int i = 0; i < r->n_seconds; i++)
@@ -146,6 +154,8 @@ void loadtest_write_json(const struct loadtest_result *r, const struct loadtest_
         "request_ms", spread_json(&s->whole), "tokens_by_second", seconds, "error",
         error ? error : json_string("?"));
     must(o);
+    if (overload)
+        must_zero(json_object_set_new(o, "overload", overload_json(overload)));
     char *text = json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
     must(text);
     buf_puts(out, text);

@@ -27,8 +27,11 @@ void loadtest_sum_up(struct loadtest_result *r, const struct loadtest_goal *goal
                      struct loadtest_summary *out);
 void loadtest_write_table(const struct loadtest_result *r, const struct loadtest_summary *s,
                           const struct loadtest_goal *goal, struct buf *out);
+struct loadtest_overload;
+/* `overload` NULL: it was none. */
 void loadtest_write_json(const struct loadtest_result *r, const struct loadtest_summary *s,
-                         const struct loadtest_goal *goal, struct buf *out);
+                         const struct loadtest_goal *goal, const struct loadtest_overload *overload,
+                         struct buf *out);
 /* The distributions of the three times, and tokens per second over the run. */
 void loadtest_write_svg(const struct loadtest_result *r, const struct loadtest_summary *s,
                         struct buf *out);

@@ -45,7 +45,7 @@ TEST_WITHIN(overload_is_answered_429_and_nothing_else, 240)
     static const char *const warm[] = {"--clients", "8",        "--requests", "40", "--prompt",
                                        "8-64",      "--output", "8-32",       NULL};
     static const char *const mixed[] = {
-        "--clients", "24",         "--seconds", "12",        "--prompt", "8-64",
+        "--clients", "24",         "--seconds", "4",         "--prompt", "8-64",
         "--output",  "8-32",       "--prefix",  "16",        "--groups", "3",
         "--json",    "mixed.json", "--svg",     "mixed.svg", NULL};
     struct cluster c;
@@ -110,6 +110,31 @@ TEST_WITHIN(idle_streams_are_cheap_and_hang_ups_leave_nothing, 240)
     /* What they held is free: one more is answered, and its pages are all that is used. */
     CHECK_INT(cluster_ask(&c, "/v1/completions", "{\"prompt\":[5,6],\"max_tokens\":2}"), 200);
     CHECK(metric(&c, "polymath_kv_pages_used{node=\"coordinator-attention\"}") <= 1);
+    buf_fini(&output);
+    cluster_stop(&c);
+}
+
+/* The short form of half an hour. */
+TEST_WITHIN(a_cluster_asked_for_twice_what_it_can_stays_well, 240)
+{
+    static const char *const settings[] = {"attention.max_seqs=4", "request.queue_limit=6", NULL};
+    static const char *const overload[] = {"--overload", "5",          "--clients", "6",
+                                           "--prompt",   "8-64",       "--output",  "8-32",
+                                           "--json",     "mixed.json", NULL};
+    struct cluster c;
+    struct buf output = {0};
+    cluster_start(&c, 2, 0, settings);
+    int rc = loadtest(&c, overload, &output);
+    test_say("%s", output.data);
+    CHECK_INT(rc, 0);
+    json_t *r = read_json("mixed.json");
+    CHECK_INT(json_integer_value(json_object_get(r, "failed")), 0);
+    CHECK(json_integer_value(json_object_get(r, "busy")) > 0);
+    CHECK(json_integer_value(json_object_get(r, "hung_up")) > 0);
+    CHECK(json_number_value(cluster_at(r, "overload.capacity_per_second")) > 0);
+    json_decref(r);
+    CHECK_INT(metric(&c, "polymath_requests_running"), 0);
+    CHECK_INT(metric(&c, "polymath_requests_queued"), 0);
     buf_fini(&output);
     cluster_stop(&c);
 }

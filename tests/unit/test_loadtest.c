@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "tests/lib/test.h"
+#include "tools/loadtest_overload.h"
 #include "tools/loadtest_plan.h"
 #include "tools/loadtest_report.h"
 #include "tools/loadtest_server.h"
@@ -130,7 +131,7 @@ TEST(loadtest_sums_count_what_was_good)
     CHECK_HAS(out.data, "3 ok, 1 busy (429), 1 failed, 1 hung up");
     CHECK_HAS(out.data, "goodput 0.50 requests/s");
     buf_reset(&out);
-    loadtest_write_json(&r, &s, &goal, &out);
+    loadtest_write_json(&r, &s, &goal, NULL, &out);
     json_t *root = json_loadb(out.data, out.len, 0, NULL);
     CHECK(root);
     CHECK_INT(json_integer_value(json_object_get(root, "busy")), 1);
@@ -174,4 +175,32 @@ TEST(loadtest_reads_what_the_coordinator_says)
     CHECK_NEAR(s.cancelled, 12, 0);
     loadtest_server_parse("nothing of ours", &s);
     CHECK(!s.is_known);
+}
+
+TEST(loadtest_overload_is_judged_by_refusals_waits_and_memory)
+{
+    struct loadtest_overload o = {.capacity = 4};
+    struct loadtest_summary s = {.outcomes = {[LOADTEST_OK] = 9}, .first = {.p99 = 70}};
+    struct err e = {0};
+    struct buf text = {0};
+    CHECK_INT(loadtest_overload_judge(&o, &s, 100, &e), E_UNKNOWN);
+    CHECK_HAS(e.text, "nobody was refused");
+    s.outcomes[LOADTEST_BUSY] = 5;
+    CHECK_INT(loadtest_overload_judge(&o, &s, 100, &e), 0);
+    CHECK_INT(loadtest_overload_judge(&o, &s, 60, &e), E_UNKNOWN);
+    CHECK_HAS(e.text, "waited too long");
+    /* Caches that fill at the beginning are no leak; the same rise later on is. */
+    for (int i = 0; i < 300; i++)
+        loadtest_overload_watch(&o, i, i < 90 ? 1e6 * i : 90e6);
+    CHECK_INT(loadtest_overload_judge(&o, &s, 100, &e), 0);
+    CHECK_NEAR(o.rise_bytes, 0, 1);
+    loadtest_overload_write(&o, &text);
+    CHECK_HAS(text.data, "rises by 0.0 MB");
+    for (int i = 300; i < 600; i++)
+        loadtest_overload_watch(&o, i, 90e6 + 0.3e6 * (i - 300));
+    CHECK_INT(loadtest_overload_judge(&o, &s, 100, &e), E_UNKNOWN);
+    CHECK_HAS(e.text, "memory is not flat");
+    CHECK(o.rise_bytes_per_minute > 10e6 && o.rise_bytes_per_minute < 18e6);
+    buf_fini(&text);
+    loadtest_overload_fini(&o);
 }
