@@ -37,6 +37,9 @@ static const struct conf_option options[] = {
      "how long running requests may go on after SIGTERM"},
     {"cluster.listen", CONF_STRING, FIELD(cluster_listen), "tcp://127.0.0.1:7070", 0, 0, NULL,
      "endpoint at which nodes join"},
+    {"cluster.advertise", CONF_STRING, FIELD(cluster_advertise), "", 0, 0, NULL,
+     "host, or host:port, under which other coordinators reach cluster.listen; empty: as it is "
+     "bound, and the host's name if that is every address"},
     {"cluster.heartbeat_ms", CONF_MS, FIELD(cluster_heartbeat_ns), "250", 10, 60000, NULL,
      "how often nodes report"},
     {"cluster.lease_ms", CONF_MS, FIELD(cluster_lease_ns), "2000", 50, 600000, NULL,
@@ -103,6 +106,13 @@ static const struct conf_option options[] = {
      "directory of the token log, with which requests survive this process; empty: none"},
     {"state.standby", CONF_BOOL, FIELD(state_waits), "false", 0, 0, NULL,
      "if another coordinator has the directory, wait until it is gone and go on in its place"},
+    {"state.shared", CONF_BOOL, FIELD(state_is_shared), "false", 0, 0, NULL,
+     "with etcd: all coordinators see one state.dir, and who leads takes it over; false: each has "
+     "its own, and those that stand by copy the leader's token log into it"},
+    {"state.standby_ms", CONF_MS, FIELD(state_standby_ns), "1000", 0, 600000, NULL,
+     "with etcd and state.dir: how long a new request's answer waits for standbys to have the "
+     "request on their disks, too; who is later is not waited for until it has caught up; 0: nobody "
+     "is"},
     {"state.sync", CONF_BOOL, FIELD(state_syncs), "true", 0, 0, NULL,
      "sync the token log to the disk, so that requests survive the machine, too"},
     {"state.delay_ms", CONF_MS, FIELD(state_delay_ns), "5", 0, 10000, NULL,

@@ -15,7 +15,7 @@ struct coordinator_config {
     char *model_path, *model_name;
     char *http_host;
     int64_t http_port, http_max_body, http_max_connections, http_idle_timeout_ns, http_drain_ns;
-    char *cluster_listen;
+    char *cluster_listen, *cluster_advertise;
     char *key_file, *allow_file, *api_keys_file;
     bool is_insecure;
     int64_t cluster_heartbeat_ns, cluster_lease_ns;
@@ -31,8 +31,8 @@ struct coordinator_config {
     int64_t schedule_speculation, schedule_step_rows, schedule_prompt_rows, schedule_queue_ns,
         schedule_aging_ns;
     char *state_dir;
-    bool state_syncs, state_waits;
-    int64_t state_delay_ns, state_max_bytes;
+    bool state_syncs, state_waits, state_is_shared;
+    int64_t state_delay_ns, state_max_bytes, state_standby_ns;
     char *etcd_endpoints, *etcd_prefix, *etcd_advertise_url; /* no endpoints: no etcd */
     char *etcd_ca_file, *etcd_cert_file, *etcd_key_file, *etcd_user, *etcd_password_file;
     int64_t etcd_lease_ns;

@@ -121,6 +121,7 @@ static void on_tick(void *ud, int64_t now_ns)
     hub_trace_tick(h, now_ns);
     access_tick(h->access, now_ns);
     hub_log_tick(h);
+    hub_ship_tick(h, now_ns);
     hub_leader_tick(h, now_ns);
     if (h->draining && (h->n_requests == 0 || now_ns >= h->drain_deadline_ns))
         loop_stop(h->loop);
@@ -296,6 +297,8 @@ void hub_close(struct hub **hp)
         server_close(&h->servers[i]);
     }
     hub_log_close(h);
+    hub_ship_close(h);
+    hub_follow_close(h);
     hub_leader_close(h);
     hub_request_close(h);
     access_close(&h->access);

@@ -484,7 +484,7 @@ int hub_cluster_open(struct hub *h, struct err *e)
         [CLUSTER_JOIN] = on_join,         [CLUSTER_HEARTBEAT] = on_heartbeat,
         [CLUSTER_HOLDINGS] = on_holdings, [CLUSTER_TABLE] = on_table,
         [CLUSTER_LEAVE] = on_leave,       [CLUSTER_LOAD] = on_load,
-        [CLUSTER_CALLERS] = on_callers,
+        [CLUSTER_CALLERS] = on_callers,   [CLUSTER_FOLLOW] = hub_ship_follow,
     };
     /* As epochs do, it counts from above what nodes remember of an earlier coordinator. */
     h->callers_version = auth_has_keys(h->auth) ? (uint64_t)clock_unix_us() / 1000000 : 0;

@@ -317,7 +317,7 @@ static void stream_again(struct hub *h, struct http_exchange *x, const struct ht
         openai_refuse(&e, "stream", "",
                       "there is no answer %.60s, or not any more: they are kept for a time%s", id,
                       h->leader ? "; what was begun under another coordinator is known here only "
-                                  "if both have the same state.dir"
+                                  "if this one has a copy of its token log"
                                 : "");
         e.status = 404;
     }

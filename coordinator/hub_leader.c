@@ -17,6 +17,7 @@
 #include "coordinator/etcd.h"
 #include "coordinator/etcd_keys.h"
 #include "coordinator/hub_state.h"
+#include "rpc/endpoint.h"
 
 #define FETCH_TIMEOUT_NS (1 * CLOCK_S)
 #define STORE_TIMEOUT_NS (1 * CLOCK_S)
@@ -49,6 +50,12 @@ struct hub_leader {
 };
 
 static void pump(struct hub *h);
+
+/* Does each coordinator have its own state directory, and copies of the leader's log in it? */
+static bool keeps_own_log(const struct hub *h)
+{
+    return h->config->state_dir[0] && !h->config->state_is_shared;
+}
 
 /* ---- what an earlier leader left ------------------------------------------------------------- */
 
@@ -109,6 +116,9 @@ static void begin(struct hub *h)
     struct err e = {0};
     w->has_begun = true;
     h->leads = true;
+    hub_follow_close(h);
+    if (keeps_own_log(h))
+        hub_ship_open(h);
     log_info("leader.leads", "term=%" PRIu64 " name=%s", w->machine.term, w->self.name);
     if (hub_log_open(h, &e) < 0) {
         hub_end_with(h, HUB_BROKEN, &e);
@@ -193,13 +203,19 @@ static void take_turn(struct hub *h, enum leader_turn turn)
     }
 }
 
-static void note_holder(struct hub_leader *w, const struct etcd_leader *holder)
+static void note_holder(struct hub *h, const struct etcd_leader *holder)
 {
+    struct hub_leader *w = h->leader;
+    struct err e = {0};
     bool is_news = holder->instance != w->holder.instance;
     w->holder = *holder;
-    if (is_news && holder->instance && holder->instance != w->self.instance)
-        log_info("leader.stands_by", "leader=%s url=%s", log_quote(holder->name).text,
-                 log_quote(holder->url).text);
+    if (!is_news || !holder->instance || holder->instance == w->self.instance)
+        return;
+    log_info("leader.stands_by", "leader=%s url=%s", log_quote(holder->name).text,
+             log_quote(holder->url).text);
+    if (keeps_own_log(h) && w->machine.state == LEADER_STANDBY &&
+        hub_follow_leader(h, w->self.instance, holder->name, holder->cluster, &e) < 0)
+        hub_end_with(h, HUB_BROKEN, &e);
 }
 
 static void on_answer(void *ud, int code, const json_t *answer, const char *why)
@@ -217,7 +233,7 @@ static void on_answer(void *ud, int code, const json_t *answer, const char *why)
     }
     bool has_keys = w->request.ask == LEADER_LOOK || w->request.ask == LEADER_TAKE;
     if (has_keys && a.outcome != LEADER_FAILED)
-        note_holder(w, &holder);
+        note_holder(h, &holder);
     take_turn(h, leader_answer(&w->machine, &a, clock_now_ns()));
     pump(h);
 }
@@ -383,6 +399,11 @@ const char *hub_leader_url(const struct hub *h)
     return h->leader && knows_leader(h->leader) ? h->leader->holder.url : "";
 }
 
+bool hub_leader_is_sure(const struct hub *h)
+{
+    return h->leads && (!h->leader || leader_is_sure(&h->leader->machine, clock_now_ns()));
+}
+
 json_t *hub_leader_object(const struct hub *h)
 {
     const struct hub_leader *w = h->leader;
@@ -397,6 +418,10 @@ json_t *hub_leader_object(const struct hub *h)
         json_object_set_new(o, "term", json_integer((json_int_t)w->machine.term));
         json_object_set_new(o, "lease_ms", json_integer(h->config->etcd_lease_ns / CLOCK_MS));
         json_object_set_new(o, "etcd", json_string(lost ? lost : "ok"));
+        if (h->ship)
+            json_object_set_new(o, "standbys", hub_ship_object(h));
+        if (h->follow)
+            json_object_set_new(o, "copy", hub_follow_object(h));
     }
     return o;
 }
@@ -411,22 +436,35 @@ void hub_leader_label(const struct hub *h, char *text, size_t bytes)
 
 /* ---- start and end ---------------------------------------------------------------------------------- */
 
-static void introduce(struct hub *h)
+/* How other coordinators dial this one. */
+static int advertise(struct hub *h, const char *host, struct err *e)
+{
+    const char *bound = server_endpoint(h->servers[0]), *as = h->config->cluster_advertise;
+    char *out = h->leader->self.cluster;
+    int rc = endpoint_advertise(bound, as, out, e);
+    if (rc < 0 && !as[0])
+        rc = endpoint_advertise(bound, host, out, e);
+    return rc < 0 ? err_prefix(e, "cluster.advertise") : 0;
+}
+
+static int introduce(struct hub *h, struct err *e)
 {
     const struct coordinator_config *c = h->config;
     struct etcd_leader *self = &h->leader->self;
     while (self->instance == 0)
         self->instance = rng_entropy();
     snprintf(self->name, sizeof self->name, "%s", c->node_name);
-    snprintf(self->cluster, sizeof self->cluster, "%.255s", server_endpoint(h->servers[0]));
     bool is_any = strcmp(c->http_host, "0.0.0.0") == 0 || strcmp(c->http_host, "::") == 0;
     char host[128] = "";
+    if (gethostname(host, sizeof host - 1) < 0)
+        host[0] = '\0';
     if (c->etcd_advertise_url[0])
         snprintf(self->url, sizeof self->url, "%.255s", c->etcd_advertise_url);
-    else if (is_any && gethostname(host, sizeof host - 1) == 0)
+    else if (is_any && host[0])
         snprintf(self->url, sizeof self->url, "http://%s:%d", host, http_port(h->http));
     else
         snprintf(self->url, sizeof self->url, "%.255s", http_url(h->http));
+    return advertise(h, host, e);
 }
 
 int hub_leader_open(struct hub *h, struct err *e)
@@ -435,8 +473,10 @@ int hub_leader_open(struct hub *h, struct err *e)
     struct hub_leader *w = h->leader = mem_alloc(sizeof *w);
     struct etcd_options o = coordinator_etcd_options(c);
     w->timer = (struct loop_timer){.deadline_ns = CLOCK_NEVER, .cb = on_timer, .ud = h};
-    introduce(h);
-    int rc = etcd_open(h->loop, &o, &w->etcd, e);
+    int rc = introduce(h, e);
+    if (rc < 0)
+        return rc;
+    rc = etcd_open(h->loop, &o, &w->etcd, e);
     if (rc < 0)
         return err_prefix(e, "etcd");
     struct leader_config config = {.instance = w->self.instance, .lease_ns = c->etcd_lease_ns};

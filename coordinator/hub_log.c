@@ -39,7 +39,8 @@ int hub_log_admits(const struct hub *h, size_t body_bytes, struct openai_error *
 
 static bool is_durable(const struct hub *h, const struct hub_request *r)
 {
-    return !h->journal || r->logged <= journal_durable(h->journal);
+    return !h->journal ||
+           (r->logged <= journal_durable(h->journal) && hub_ship_has(h, r->shipped));
 }
 
 /* Who does not lead any more may have written to a file that nobody will read. */
@@ -96,6 +97,7 @@ void hub_log_request(struct hub *h, struct hub_request *r)
         return;
     write_request(r, &record);
     r->logged = journal_append(h->journal, TOKEN_LOG_REQUEST, buf_str(&record));
+    r->shipped = hub_ship_add(h, TOKEN_LOG_REQUEST, buf_str(&record));
     h->log_bytes += (int64_t)record.len;
     buf_fini(&record);
 }
@@ -109,6 +111,7 @@ void hub_log_token(struct hub *h, const struct hub_request *r, const struct requ
         return;
     write_token(r, choice, choice->output.len - 1, sampled, &record);
     journal_append(h->journal, TOKEN_LOG_TOKEN, buf_str(&record));
+    hub_ship_add(h, TOKEN_LOG_TOKEN, buf_str(&record));
     buf_fini(&record);
 }
 
@@ -119,6 +122,7 @@ void hub_log_end(struct hub *h, const struct hub_request *r, enum token_log_outc
         return;
     write_end(r, outcome, clock_unix_us(), &record);
     journal_append(h->journal, TOKEN_LOG_END, buf_str(&record));
+    hub_ship_add(h, TOKEN_LOG_END, buf_str(&record));
     buf_fini(&record);
 }
 
@@ -126,7 +130,7 @@ void hub_log_end(struct hub *h, const struct hub_request *r, enum token_log_outc
 
 static void put(struct buf *snapshot, enum token_log_type type, struct buf *record)
 {
-    journal_put(snapshot, (uint8_t)type, buf_str(record));
+    records_put(snapshot, (uint8_t)type, buf_str(record));
     buf_reset(record);
 }
 
@@ -171,7 +175,7 @@ static void put_request(const struct hub_request *r, struct buf *snapshot)
     buf_fini(&record);
 }
 
-static void write_snapshot(const struct hub *h, struct buf *snapshot)
+void hub_log_snapshot(const struct hub *h, struct buf *snapshot)
 {
     const struct list *lists[] = {&h->kept, &h->requests};
     put_model(h, snapshot);
@@ -188,7 +192,7 @@ void hub_log_tick(struct hub *h)
     if (!h->leads || !h->journal || !journal_wants_rewrite(h->journal))
         return;
     struct buf snapshot = {0};
-    write_snapshot(h, &snapshot);
+    hub_log_snapshot(h, &snapshot);
     journal_rewrite(h->journal, &snapshot);
 }
 
@@ -215,15 +219,15 @@ static void on_stopped(void *ud, const char *why)
     snprintf(text, sizeof text, "the token log has stopped: %.400s", why);
     for (struct list *l = h->kept.next; l != &h->kept; l = l->next) {
         struct hub_request *r = LIST_ITEM(l, struct hub_request, link);
-        r->logged = 0;
+        r->logged = r->shipped = 0;
         hub_request_release(h, r);
     }
     for (struct list *l = h->requests.next, *next; l != &h->requests; l = next) {
         next = l->next;
         struct hub_request *r = LIST_ITEM(l, struct hub_request, link);
-        if (is_durable(h, r))
+        if (r->logged <= journal_durable(h->journal))
             continue;
-        r->logged = 0;
+        r->logged = r->shipped = 0;
         hub_request_stop(h, r);
         hub_request_unsay(r); /* tokens of an answer that cannot be asked for again */
         hub_request_fail(h, r, E_UNAVAILABLE, text);
@@ -374,52 +378,58 @@ static void take_up(struct hub *h)
         log_info("requests.resumed", "unfinished=%d finished=%d", n_resumed, n_kept);
 }
 
-/* A standby has nothing to do, and nobody knows it, before the directory is its own. */
-static int open_or_wait(struct hub *h, const struct journal_options *o, struct loading *g,
-                        struct err *e)
+/* A directory that coordinators share is taken from a leader that was; one's own is not. */
+int hub_log_open_dir(struct hub *h, const struct journal_options *given, records_each *each,
+                     void *ud, struct journal **out, struct err *e)
 {
-    int rc = journal_open(o, load_record, g, &h->journal, e);
+    const struct coordinator_config *c = h->config;
+    struct journal_options o = *given;
+    char host[64] = "", label[320] = "";
+    if (gethostname(host, sizeof host - 1) < 0)
+        host[0] = '\0';
+    if (c->state_is_shared)
+        hub_leader_label(h, label, sizeof label);
+    char *holder =
+        mem_format("coordinator %s, process %d on %s%s", c->node_name, (int)getpid(), host, label);
+    o.dir = c->state_dir;
+    o.holder = holder;
+    o.led_through = label;
+    o.syncs = c->state_syncs;
+    o.delay_ns = c->state_delay_ns;
+    o.max_bytes = c->state_max_bytes;
+    int rc = journal_open(&o, each, ud, out, e);
+    mem_free(holder);
+    return rc;
+}
+
+/* A standby has nothing to do, and nobody knows it, before the directory is its own. */
+static int open_or_wait(struct hub *h, struct loading *g, struct err *e)
+{
+    const struct journal_options o = {.on_durable = on_durable, .on_stopped = on_stopped, .ud = h};
+    int rc = hub_log_open_dir(h, &o, load_record, g, &h->journal, e);
     if (rc == E_BUSY && h->config->state_waits && !h->leader)
         log_info("standby.waiting", "why=%s", log_quote(e->text).text);
     while (rc == E_BUSY && h->config->state_waits && !h->leader) {
         clock_sleep_until(clock_now_ns() + STANDBY_POLL_MS * CLOCK_MS);
         *e = (struct err){0};
-        rc = journal_open(o, load_record, g, &h->journal, e);
+        rc = hub_log_open_dir(h, &o, load_record, g, &h->journal, e);
     }
     return rc;
 }
 
 int hub_log_open(struct hub *h, struct err *e)
 {
-    const struct coordinator_config *c = h->config;
-    if (!c->state_dir[0])
+    if (!h->config->state_dir[0])
         return 0;
-    char host[64] = "";
-    if (gethostname(host, sizeof host - 1) < 0)
-        host[0] = '\0';
-    char label[320];
-    hub_leader_label(h, label, sizeof label);
-    char *holder =
-        mem_format("coordinator %s, process %d on %s%s", c->node_name, (int)getpid(), host, label);
-    struct journal_options o = {.dir = c->state_dir,
-                                .holder = holder,
-                                .led_through = label,
-                                .syncs = c->state_syncs,
-                                .delay_ns = c->state_delay_ns,
-                                .max_bytes = c->state_max_bytes,
-                                .on_durable = on_durable,
-                                .on_stopped = on_stopped,
-                                .ud = h};
     struct loading *g = mem_alloc(sizeof *g);
     g->hub = h;
-    int rc = open_or_wait(h, &o, g, e);
+    int rc = open_or_wait(h, g, e);
     if (rc == 0 && g->n_bad > 0)
         log_warn("journal.unknown_records", "n=%d", g->n_bad);
-    mem_free(holder);
     mem_free(g);
     if (rc == 0) {
         struct buf snapshot = {0};
-        write_snapshot(h, &snapshot);
+        hub_log_snapshot(h, &snapshot);
         rc = journal_start(h->journal, h->loop, &snapshot, e);
         buf_fini(&snapshot);
     }

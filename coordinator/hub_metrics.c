@@ -294,6 +294,28 @@ static void write_placement(struct metrics *m, const struct hub *h)
     gauge(m, "nodes_doubtful", n_doubtful, "Expert nodes that are suspect or quarantined now.");
 }
 
+/* Where each coordinator has a log of its own: the leader's standbys, or what a standby has copied. */
+static void write_standbys(struct metrics *m, const struct hub *h)
+{
+    const struct ship *s = hub_ship(h);
+    counter(m, "token_log_copied_bytes_total", hub_follow_bytes(h),
+            "Bytes of the leader's token log that came while this coordinator stood by.");
+    if (!s)
+        return;
+    gauge(m, "standbys", ship_count(s, false), "Coordinators that copy the token log.");
+    gauge(m, "standbys_in_step", ship_count(s, true),
+          "Of these, those that have all of it; requests wait for them.");
+    counter(m, "standby_late_total", s->n_late,
+            "Times a standby fell behind, and requests went on without it.");
+    counter(m, "standby_sent_bytes_total", s->sent_bytes, "Token log sent to standbys.");
+    metrics_family(m, "standby_lag_bytes", METRICS_GAUGE, "Token log that a standby lacks.");
+    for (int i = 0; i < SHIP_MAX_STANDBYS; i++)
+        if (s->standbys[i].instance) {
+            metrics_label(m, "standby", s->standbys[i].name);
+            metrics_int(m, (int64_t)ship_lag_bytes(s, &s->standbys[i]));
+        }
+}
+
 /* ---- the wire, and this process ------------------------------------------------------------ */
 
 static void write_auth(struct metrics *m, const struct hub *h)
@@ -374,6 +396,7 @@ void hub_write_metrics(const struct hub *h, struct buf *out)
     write_nodes(&m, h);
     write_kv(&m, h);
     write_placement(&m, h);
+    write_standbys(&m, h);
     write_auth(&m, h);
     write_rpc(&m, h);
     write_process(&m, h);

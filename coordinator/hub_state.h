@@ -17,6 +17,7 @@
 #include "coordinator/placement.h"
 #include "coordinator/request.h"
 #include "coordinator/sched.h"
+#include "coordinator/ship.h"
 #include "coordinator/token_log.h"
 #include "coordinator/trace.h"
 #include "coordinator/traffic.h"
@@ -61,7 +62,7 @@ struct hub_request {
     uint64_t owner;            /* hash of the credentials that it came with */
     char *key;                 /* Idempotency-Key; NULL: none */
     struct buf body;
-    uint64_t logged;          /* where the journal has it */
+    uint64_t logged, shipped; /* where the journal has it, and the way to the standbys */
     int64_t over_us;          /* since 1970 */
     int retry_s;              /* of one that was refused; 0: no idea */
     struct hub_request *next; /* while the journal is read */
@@ -130,7 +131,9 @@ struct hub {
     struct list requests;          /* struct hub_request */
     struct list kept;              /* those that are over, oldest first */
     int64_t kept_bytes, log_bytes; /* of kept ones that are over; of all that the log must hold */
-    struct journal *journal;       /* NULL: no state.dir */
+    struct journal *journal;       /* NULL: no state.dir, or it does not lead */
+    struct hub_ship *ship;         /* NULL: there are no standbys with a log of their own */
+    struct hub_follow *follow;     /* NULL: it leads, or knows nobody who does */
     struct list attentions;        /* struct hub_attention */
     int n_requests;
     uint64_t id_base, n_ids;
@@ -173,6 +176,8 @@ void hub_leader_tick(struct hub *h, int64_t now_ns);
 void hub_leader_why(const struct hub *h, char *text, size_t bytes);
 /* Of another coordinator, that leads; "": none, or not known. */
 const char *hub_leader_url(const struct hub *h);
+/* Does it certainly lead at this moment? */
+bool hub_leader_is_sure(const struct hub *h);
 json_t *hub_leader_object(const struct hub *h);
 /* What all coordinators have in common of which one at a time leads; "": there is no etcd. */
 void hub_leader_label(const struct hub *h, char *text, size_t bytes);
@@ -221,6 +226,11 @@ void hub_request_close(struct hub *h);
 /* hub_log.c: the token log on disk. */
 int hub_log_open(struct hub *h, struct err *e);
 void hub_log_close(struct hub *h);
+/* Opens the journal of state.dir; `o` says whom to call. */
+int hub_log_open_dir(struct hub *h, const struct journal_options *o, records_each *each, void *ud,
+                     struct journal **out, struct err *e);
+/* All that is live now, as records. */
+void hub_log_snapshot(const struct hub *h, struct buf *snapshot);
 void hub_log_tick(struct hub *h);
 /* What waited for the log, or for the leadership, goes out. */
 void hub_log_release(struct hub *h);
@@ -236,6 +246,29 @@ void hub_started(struct hub *h, uint64_t seq);
 void hub_moved(struct hub *h, uint64_t seq, uint32_t side);
 void hub_token(struct hub *h, const struct sched_action *a);
 void hub_failed(struct hub *h, const struct sched_action *a);
+
+/* hub_ship.c: the leader's token log on its way to standbys. */
+void hub_ship_open(struct hub *h);
+void hub_ship_close(struct hub *h);
+void hub_ship_tick(struct hub *h, int64_t now_ns);
+/* Of a record that the journal was given; its position, for hub_ship_has(). */
+uint64_t hub_ship_add(struct hub *h, uint8_t type, struct str payload);
+/* Is it with all standbys that keep up? */
+bool hub_ship_has(const struct hub *h, uint64_t position);
+/* Cluster/Follow. */
+void hub_ship_follow(void *ud, struct server_call *call, const struct server_request *r);
+/* NULL: nothing is shipped. */
+const struct ship *hub_ship(const struct hub *h);
+json_t *hub_ship_object(const struct hub *h);
+
+/* hub_follow.c: a standby copies the leader's log into its own state directory. */
+/* From now on this leader's, as process `self`.  An error: the directory cannot be used. */
+int hub_follow_leader(struct hub *h, uint64_t self, const char *name, const char *endpoint,
+                      struct err *e);
+json_t *hub_follow_object(const struct hub *h);
+int64_t hub_follow_bytes(const struct hub *h);
+/* The directory is free then; blocks. */
+void hub_follow_close(struct hub *h);
 
 /* hub_cluster.c: nodes. */
 int hub_cluster_open(struct hub *h, struct err *e);

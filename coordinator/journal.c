@@ -1,10 +1,7 @@
 /* coordinator/journal.c - see journal.h.
  *
  * One job at a time goes to the writer thread: append a batch, or replace the file.  While it is
- * out the thread owns `file`; the loop owns everything else.
- *
- * A record: u32 size of the payload, u32 checksum, u8 type, payload; little-endian.  The checksum
- * covers all three. */
+ * out the thread owns `file`; the loop owns everything else.  Records: coordinator/records.h. */
 #include "coordinator/journal.h"
 
 #include <dirent.h>
@@ -18,7 +15,6 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -27,7 +23,7 @@
 #include "base/queue.h"
 #include "base/thread.h"
 
-enum { FRAME_BYTES = 9, MAGIC_BYTES = 8, NAME_BYTES = 64, RETRY_MS = 1000, HOLDER_BYTES = 640 };
+enum { MAGIC_BYTES = 8, NAME_BYTES = 64, RETRY_MS = 1000, HOLDER_BYTES = 640 };
 static const char magic[MAGIC_BYTES] = "PMJRNL1\n";
 /* A rewrite that failed is not tried again at once. */
 #define REWRITE_AGAIN_NS (5 * CLOCK_S)
@@ -60,59 +56,12 @@ struct journal {
 
     struct buf pending, batch, snapshot; /* batch: out, or failed and to be tried again */
     bool has_snapshot;
-    uint64_t appended, batch_end, snapshot_end, durable;
+    uint64_t appended, batch_end, snapshot_end, durable, n_rewrites;
     int64_t bytes, first_bytes; /* of the file: now, and when it was begun */
     int64_t no_rewrite_before_ns;
     bool is_stopped;
     char why[ERR_TEXT_BYTES];
 };
-
-/* ---- records ------------------------------------------------------------------------- */
-
-static void put_u32(uint8_t *to, uint32_t v)
-{
-    for (int i = 0; i < 4; i++)
-        to[i] = (uint8_t)(v >> (8 * i));
-}
-
-static uint32_t get_u32(const uint8_t *from)
-{
-    return (uint32_t)from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16 |
-           (uint32_t)from[3] << 24;
-}
-
-static uint32_t checksum(uint8_t type, const char *payload, size_t bytes)
-{
-    return (uint32_t)XXH3_64bits_withSeed(payload, bytes, (uint64_t)bytes << 8 | type);
-}
-
-void journal_put(struct buf *snapshot, uint8_t type, struct str payload)
-{
-    must(type != 0 && payload.len <= JOURNAL_MAX_RECORD_BYTES);
-    uint8_t frame[FRAME_BYTES];
-    put_u32(frame, (uint32_t)payload.len);
-    put_u32(frame + 4, checksum(type, payload.ptr, payload.len));
-    frame[8] = type;
-    buf_append(snapshot, frame, sizeof frame);
-    buf_append_str(snapshot, payload);
-}
-
-/* Hands over the records of `data`; how many bytes they take. */
-static size_t read_records(struct str data, journal_record *each, void *ud)
-{
-    size_t at = 0;
-    while (data.len - at >= FRAME_BYTES) {
-        const uint8_t *frame = (const uint8_t *)data.ptr + at;
-        struct str payload = {data.ptr + at + FRAME_BYTES, get_u32(frame)};
-        if (frame[8] == 0 || payload.len > JOURNAL_MAX_RECORD_BYTES ||
-            payload.len > data.len - at - FRAME_BYTES ||
-            checksum(frame[8], payload.ptr, payload.len) != get_u32(frame + 4))
-            break;
-        each(ud, frame[8], payload);
-        at += FRAME_BYTES + payload.len;
-    }
-    return at;
-}
 
 /* ---- files: by the writer, and at start ---------------------------------------------- */
 
@@ -291,6 +240,7 @@ static void finish_rewrite(struct journal *j)
         log_warn("journal.rewrite_failed", "why=%s", log_quote(j->job.e.text).text);
     } else {
         j->first_bytes = j->file.bytes;
+        j->n_rewrites++;
         if (j->snapshot_end > j->durable)
             j->durable = j->snapshot_end;
         log_info("journal.rewritten", "bytes=%lld", (long long)j->file.bytes);
@@ -347,7 +297,7 @@ static void on_done(void *ud, int64_t now_ns)
 
 uint64_t journal_append(struct journal *j, uint8_t type, struct str payload)
 {
-    journal_put(&j->pending, type, payload);
+    records_put(&j->pending, type, payload);
     if (!j->is_out && !j->is_stopped && j->timer.deadline_ns == CLOCK_NEVER)
         set_timer(j, j->options.delay_ns);
     return ++j->appended;
@@ -361,6 +311,16 @@ uint64_t journal_durable(const struct journal *j)
 const char *journal_why_stopped(const struct journal *j)
 {
     return j->is_stopped ? j->why : NULL;
+}
+
+bool journal_is_idle(const struct journal *j)
+{
+    return !j->is_out && !j->has_snapshot && j->batch.len == 0 && j->pending.len == 0;
+}
+
+uint64_t journal_rewrites(const struct journal *j)
+{
+    return j->n_rewrites;
 }
 
 int64_t journal_bytes(const struct journal *j)
@@ -472,7 +432,7 @@ static int find_newest(struct journal *j, uint64_t *newest, struct err *e)
     return 0;
 }
 
-static int read_bytes(struct journal *j, struct str data, journal_record *each, void *ud,
+static int read_bytes(struct journal *j, struct str data, records_each *each, void *ud,
                       struct err *e)
 {
     /* A file gets its name when it is whole, so its beginning is there. */
@@ -480,7 +440,7 @@ static int read_bytes(struct journal *j, struct str data, journal_record *each, 
         return err_set(e, E_CORRUPT, "%s/journal.%" PRIu64 " is no token log of this version",
                        j->dir, j->file.generation);
     struct str records = {data.ptr + MAGIC_BYTES, data.len - MAGIC_BYTES};
-    size_t good = read_records(records, each, ud);
+    size_t good = records_read(records, each, ud).bytes;
     if (good < records.len)
         log_warn("journal.damaged", "dir=%s bytes=%zu cut_off=%zu", log_quote(j->dir).text,
                  data.len, records.len - good);
@@ -488,7 +448,7 @@ static int read_bytes(struct journal *j, struct str data, journal_record *each, 
     return 0;
 }
 
-static int read_journal(struct journal *j, journal_record *each, void *ud, struct err *e)
+static int read_journal(struct journal *j, records_each *each, void *ud, struct err *e)
 {
     int rc = find_newest(j, &j->file.generation, e);
     if (rc < 0 || j->file.generation == 0)
@@ -515,7 +475,7 @@ static int read_journal(struct journal *j, journal_record *each, void *ud, struc
     return rc;
 }
 
-int journal_open(const struct journal_options *o, journal_record *each, void *ud,
+int journal_open(const struct journal_options *o, records_each *each, void *ud,
                  struct journal **out, struct err *e)
 {
     *out = NULL;

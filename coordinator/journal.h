@@ -2,7 +2,7 @@
  * of the token log (what the records mean: coordinator/token_log.h).
  *
  * A state directory belongs to one process at a time (flock).  It holds `journal.N`: a header,
- * then records, each with its length and a checksum.  Records are gathered for delay_ns, or for as
+ * then records (coordinator/records.h).  Records are gathered for delay_ns, or for as
  * long as the previous write takes, and written and synced by a thread of their own, so that
  * no disk ever holds up the loop.  From time to time the owner has the whole state written anew
  * (a rewrite) to journal.N+1, which then replaces the old one: written beside it, synced, renamed.
@@ -27,9 +27,8 @@
 
 #include "base/buf.h"
 #include "base/err.h"
+#include "coordinator/records.h"
 #include "rpc/loop.h"
-
-enum { JOURNAL_MAX_RECORD_BYTES = 1 << 30 };
 
 struct journal_options {
     const char *dir;    /* made if it is not there */
@@ -49,8 +48,7 @@ struct journal_options {
 struct journal;
 /* Locks the directory and hands over every whole record.  E_BUSY: another process holds it (the
  * text names it); E_CORRUPT: the newest file is no journal. */
-typedef void journal_record(void *ud, uint8_t type, struct str payload);
-int journal_open(const struct journal_options *o, journal_record *each, void *ud,
+int journal_open(const struct journal_options *o, records_each *each, void *ud,
                  struct journal **out, struct err *e);
 /* Writes a new file with `snapshot` alone, which makes the old one superfluous, and is ready to
  * append.  Blocks. */
@@ -58,8 +56,6 @@ int journal_start(struct journal *j, struct loop *l, const struct buf *snapshot,
 /* Writes what is pending; blocks. */
 void journal_close(struct journal **j);
 
-/* Adds a record to a snapshot.  `type` is not 0. */
-void journal_put(struct buf *snapshot, uint8_t type, struct str payload);
 /* Adds a record to the log and returns its position: it is durable once journal_durable() is at
  * least that. */
 uint64_t journal_append(struct journal *j, uint8_t type, struct str payload);
@@ -72,4 +68,8 @@ bool journal_wants_rewrite(const struct journal *j);
 /* Has the file replaced by this state, which is taken (the buffer is empty afterwards); it must hold
  * everything that was appended so far. */
 void journal_rewrite(struct journal *j, struct buf *snapshot);
+/* How many have come to their end, and well. */
+uint64_t journal_rewrites(const struct journal *j);
+/* Nothing waits to be written, or is being written. */
+bool journal_is_idle(const struct journal *j);
 int64_t journal_bytes(const struct journal *j);

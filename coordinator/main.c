@@ -50,7 +50,8 @@ static int start_auth(struct program *p, struct err *e)
 {
     struct auth_options o = {.key_file = p->config.key_file,
                              .allow_file = p->config.allow_file,
-                             .is_insecure = p->config.is_insecure};
+                             .is_insecure = p->config.is_insecure,
+                             .lets_in_itself = p->config.etcd_endpoints[0] != '\0'};
     return auth_start(&o, &p->auth, e);
 }
 

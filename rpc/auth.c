@@ -45,7 +45,7 @@ struct order {
 struct auth {
     struct key_pair keys;
     char server_key[KEY_TEXT_BYTES];
-    bool is_insecure;
+    bool is_insecure, lets_in_itself;
     char *allow_file;
 
     _Atomic(struct view *) view;
@@ -167,6 +167,8 @@ static void publish(struct auth *a)
     struct view *v = mem_alloc(sizeof(*v));
     if (a->server_key[0])
         allow_add(&v->allowed, a->server_key, "coordinator");
+    if (a->lets_in_itself)
+        allow_add(&v->allowed, a->keys.public_key, "coordinator");
     allow_add_all(&v->allowed, &a->listed);
     allow_add_all(&v->allowed, &a->callers);
     struct view *old = atomic_load(&a->view);
@@ -404,6 +406,7 @@ int auth_start(const struct auth_options *o, struct auth **out, struct err *e)
 {
     struct auth *a = mem_alloc(sizeof(*a));
     a->is_insecure = o->is_insecure;
+    a->lets_in_itself = o->lets_in_itself;
     int rc = 0;
     if (o->key_file && o->key_file[0])
         rc = read_keys(a, o, e);

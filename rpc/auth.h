@@ -5,7 +5,7 @@
  * the server's public key beforehand, a server asks here about each client.  ipc:// and
  * inproc:// carry no keys: there the file system and the process are the border.
  *
- * Let in are: the coordinator, if `server_key` names it; the keys of the allow-list, which is
+ * Let in are: the coordinator, if `server_key` names it or it is one of several; the keys of the allow-list, which is
  * read again within a second after it changed or when SIGHUP comes; and callers, which a node
  * is told by its coordinator.  A key that is taken off the list can make no new connection, and
  * calls on the one that it has are refused (rpc/server.c).
@@ -28,6 +28,7 @@ struct auth_options {
     const char *server_key; /* the coordinator's: Z85 or a .pub file; NULL or "": none */
     const char *allow_file; /* NULL or "": none */
     bool is_insecure;       /* without keys links may bind what is not loopback */
+    bool lets_in_itself;    /* others may have our pair, too: coordinators that stand by */
     bool is_client_only;    /* no handler: this process binds nothing with these keys */
 };
 

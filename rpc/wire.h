@@ -38,6 +38,7 @@ enum {
     CLUSTER_LEAVE,
     CLUSTER_CALLERS, /* request: empty */
     CLUSTER_LOAD,    /* reply: empty */
+    CLUSTER_FOLLOW,  /* of a standby coordinator */
     CLUSTER_METHODS
 };
 enum { EXPERT_FORWARD, EXPERT_DESCRIBE, EXPERT_METHODS };
@@ -166,6 +167,17 @@ struct wire_leave {
     char reason[WIRE_TEXT_BYTES];
 };
 
+/* A standby coordinator asks for what follows in the leader's token log (coordinator/ship.h). */
+struct wire_follow {
+    uint64_t instance; /* not 0 */
+    char name[WIRE_NAME_BYTES];
+    uint64_t stream, offset;
+};
+struct wire_follow_reply {
+    uint64_t stream, offset, snapshot_bytes;
+    struct str bytes; /* the payload; borrowed */
+};
+
 void wire_join_encode(const struct wire_join *m, struct buf *message);
 int wire_join_decode(struct str message, struct wire_join *out, struct err *e);
 void wire_join_reply_encode(const struct wire_join_reply *m, struct buf *message);
@@ -197,6 +209,13 @@ int wire_load_decode(struct str message, const struct frame *payloads, int n_pay
                      struct wire_load *out, uint16_t **counts, struct err *e);
 void wire_leave_encode(const struct wire_leave *m, struct buf *message);
 int wire_leave_decode(struct str message, struct wire_leave *out, struct err *e);
+void wire_follow_encode(const struct wire_follow *m, struct buf *message);
+int wire_follow_decode(struct str message, struct wire_follow *out, struct err *e);
+void wire_follow_reply_encode(const struct wire_follow_reply *m, struct buf *message,
+                              struct blob **payload);
+/* `bytes` of out lie in the payload. */
+int wire_follow_reply_decode(struct str message, const struct frame *payloads, int n_payloads,
+                             struct wire_follow_reply *out, struct err *e);
 
 /* ---- Expert: attention side -> expert_node (rpc/wire_expert.c) --------------------- */
 

@@ -2,6 +2,7 @@
  *
  * Enumerations are one higher on the wire than in C: there 0 means "not said". */
 #include <string.h>
+#include <xxhash.h>
 
 #include "base/mem.h"
 #include "base/must.h"
@@ -591,6 +592,72 @@ int wire_leave_decode(struct str message, struct wire_leave *out, struct err *e)
         out->node_id = p->node_id;
         out->incarnation = p->incarnation;
     }
+    wire_memory_fini(&memory);
+    return rc;
+}
+
+void wire_follow_encode(const struct wire_follow *m, struct buf *message)
+{
+    Polymath__V1__FollowRequest p;
+    polymath__v1__follow_request__init(&p);
+    p.instance = m->instance;
+    p.name = wire_borrow(m->name);
+    p.stream = m->stream;
+    p.offset = m->offset;
+    wire_pack(&p.base, message);
+}
+
+int wire_follow_decode(struct str message, struct wire_follow *out, struct err *e)
+{
+    memset(out, 0, sizeof(*out));
+    struct wire_memory memory;
+    wire_memory_init(&memory);
+    const Polymath__V1__FollowRequest *p =
+        wire_unpack(&memory, &polymath__v1__follow_request__descriptor, message, e);
+    int rc = p ? wire_text(out->name, sizeof(out->name), p->name, "name", e) : E_INVALID;
+    if (rc == 0 && p->instance == 0)
+        rc = wire_invalid(e, "instance 0");
+    if (rc == 0) {
+        out->instance = p->instance;
+        out->stream = p->stream;
+        out->offset = p->offset;
+    }
+    wire_memory_fini(&memory);
+    return rc;
+}
+
+void wire_follow_reply_encode(const struct wire_follow_reply *m, struct buf *message,
+                              struct blob **payload)
+{
+    Polymath__V1__FollowReply p;
+    polymath__v1__follow_reply__init(&p);
+    p.stream = m->stream;
+    p.offset = m->offset;
+    p.snapshot_bytes = m->snapshot_bytes;
+    p.checksum = XXH3_64bits(m->bytes.ptr, m->bytes.len);
+    wire_pack(&p.base, message);
+    *payload = blob_copy(m->bytes.ptr, m->bytes.len);
+}
+
+int wire_follow_reply_decode(struct str message, const struct frame *payloads, int n_payloads,
+                             struct wire_follow_reply *out, struct err *e)
+{
+    memset(out, 0, sizeof(*out));
+    struct wire_memory memory;
+    wire_memory_init(&memory);
+    const Polymath__V1__FollowReply *p =
+        wire_unpack(&memory, &polymath__v1__follow_reply__descriptor, message, e);
+    int rc = p ? 0 : E_INVALID;
+    if (rc == 0 && n_payloads != 1)
+        rc = wire_invalid(e, "%d payloads, expected 1", n_payloads);
+    if (rc == 0 && p->checksum != XXH3_64bits(payloads[0].data, payloads[0].size_bytes))
+        rc = wire_invalid(e, "checksum: the payload is not what was sent");
+    if (rc == 0)
+        *out = (struct wire_follow_reply){
+            .stream = p->stream,
+            .offset = p->offset,
+            .snapshot_bytes = p->snapshot_bytes,
+            .bytes = {payloads[0].data, payloads[0].size_bytes}};
     wire_memory_fini(&memory);
     return rc;
 }

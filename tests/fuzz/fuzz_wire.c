@@ -34,6 +34,12 @@ static void decode_holdings(const struct input *in)
     mem_free(bitmap);
 }
 
+static void decode_follow_reply(const struct input *in)
+{
+    struct wire_follow_reply out;
+    wire_follow_reply_decode(in->message, in->payloads, in->n_payloads, &out, NULL);
+}
+
 static void decode_load(const struct input *in)
 {
     struct wire_load out;
@@ -164,6 +170,7 @@ DECODER(heartbeat)
 DECODER(heartbeat_reply)
 DECODER(holdings_request)
 DECODER(leave)
+DECODER(follow)
 DECODER(expert_description)
 DECODER(attention_description)
 DECODER(call_header)
@@ -195,6 +202,8 @@ static void (*const decoders[])(const struct input *in) = {
     decode_callers,
     decode_load,
     decode_step_report,
+    decode_follow,
+    decode_follow_reply,
 };
 
 /* The next `bytes` bytes, or what there is. */

@@ -68,7 +68,7 @@ static void start(struct world *w, int64_t max_bytes, const char *expected, cons
     CHECK_STR(w->read.data ? w->read.data : "", expected);
     struct buf s = {0};
     if (snapshot)
-        journal_put(&s, 9, str_of(snapshot));
+        records_put(&s, 9, str_of(snapshot));
     CHECK_INT(journal_start(w->journal, w->loop, &s, &w->e), 0);
     buf_fini(&s);
 }
@@ -230,7 +230,7 @@ TEST(journal_is_rewritten)
     CHECK(journal_wants_rewrite(w.journal));
     journal_append(w.journal, 2, STR("not written yet"));
     struct buf snapshot = {0};
-    journal_put(&snapshot, 9, STR("all of it"));
+    records_put(&snapshot, 9, STR("all of it"));
     journal_rewrite(w.journal, &snapshot);
     CHECK(snapshot.data == NULL);
     last = journal_append(w.journal, 3, STR("after"));
@@ -341,7 +341,7 @@ TEST(journal_of_a_stopped_leader_spoils_nothing)
     CHECK_HAS(old.why, "another coordinator");
     CHECK_INT(journal_durable(old.journal), 1);
     struct buf s = {0};
-    journal_put(&s, 2, STR("spoilt"));
+    records_put(&s, 2, STR("spoilt"));
     journal_rewrite(old.journal, &s);
     for (int i = 0; i < 20; i++)
         loop_turn(old.loop, clock_now_ns() + 10 * CLOCK_MS);

@@ -179,6 +179,43 @@ static void same_leave(const struct wire_leave *a, const struct wire_leave *b)
 }
 ROUND_TRIP(wire_leave, leave, fill_leave)
 
+static void fill_follow(struct rng *r, struct wire_follow *m)
+{
+    m->instance = wire_random_64(r) | 1;
+    wire_random_text(r, m->name, sizeof(m->name));
+    m->stream = wire_random_64(r);
+    m->offset = wire_random_64(r);
+}
+static void same_follow(const struct wire_follow *a, const struct wire_follow *b)
+{
+    SAME(instance);
+    SAME_TEXT(name);
+    SAME(stream);
+    SAME(offset);
+}
+ROUND_TRIP(wire_follow, follow, fill_follow)
+
+TEST(wire_follow_reply_comes_back)
+{
+    struct wire_follow_reply in = {5, 1ull << 40, 77, STR("some bytes")}, out;
+    struct buf message = {0};
+    struct blob *payload = NULL;
+    wire_follow_reply_encode(&in, &message, &payload);
+    struct frame frame = {payload->data, payload->size_bytes};
+    CHECK_INT(wire_follow_reply_decode(buf_str(&message), &frame, 1, &out, NULL), 0);
+    CHECK(out.stream == in.stream && out.offset == in.offset);
+    CHECK_INT(out.snapshot_bytes, 77);
+    CHECK(str_equal(out.bytes, in.bytes));
+    struct err e = {0};
+    CHECK_INT(wire_follow_reply_decode(buf_str(&message), &frame, 0, &out, &e), E_INVALID);
+    CHECK_HAS(e.text, "0 payloads");
+    ((char *)payload->data)[3] ^= 1;
+    CHECK_INT(wire_follow_reply_decode(buf_str(&message), &frame, 1, &out, &e), E_INVALID);
+    CHECK_HAS(e.text, "checksum");
+    blob_unref(&payload);
+    buf_fini(&message);
+}
+
 static void fill_expert_description(struct rng *r, struct wire_expert_description *m)
 {
     wire_random_text(r, m->name, sizeof(m->name));
@@ -410,7 +447,7 @@ TEST(wire_refuses_enumerations_and_names_it_does_not_know)
 TEST(wire_names_come_from_the_services)
 {
     static const int counts[] = {CLUSTER_METHODS, EXPERT_METHODS, ATTENTION_METHODS, 2, 1};
-    static const char *const names[] = {"polymath.v1.Cluster/Load", "polymath.v1.Expert/Describe",
+    static const char *const names[] = {"polymath.v1.Cluster/Follow", "polymath.v1.Expert/Describe",
                                         "polymath.v1.Attention/Describe",
                                         "polymath.v1.Health/Watch", "polymath.v1.Reflection/List"};
     for (int s = 0; s < WIRE_SERVICES; s++) {
