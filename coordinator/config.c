@@ -111,7 +111,8 @@ static const struct conf_option options[] = {
      "its own, and those that stand by copy the leader's token log into it"},
     {"state.standby_ms", CONF_MS, FIELD(state_standby_ns), "1000", 0, 600000, NULL,
      "with etcd and state.dir: how long a new request's answer waits for standbys to have the "
-     "request on their disks, too; who is later is not waited for until it has caught up; 0: nobody "
+     "request on their disks, too; who is later is not waited for until it has caught up; 0: "
+     "nobody "
      "is"},
     {"state.sync", CONF_BOOL, FIELD(state_syncs), "true", 0, 0, NULL,
      "sync the token log to the disk, so that requests survive the machine, too"},

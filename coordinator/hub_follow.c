@@ -256,9 +256,9 @@ json_t *hub_follow_object(const struct hub *h)
 {
     const struct hub_follow *f = h->follow;
     int64_t age_ns = f->heard_ns ? clock_now_ns() - f->heard_ns : -CLOCK_MS;
-    return json_pack("{ss, sI, sI, sI}", "leader", f->leader, "bytes",
-                     (json_int_t)f->copied_bytes, "restarts", (json_int_t)f->machine.n_restarts,
-                     "age_ms", (json_int_t)(age_ns / CLOCK_MS));
+    return json_pack("{ss, sI, sI, sI}", "leader", f->leader, "bytes", (json_int_t)f->copied_bytes,
+                     "restarts", (json_int_t)f->machine.n_restarts, "age_ms",
+                     (json_int_t)(age_ns / CLOCK_MS));
 }
 
 int64_t hub_follow_bytes(const struct hub *h)

@@ -39,8 +39,7 @@ int hub_log_admits(const struct hub *h, size_t body_bytes, struct openai_error *
 
 static bool is_durable(const struct hub *h, const struct hub_request *r)
 {
-    return !h->journal ||
-           (r->logged <= journal_durable(h->journal) && hub_ship_has(h, r->shipped));
+    return !h->journal || (r->logged <= journal_durable(h->journal) && hub_ship_has(h, r->shipped));
 }
 
 /* Who does not lead any more may have written to a file that nobody will read. */

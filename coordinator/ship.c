@@ -129,8 +129,7 @@ static void answer(struct ship *s, int slot, int64_t now_ns, struct ship_answer 
 {
     struct ship_standby *b = &s->standbys[slot];
     const struct buf *from = b->have < b->snapshot_bytes ? &b->snapshot : &s->window;
-    uint64_t at =
-        from == &s->window ? position_of(b) - window_start(s) : b->have;
+    uint64_t at = from == &s->window ? position_of(b) - window_start(s) : b->have;
     struct str bytes = {from->data ? from->data + at : "", from->len - (size_t)at};
     if (bytes.len > SHIP_CHUNK_BYTES)
         bytes.len = SHIP_CHUNK_BYTES;

@@ -79,8 +79,8 @@ int ship_count(const struct ship *s, bool in_step);
 uint64_t ship_lag_bytes(const struct ship *s, const struct ship_standby *b);
 
 enum ship_verdict {
-    SHIP_ANSWER,   /* `out` */
-    SHIP_HOLD,     /* later: by ship_next().  out->slot is set; an earlier question of this slot that
+    SHIP_ANSWER, /* `out` */
+    SHIP_HOLD,   /* later: by ship_next().  out->slot is set; an earlier question of this slot that
                       is still held is void */
     SHIP_SNAPSHOT, /* ship_begin() must come next, with all that is live now */
     SHIP_FULL,     /* too many standbys */

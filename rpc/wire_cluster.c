@@ -653,11 +653,10 @@ int wire_follow_reply_decode(struct str message, const struct frame *payloads, i
     if (rc == 0 && p->checksum != XXH3_64bits(payloads[0].data, payloads[0].size_bytes))
         rc = wire_invalid(e, "checksum: the payload is not what was sent");
     if (rc == 0)
-        *out = (struct wire_follow_reply){
-            .stream = p->stream,
-            .offset = p->offset,
-            .snapshot_bytes = p->snapshot_bytes,
-            .bytes = {payloads[0].data, payloads[0].size_bytes}};
+        *out = (struct wire_follow_reply){.stream = p->stream,
+                                          .offset = p->offset,
+                                          .snapshot_bytes = p->snapshot_bytes,
+                                          .bytes = {payloads[0].data, payloads[0].size_bytes}};
     wire_memory_fini(&memory);
     return rc;
 }

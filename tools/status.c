@@ -75,11 +75,10 @@ static void print_leadership(const json_t *o)
            cluster_view_text(o, "etcd"));
     size_t i;
     const json_t *standby;
-    json_array_foreach(json_object_get(o, "standbys"), i, standby)
-        printf("  standby %s: %s, lacks %lld bytes of the token log\n",
-               cluster_view_text(standby, "name"),
-               json_is_true(json_object_get(standby, "in_step")) ? "in step" : "catching up",
-               cluster_view_number(standby, "lag_bytes"));
+    json_array_foreach(json_object_get(o, "standbys"), i, standby) printf(
+        "  standby %s: %s, lacks %lld bytes of the token log\n", cluster_view_text(standby, "name"),
+        json_is_true(json_object_get(standby, "in_step")) ? "in step" : "catching up",
+        cluster_view_number(standby, "lag_bytes"));
 }
 
 static void print_cluster(const json_t *root)

@@ -208,8 +208,8 @@ static void start_pair(struct pair *p, bool own_logs, const char *more)
     char *first_port = mem_format("http.port=%d", etcd_free_port());
     char *second_port = mem_format("http.port=%d", etcd_free_port());
     const char *shared = own_logs ? "state.shared=false" : "state.shared=true";
-    const char *const settings[] = {"state.dir=state", endpoints, lease, first_port, shared, more,
-                                    NULL};
+    const char *const settings[] = {
+        "state.dir=state", endpoints, lease, first_port, shared, more, NULL};
     cluster_node_settings(nodes);
     cluster_start(&p->cluster, 2, 1, settings);
     const char *const second[] = {"cluster.listen=ipc://second.sock", "node.name=second",

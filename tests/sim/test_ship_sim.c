@@ -43,8 +43,8 @@ struct world {
     uint32_t n_records;
     uint64_t position[MAX_RECORDS]; /* behind the record of that number */
     int64_t appended_ns[MAX_RECORDS];
-    uint32_t n_told; /* records that clients know of */
-    uint32_t told_before[SHIP_MAX_STANDBYS]; /* it came in step, */
+    uint32_t n_told;                          /* records that clients know of */
+    uint32_t told_before[SHIP_MAX_STANDBYS];  /* it came in step, */
     uint64_t seen_in_step[SHIP_MAX_STANDBYS]; /* as this instance */
     int64_t n_waited_ns, n_late, n_snapshots, n_deaths;
 };
@@ -135,8 +135,8 @@ static void send_answer(struct world *w, uint64_t instance, const struct ship_an
     buf_reset(&b->bytes);
     buf_append_str(&b->bytes, a->bytes);
     b->answer = (struct follow_answer){a->stream, a->offset, a->snapshot_bytes, {0}};
-    b->answered_ns = w->now_ns + up_to(w, 3 * CLOCK_MS) +
-                     (chance(w, w->trouble) ? up_to(w, 400 * CLOCK_MS) : 0);
+    b->answered_ns =
+        w->now_ns + up_to(w, 3 * CLOCK_MS) + (chance(w, w->trouble) ? up_to(w, 400 * CLOCK_MS) : 0);
     b->is_lost |= chance(w, w->trouble);
 }
 
