@@ -97,6 +97,11 @@ enum standing expert_peer_standing(const struct expert_peer *p)
     return p->is_suspect ? STANDING_DOUBTFUL : STANDING_GOOD;
 }
 
+bool expert_peer_is_broken(const struct expert_peer *p)
+{
+    return p->channel && p->was_connected && !channel_is_connected(p->channel);
+}
+
 bool expert_peer_is_fresh(const struct expert_peer *p, int64_t now_ns)
 {
     return p->channel && !p->was_connected && now_ns < p->opened_ns + FRESH_NS;

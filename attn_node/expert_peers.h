@@ -26,6 +26,7 @@ struct expert_peer {
     int64_t opened_ns;
     bool was_connected; /* ever, or when last looked at */
     bool is_suspect, is_banned, is_probed;
+    bool is_told_broken; /* the owner of the peers has been told that the connection broke */
     int64_t next_probe_ns, probe_pause_ns;
     uint64_t failovers;               /* parcels that were asked elsewhere because of it */
     uint64_t lates;                   /* of these, because of a deadline */
@@ -50,6 +51,8 @@ void expert_peers_install(struct expert_peers *ps, const struct wire_table *t, i
                           struct expert_peers *gone);
 
 enum standing expert_peer_standing(const struct expert_peer *p);
+/* There was a connection, and there is none. */
+bool expert_peer_is_broken(const struct expert_peer *p);
 /* Not connected yet, but dialled so recently that it may be soon. */
 bool expert_peer_is_fresh(const struct expert_peer *p, int64_t now_ns);
 /* A deadline passed or a call failed. */

@@ -69,6 +69,7 @@ struct moe_remote {
     struct pace_budget hedges;
     struct wire_table *table;
     struct expert_peers peers; /* as the table numbers them */
+    uint32_t n_told_broken;
     struct lane lanes[LANES];
     bool is_under_way; /* a round is between scatter and the end of gather */
 
@@ -549,11 +550,38 @@ static int64_t mind_orphans(struct moe_remote *m, int lane, int64_t now_ns)
     return earlier(until_ns, is_fresh ? now_ns + 10 * CLOCK_MS : until_ns);
 }
 
+/* Whoever places experts shall not wait for a lease where a connection has broken. */
+static void tell_broken(struct moe_remote *m)
+{
+    uint64_t broken[WIRE_MAX_BROKEN];
+    uint32_t n = 0;
+    bool has_changed = false;
+    for (int i = 0; i < m->peers.n && n < WIRE_MAX_BROKEN; i++) {
+        const struct expert_peer *p = m->peers.items[i];
+        has_changed |= expert_peer_is_broken(p) != p->is_told_broken;
+        if (expert_peer_is_broken(p))
+            broken[n++] = p->incarnation;
+    }
+    if (!m->options.tell_broken || (!has_changed && n == m->n_told_broken) ||
+        !m->options.tell_broken(m->options.ud, broken, n))
+        return;
+    m->n_told_broken = n;
+    for (int i = 0; i < m->peers.n; i++)
+        m->peers.items[i]->is_told_broken = expert_peer_is_broken(m->peers.items[i]);
+}
+
+static int64_t mind_peers(struct moe_remote *m, int64_t now_ns)
+{
+    int64_t next_ns = expert_peers_mind(&m->peers, now_ns);
+    tell_broken(m);
+    return next_ns;
+}
+
 /* What has become known of the nodes since the last turn; returns when probes are due. */
 static int64_t mind_nodes(struct moe_remote *m, int lane, int64_t now_ns)
 {
     struct lane *l = &m->lanes[lane];
-    int64_t next_ns = expert_peers_mind(&m->peers, now_ns);
+    int64_t next_ns = mind_peers(m, now_ns);
     uint32_t n_good = 0;
     for (int i = 0; i < m->peers.n; i++) {
         enum standing standing = expert_peer_standing(m->peers.items[i]);
@@ -778,6 +806,6 @@ uint32_t moe_remote_take_traffic(struct moe_remote *m, struct wire_node_traffic 
 /* Probes go on while the thread waits for work. */
 void moe_remote_wait(struct moe_remote *m, int fd, int64_t deadline_ns)
 {
-    int64_t probe_ns = expert_peers_mind(&m->peers, clock_now_ns());
+    int64_t probe_ns = mind_peers(m, clock_now_ns());
     channel_wait(m->peers.channels, m->peers.n_channels, fd, earlier(deadline_ns, probe_ns), 0);
 }

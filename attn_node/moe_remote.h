@@ -31,6 +31,9 @@ struct moe_remote_options {
      * none). */
     int tables_fd;
     bool (*take_tables)(void *ud);
+    /* Optional: these nodes' connections are broken now (incarnations, n of them); told when that
+     * has changed.  false: not now; it is told again in the next turn. */
+    bool (*tell_broken)(void *ud, const uint64_t *incarnations, uint32_t n);
     void *ud;
 };
 

@@ -8,6 +8,7 @@
 #include <inttypes.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "attn_node/moe_remote.h"
 #include "attn_node/observer.h"
@@ -28,6 +29,8 @@ struct runner {
     struct queue *tables; /* jobs too, but of those a step may take while it runs */
     struct thread *thread;
     struct runner_job wake; /* ends the wait of a thread that shall stop */
+    struct runner_job news; /* the engine thread's until it is out */
+    atomic_bool is_news_out;
     _Atomic int pages_total, pages_free;
     _Atomic uint32_t *chosen; /* [n_layers][n_experts] since they were asked for */
     size_t n_chosen;
@@ -77,6 +80,7 @@ static size_t choose_kv_bytes(const struct runner *r)
 }
 
 static bool take_tables(void *ud);
+static bool tell_broken(void *ud, const uint64_t *incarnations, uint32_t n);
 
 static int set_up(struct runner *r, struct err *e)
 {
@@ -119,6 +123,7 @@ static int set_up(struct runner *r, struct err *e)
         .ladder = o->ladder,
         .tables_fd = queue_fd(r->tables),
         .take_tables = take_tables,
+        .tell_broken = tell_broken,
         .ud = r,
     };
     r->moe = moe_remote_new(&m);
@@ -395,6 +400,21 @@ static void hand_back(struct runner *r, struct runner_job *job)
     must_zero(queue_push(r->done, (void **)&job));
 }
 
+static bool tell_broken(void *ud, const uint64_t *incarnations, uint32_t n)
+{
+    struct runner *r = ud;
+    if (atomic_load(&r->is_news_out))
+        return false;
+    atomic_store(&r->is_news_out, true);
+    r->news.kind = RUNNER_NEWS;
+    r->news.n_broken = n;
+    memset(r->news.broken, 0, sizeof(r->news.broken));
+    if (n > 0)
+        memcpy(r->news.broken, incarnations, n * sizeof(*incarnations));
+    hand_back(r, &r->news);
+    return true;
+}
+
 /* Between steps, and in the middle of one that waits for a table; false: it need not wait any
  * longer, the thread shall stop. */
 static bool take_tables(void *ud)
@@ -500,6 +520,11 @@ int runner_done_fd(const struct runner *r)
 struct runner_job *runner_take_done(struct runner *r)
 {
     return queue_pop(r->done);
+}
+
+void runner_heard(struct runner *r)
+{
+    atomic_store(&r->is_news_out, false);
 }
 
 bool runner_take_load(struct runner *r, uint16_t *counts)

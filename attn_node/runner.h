@@ -17,7 +17,8 @@
 #include "model/checkpoint.h"
 #include "rpc/wire.h"
 
-enum runner_job_kind { RUNNER_STEP, RUNNER_RELEASE, RUNNER_TABLE };
+/* NEWS comes from the runner by itself: runner_heard() when it has been read. */
+enum runner_job_kind { RUNNER_STEP, RUNNER_RELEASE, RUNNER_TABLE, RUNNER_NEWS };
 
 /* One errand of the control thread.  All-zero is empty. */
 struct runner_job {
@@ -36,6 +37,8 @@ struct runner_job {
     struct buf report;  /* RUNNER_STEP: an encoded wire_step_report, or empty; likewise */
     uint64_t queue_us, compute_us;
     uint64_t epoch; /* RUNNER_TABLE: of the table in use */
+    uint32_t n_broken;
+    uint64_t broken[WIRE_MAX_BROKEN]; /* RUNNER_NEWS: incarnations, as in struct wire_heartbeat */
 };
 /* Frees what the job holds but for the buffers' memory. */
 void runner_job_fini(struct runner_job *j);
@@ -68,6 +71,8 @@ int runner_submit(struct runner *r, struct runner_job **job);
 /* Readable while runner_take_done() has something. */
 int runner_done_fd(const struct runner *r);
 struct runner_job *runner_take_done(struct runner *r);
+/* The news have been read, and there may be others. */
+void runner_heard(struct runner *r);
 
 /* How often each expert was chosen since the last call, [n_layers][n_experts], at most 65535;
  * false if none was.  One thread may ask. */

@@ -64,7 +64,9 @@ struct side {
     bool is_table_out;
     struct wire_table *next_table;
     uint64_t epoch;
-    int64_t load_ns; /* when the router's counts were sent last */
+    uint32_t n_broken;
+    uint64_t broken[WIRE_MAX_BROKEN]; /* of the expert nodes, as reported */
+    int64_t load_ns;                  /* when the router's counts were sent last */
 };
 
 /* ---- calls --------------------------------------------------------------------------- */
@@ -195,8 +197,19 @@ static void answer(struct runner_job *job)
 
 static void report(struct side *s)
 {
-    struct member_report r = {.state = NODE_READY, .epoch = s->epoch};
+    struct member_report r = {.state = NODE_READY, .epoch = s->epoch, .n_broken = s->n_broken};
+    memcpy(r.broken, s->broken, sizeof(r.broken));
     member_report(s->member, &r);
+}
+
+/* The coordinator learns at once which nodes cannot be asked any more. */
+static void hear_news(struct side *s, const struct runner_job *news)
+{
+    s->n_broken = news->n_broken;
+    memcpy(s->broken, news->broken, sizeof(s->broken));
+    runner_heard(s->runner);
+    if (s->member)
+        report(s);
 }
 
 static void install_next_table(struct side *s)
@@ -234,6 +247,10 @@ static void on_done(void *ud, int64_t now_ns)
     for (struct runner_job *job; (job = runner_take_done(s->runner));) {
         if (job == &s->table_job) {
             finish_table(s);
+            continue;
+        }
+        if (job->kind == RUNNER_NEWS) {
+            hear_news(s, job);
             continue;
         }
         answer(job);
@@ -464,7 +481,7 @@ static int open_side(struct side *s, struct err *e)
         .keeps_prefixes = c->keeps_prefixes,
         .max_rows = c->max_rows,
         .max_seqs = c->max_seqs,
-        .max_jobs = MAX_CALLS + 3, /* a table, its call to wake and that to stop */
+        .max_jobs = MAX_CALLS + 4, /* a table, its call to wake and that to stop, news */
         .call_timeout_ns = c->call_timeout_ns,
         .spin_ns = c->spin_ns,
         .ladder = c->ladder,

@@ -201,13 +201,23 @@ static void collect_stop_ids(struct hub *h)
         h->stop_ids[h->n_stop_ids++] = chat_end_id(&h->chat);
 }
 
+#define LATE_HEARTBEAT_NS (100 * CLOCK_MS)
+
+/* One heartbeat and a half, and what a busy machine makes of it. */
+static int64_t missed_ns(const struct coordinator_config *c)
+{
+    int64_t most_ns = c->cluster_heartbeat_ns * 3 / 2 + LATE_HEARTBEAT_NS;
+    return most_ns < c->cluster_lease_ns ? most_ns : c->cluster_lease_ns;
+}
+
 static void init_state(struct hub *h)
 {
     const struct coordinator_config *c = h->config;
     struct members_config members = {.fingerprint = h->fingerprint,
                                      .formats = h->formats,
                                      .combine = (enum combine_mode)c->weights.combine,
-                                     .lease_ns = c->cluster_lease_ns};
+                                     .lease_ns = c->cluster_lease_ns,
+                                     .missed_ns = missed_ns(c)};
     /* Milliseconds since 1970 are higher than what an earlier coordinator counted up to. */
     struct placement_config placement = {.n_layers =
                                              (uint32_t)config_expert_layers(&h->model_config),

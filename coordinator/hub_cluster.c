@@ -472,7 +472,9 @@ void hub_cluster_tick(struct hub *h, int64_t now_ns)
 {
     const struct node *n;
     while ((n = members_expire(&h->members, now_ns)))
-        node_gone(h, n->id, n->join.name, n->join.role, PLACEMENT_LOST, "its lease has ended");
+        node_gone(h, n->id, n->join.name, n->join.role, PLACEMENT_LOST,
+                  n->is_missed ? "its connection broke and its heartbeat did not come"
+                               : "its lease has ended");
     while ((n = members_forgive(&h->members, h->placement.epoch, now_ns)))
         set_trust(h, n, now_ns);
     hub_place(h, now_ns);

@@ -180,11 +180,37 @@ void members_extend(struct members *m, int64_t by_ns)
         m->nodes[i]->seen_ns += by_ns;
 }
 
+/* An attention side says that its connection to this process broke. */
+static bool is_missed(const struct members *m, const struct node *n)
+{
+    for (int i = 0; i < m->n_nodes; i++) {
+        const struct node *side = m->nodes[i];
+        if (side->join.role != NODE_ATTENTION || side->state == NODE_GONE)
+            continue;
+        for (uint32_t k = 0; k < side->last.n_broken; k++)
+            if (side->last.broken[k] == n->join.incarnation)
+                return true;
+    }
+    return false;
+}
+
+/* A process whose connection broke and whose next heartbeat did not come has died.  One that lives
+ * says so in time, or joins again with the next heartbeat and is asked on. */
+static bool has_died(const struct members *m, const struct node *n, int64_t now_ns)
+{
+    int64_t missed_ns = m->config.missed_ns;
+    return n->join.role == NODE_EXPERT && missed_ns > 0 && now_ns - n->seen_ns > missed_ns &&
+           is_missed(m, n);
+}
+
 struct node *members_expire(struct members *m, int64_t now_ns)
 {
     for (int i = 0; i < m->n_nodes; i++) {
         struct node *n = m->nodes[i];
-        if (n->state != NODE_GONE && now_ns - n->seen_ns > m->config.lease_ns) {
+        if (n->state == NODE_GONE)
+            continue;
+        n->is_missed = has_died(m, n, now_ns);
+        if (n->is_missed || now_ns - n->seen_ns > m->config.lease_ns) {
             n->state = NODE_GONE;
             return n;
         }

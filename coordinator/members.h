@@ -28,6 +28,8 @@ struct members_config {
     struct format_set formats; /* resolved: checkpoint_formats() */
     enum combine_mode combine;
     int64_t lease_ns;
+    /* The lease of an expert node whose connection to an attention side broke; 0: the same. */
+    int64_t missed_ns;
 };
 
 struct node {
@@ -37,6 +39,7 @@ struct node {
     int64_t joined_ns, seen_ns;
     struct wire_heartbeat last; /* all-zero before the first */
     bool drain, restart;        /* an operator wants it to go */
+    bool is_missed;             /* gone, and a side's connection to it broke */
 
     enum node_trust trust;
     int64_t doubted_ns;         /* since when sides get no answer; 0: they do */

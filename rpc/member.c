@@ -284,7 +284,9 @@ static void send_heartbeat(struct member *m)
                                .experts_held = m->report.experts_held,
                                .experts_wanted = m->report.experts_wanted,
                                .held_bytes = m->report.held_bytes,
-                               .tested = m->report.tested};
+                               .tested = m->report.tested,
+                               .n_broken = m->report.n_broken};
+    memcpy(h.broken, m->report.broken, sizeof h.broken);
     wire_heartbeat_encode(&h, &m->message);
     if (call(m, CLUSTER_HEARTBEAT, m->joined.lease_ms * CLOCK_MS, on_heartbeat, NULL) == 0)
         m->n_heartbeats++;
@@ -295,7 +297,8 @@ void member_report(struct member *m, const struct member_report *r)
     must_own(m);
     bool is_urgent = r->state != m->report.state || r->epoch != m->report.epoch ||
                      r->holdings_version != m->report.holdings_version ||
-                     r->tested != m->report.tested;
+                     r->tested != m->report.tested || r->n_broken != m->report.n_broken ||
+                     memcmp(r->broken, m->report.broken, sizeof r->broken) != 0;
     m->report = *r;
     if (is_urgent && m->phase == JOINED)
         send_heartbeat(m);

@@ -45,13 +45,15 @@ struct member_options {
 int member_open(struct loop *l, const struct member_options *o, struct member **out, struct err *e);
 /* Says Leave (best effort, at most 200 ms) and closes. */
 void member_close(struct member **m, const char *reason);
-/* What the next heartbeats say; changes of state, epoch, holdings_version or tested are sent at
- * once. */
+/* What the next heartbeats say; changes of state, epoch, holdings_version, tested or the broken
+ * are sent at once. */
 struct member_report {
     enum node_state state;
     uint64_t epoch, holdings_version;
     uint32_t experts_held, experts_wanted;
     uint64_t held_bytes, tested;
+    uint32_t n_broken;
+    uint64_t broken[WIRE_MAX_BROKEN]; /* as in struct wire_heartbeat */
 };
 void member_report(struct member *m, const struct member_report *r);
 uint32_t member_node_id(const struct member *m); /* 0 while not joined */

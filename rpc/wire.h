@@ -93,6 +93,7 @@ struct wire_join_reply {
     uint32_t heartbeat_ms, lease_ms;
 };
 
+enum { WIRE_MAX_BROKEN = 32 };
 struct wire_heartbeat {
     uint32_t node_id;
     uint64_t incarnation;
@@ -102,6 +103,8 @@ struct wire_heartbeat {
     uint32_t experts_held, experts_wanted;
     uint64_t held_bytes;
     uint64_t tested; /* newest self-test that was passed (expert) */
+    uint32_t n_broken;
+    uint64_t broken[WIRE_MAX_BROKEN]; /* incarnations of nodes whose connection broke (attention) */
 };
 struct wire_heartbeat_reply {
     uint64_t epoch;            /* newest table */

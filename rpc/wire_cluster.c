@@ -189,6 +189,8 @@ void wire_heartbeat_encode(const struct wire_heartbeat *m, struct buf *message)
     p.experts_wanted = m->experts_wanted;
     p.held_bytes = m->held_bytes;
     p.tested = m->tested;
+    p.n_broken = m->n_broken;
+    p.broken = (uint64_t *)(uintptr_t)m->broken;
     wire_pack(&p.base, message);
 }
 
@@ -203,6 +205,8 @@ int wire_heartbeat_decode(struct str message, struct wire_heartbeat *out, struct
     int state = p ? (int)p->state - 1 : 0;
     if (p && (state < NODE_JOINING || state > NODE_GONE))
         rc = wire_invalid(e, "unknown state %d", (int)p->state);
+    if (rc == 0 && p->n_broken > WIRE_MAX_BROKEN)
+        rc = wire_invalid(e, "broken: %zu nodes, at most %d", p->n_broken, WIRE_MAX_BROKEN);
     if (rc == 0)
         *out = (struct wire_heartbeat){.node_id = p->node_id,
                                        .incarnation = p->incarnation,
@@ -212,7 +216,10 @@ int wire_heartbeat_decode(struct str message, struct wire_heartbeat *out, struct
                                        .experts_held = p->experts_held,
                                        .experts_wanted = p->experts_wanted,
                                        .held_bytes = p->held_bytes,
-                                       .tested = p->tested};
+                                       .tested = p->tested,
+                                       .n_broken = (uint32_t)p->n_broken};
+    if (rc == 0 && p->n_broken > 0)
+        memcpy(out->broken, p->broken, p->n_broken * sizeof(*out->broken));
     wire_memory_fini(&memory);
     return rc;
 }

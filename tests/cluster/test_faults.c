@@ -68,6 +68,30 @@ TEST_WITHIN(survivors_take_over_when_a_node_stays_away, 90)
     cluster_stop(&c);
 }
 
+/* The coordinator does not wait for the lease: whoever's connection broke tells it at once. */
+TEST_WITHIN(experts_without_copies_are_read_again_long_before_the_lease, 90)
+{
+    struct cluster c;
+    static const char *const settings[] = {"placement.replicas=1", "cluster.lease_ms=60000",
+                                           "request.patience_ms=40000", NULL};
+    cluster_start(&c, 2, 0, settings);
+    char *before = ids_of(&c);
+    cluster_kill(&c, "expert-1", SIGKILL);
+    int64_t begun_ns = clock_now_ns();
+    char *after = ids_of(&c);
+    int64_t took_ns = clock_now_ns() - begun_ns;
+    CHECK_STR(after, before);
+    struct buf log = cluster_log("coordinator");
+    CHECK_HAS(log.data, "its heartbeat did not come");
+    test_say("answered %lld ms after the death of half of the experts; the lease is 60 s",
+             (long long)(took_ns / CLOCK_MS));
+    CHECK(took_ns < 30 * CLOCK_S);
+    buf_fini(&log);
+    free(before);
+    free(after);
+    cluster_stop(&c);
+}
+
 TEST_WITHIN(a_node_that_joins_takes_its_share, 90)
 {
     struct cluster c;

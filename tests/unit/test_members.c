@@ -259,6 +259,45 @@ TEST(members_wait_longer_with_every_time)
     members_fini(&members);
 }
 
+/* An attention side beats and names the processes whose connections broke. */
+static void side_beats(uint32_t id, const uint64_t *broken, uint32_t n, int64_t now_ns)
+{
+    struct node *node;
+    struct wire_heartbeat h = {.node_id = id, .incarnation = 9, .state = NODE_READY, .n_broken = n};
+    for (uint32_t i = 0; i < n; i++)
+        h.broken[i] = broken[i];
+    CHECK_INT(members_heartbeat(&members, &h, now_ns, &node), 0);
+}
+
+TEST(members_whose_connection_broke_have_one_heartbeat_left)
+{
+    struct err e = {0};
+    begin();
+    members.config.missed_ns = 300 * CLOCK_MS;
+    CHECK_INT(join("a", 1, 0), 0);
+    struct node *a = joined.node;
+    CHECK_INT(join("b", 2, 0), 0);
+    struct node *b = joined.node;
+    struct wire_join side_joins = joiner("side", 9);
+    side_joins.role = NODE_ATTENTION;
+    CHECK_INT(members_join(&members, &side_joins, 0, &joined, &e), 0);
+    uint32_t side = joined.node->id;
+    const uint64_t broken[] = {2, 1};
+    side_beats(side, broken, 2, 200 * CLOCK_MS);
+    pass(a->id, 250 * CLOCK_MS); /* it lives: whatever broke, it was not the process */
+    CHECK(members_expire(&members, 300 * CLOCK_MS) == NULL);
+    CHECK(members_expire(&members, 301 * CLOCK_MS) == b);
+    CHECK(b->is_missed);
+    CHECK(members_expire(&members, 550 * CLOCK_MS) == NULL);
+    /* Nobody misses it any more: its lease is as long as anybody's. */
+    side_beats(side, NULL, 0, 550 * CLOCK_MS);
+    CHECK(members_expire(&members, 250 * CLOCK_MS + CLOCK_S) == NULL);
+    side_beats(side, NULL, 0, CLOCK_S);
+    CHECK(members_expire(&members, 251 * CLOCK_MS + CLOCK_S) == a);
+    CHECK(!a->is_missed);
+    members_fini(&members);
+}
+
 TEST(members_suspect_who_is_silent_for_long)
 {
     uint32_t id = trusted_one();

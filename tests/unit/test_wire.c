@@ -116,6 +116,9 @@ static void fill_heartbeat(struct rng *r, struct wire_heartbeat *m)
     m->experts_wanted = wire_random_32(r);
     m->held_bytes = wire_random_64(r);
     m->tested = wire_random_64(r);
+    m->n_broken = (uint32_t)rng_below(r, WIRE_MAX_BROKEN + 1);
+    for (uint32_t i = 0; i < m->n_broken; i++)
+        m->broken[i] = wire_random_64(r);
 }
 static void same_heartbeat(const struct wire_heartbeat *a, const struct wire_heartbeat *b)
 {
@@ -128,6 +131,9 @@ static void same_heartbeat(const struct wire_heartbeat *a, const struct wire_hea
     SAME(experts_wanted);
     SAME(held_bytes);
     SAME(tested);
+    SAME(n_broken);
+    for (uint32_t i = 0; i < a->n_broken; i++)
+        SAME(broken[i]);
 }
 ROUND_TRIP(wire_heartbeat, heartbeat, fill_heartbeat)
 
