@@ -119,7 +119,8 @@ static int limit_tokens(const struct hub *h, struct request *r, struct openai_er
     if (longest > room) {
         openai_refuse(e, "context", "prompt",
                       "the prompt has %" PRIu64
-                      " tokens; the KV cache of this cluster holds %" PRIu64,
+                      " tokens; the KV cache of this cluster holds %" PRIu64
+                      " (attention.kv_bytes)",
                       longest, room);
         e->code = "context_length_exceeded";
         return E_INVALID;

@@ -57,6 +57,8 @@ static int load_layer(struct forward *f, struct checkpoint *c, int index,
     struct layer *layer = &f->layers[index];
     struct layer_view view;
     int rc = weights_layer(c, index, &view, e);
+    if (rc == 0 && !config_is_sparse(&f->config, index))
+        view.is_sparse = false;
     if (rc == 0)
         rc = attention_load(&layer->attention, &view, formats->attention, &f->compute, e);
     if (rc == 0 && view.has_experts)
@@ -149,6 +151,8 @@ int forward_open(struct checkpoint *c, const struct forward_options *o, struct c
     must(o->max_rows >= 1);
     struct forward *f = mem_alloc(sizeof(*f));
     f->config = *checkpoint_config(c);
+    if (o->sees_all)
+        f->config.sparse = (struct sparse_config){0};
     f->compute = compute;
     f->max_rows = o->max_rows;
     f->layers = mem_array((size_t)f->config.n_layers, sizeof(*f->layers));

@@ -58,6 +58,7 @@ struct forward;
 struct forward_options {
     struct format_set formats; /* kv must be that of the cache */
     int max_rows;              /* rows of one step */
+    bool sees_all;             /* sparse layers see every key: another function, to compare with */
 };
 
 /* Loads everything but the experts: embedding (stays mapped), attention, routers, head. */

@@ -15,6 +15,7 @@
 #include "base/mem.h"
 #include "base/must.h"
 #include "tools/http_client.h"
+#include "tools/recall.h"
 
 enum { MAX_TOKENS = 400, MAX_FILE_BYTES = 64 << 20 };
 static const int64_t timeout_ns = 300 * (int64_t)1000000000;
@@ -31,7 +32,8 @@ struct eval {
 
 static void usage(FILE *out)
 {
-    fputs("usage: polymath eval demo [--url URL] [--tasks PATH] [OPTION]...\n\n"
+    fputs("usage: polymath eval demo [--url URL] [--tasks PATH] [OPTION]...\n"
+          "       polymath eval recall --model DIR [OPTION]...   (its own --help)\n\n"
           "Asks a running cluster the held-out tasks of the demo model, greedily, and prints the\n"
           "share of exactly right answers of each task.\n\n"
           "  --url URL      the coordinator (default http://127.0.0.1:8080)\n"
@@ -313,7 +315,8 @@ static int parse(struct eval *v, int argc, char **argv)
         }
     }
     if (optind + 1 != argc || strcmp(argv[optind], "demo") != 0) {
-        fputs("polymath eval: say which tasks: polymath eval demo\n", stderr);
+        fputs("polymath eval: say which tasks: polymath eval demo, or polymath eval recall\n",
+              stderr);
         return 3;
     }
     return 0;
@@ -324,6 +327,8 @@ int eval_main(int argc, char **argv)
     struct eval v = {.url = "http://127.0.0.1:8080", .tasks = demo_tasks};
     struct err e = {0};
     bool below = false;
+    if (argc > 1 && strcmp(argv[1], "recall") == 0)
+        return recall_main(argc, argv);
     int stop = parse(&v, argc, argv);
     if (stop > 0)
         return stop - 1;

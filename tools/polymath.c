@@ -38,7 +38,7 @@ static const struct verb verbs[] = {
     {"chaos", "disturb a cluster of its own under load and print what that cost", chaos_main},
     {"generate", "continue a prompt in this process, without a network", generate_main},
     {"logits", "write the logits of a list of token ids to a file", logits_main},
-    {"eval", "ask a running cluster tasks with known answers", eval_main},
+    {"eval", "tasks with known answers: to a running cluster, or what attention sees", eval_main},
     {"bench", "measure the inner loops and whole models beside this machine's ceilings",
      bench_main},
     {"pack", "write a checkpoint in the form that the kernels read", pack_main},

@@ -60,6 +60,38 @@ TEST(a_chat_of_m3_is_answered_and_an_image_is_refused)
     cluster_stop(&c);
 }
 
+static int ask_with_prompt(struct cluster *c, int n_tokens)
+{
+    struct buf body = {0};
+    buf_puts(&body, "{\"max_tokens\":4,\"prompt\":[7");
+    for (int i = 1; i < n_tokens; i++)
+        buf_printf(&body, ",%d", i % 700);
+    buf_puts(&body, "]}");
+    int status = cluster_ask(c, "/v1/completions", body.data);
+    buf_fini(&body);
+    return status;
+}
+
+/* Past memory, past the model: refused at once by the name of the field, and the next is served. */
+TEST(contexts_of_m3_past_memory_and_past_the_model_are_refused)
+{
+    /* A page of 3 layers is 64 positions x (3 x 2 x 2 x 32 + 2 x 32) x 2 bytes: 56 KiB, or a little more
+     * with what speeds up the index. */
+    static const char *const small[] = {"attention.kv_bytes=300KiB", NULL};
+    struct cluster c;
+    cluster_use_preset("m3-tiny");
+    cluster_start(&c, 1, 0, small);
+    CHECK_INT(ask_with_prompt(&c, 400), 400);
+    CHECK_HAS(c.answer.data, "context_length_exceeded");
+    CHECK_HAS(c.answer.data, "\"param\":\"prompt\"");
+    CHECK_HAS(c.answer.data, "the KV cache of this cluster holds");
+    CHECK_HAS(c.answer.data, "attention.kv_bytes");
+    CHECK_INT(ask_with_prompt(&c, 4096), 400);
+    CHECK_HAS(c.answer.data, "the model's context is 4096 tokens");
+    CHECK_INT(ask_with_prompt(&c, 200), 200);
+    cluster_stop(&c);
+}
+
 /* What a streamed answer adds up to. */
 struct streamed {
     struct buf text, ids;
