@@ -177,15 +177,24 @@ static void set_options(void *socket, const struct link_options *o, const struct
      * just that, none with a positive value). */
     set_option(socket, ZMQ_LINGER, LINK_LINGER_MS);
     set_option(socket, ZMQ_HANDSHAKE_IVL, 5000);
-    set_option(socket, ZMQ_HEARTBEAT_IVL, 500);
-    set_option(socket, ZMQ_HEARTBEAT_TIMEOUT, 1500);
-    set_option(socket, ZMQ_HEARTBEAT_TTL, 1500);
-    set_option(socket, ZMQ_TCP_KEEPALIVE, 0); /* heartbeats see more, sooner */
     set_option(socket, ZMQ_IPV6, where->is_ipv6);
     if (o->role == LINK_SERVER) {
+        /* No heartbeats from here: libzmq 4.3.4 aborts the process when one is due on a connection
+         * that broke while what had come over it was not taken (a peer sends more than the high
+         * water mark and goes; stream_engine_base.cpp, out_event).  Clients say with theirs how long
+         * they may be silent; the system finds strangers that have vanished. */
+        set_option(socket, ZMQ_HEARTBEAT_IVL, 0);
+        set_option(socket, ZMQ_TCP_KEEPALIVE, 1);
+        set_option(socket, ZMQ_TCP_KEEPALIVE_IDLE, 10);
+        set_option(socket, ZMQ_TCP_KEEPALIVE_INTVL, 5);
+        set_option(socket, ZMQ_TCP_KEEPALIVE_CNT, 3);
         set_option(socket, ZMQ_ROUTER_MANDATORY, 1);
         set_option(socket, ZMQ_ROUTER_HANDOVER, 1);
     } else {
+        set_option(socket, ZMQ_HEARTBEAT_IVL, 500);
+        set_option(socket, ZMQ_HEARTBEAT_TIMEOUT, 1500);
+        set_option(socket, ZMQ_HEARTBEAT_TTL, 1500);
+        set_option(socket, ZMQ_TCP_KEEPALIVE, 0); /* heartbeats see more, sooner */
         set_option(socket, ZMQ_IMMEDIATE, 1);
         set_option(socket, ZMQ_CONNECT_TIMEOUT, 2000);
         set_option(socket, ZMQ_RECONNECT_IVL, 10);

@@ -266,6 +266,27 @@ TEST(link_at_its_high_water_mark_is_busy)
     link_close(&server);
 }
 
+/* libzmq 4.3.4 aborts the process when a heartbeat is due on a connection that broke while nobody
+ * took what had come over it: whoever is busy for long must not be killed by a peer that dies. */
+TEST(link_server_that_is_busy_survives_a_peer_that_floods_it_and_goes)
+{
+    enum { FLOOD = 64, BYTES = 16 << 10, BUSY_MS = 1300 };
+    static char bytes[BYTES];
+    struct link *server = open_link(LINK_SERVER, "ipc://flood.sock", 0, 4);
+    struct link *client = open_link(LINK_CLIENT, "ipc://flood.sock", 0, FLOOD);
+    struct frame frame = {bytes, BYTES};
+    struct link_send s = {.frames = &frame, .n_frames = 1};
+    struct message m = {0};
+    wait_event(client, LINK_CONNECTED);
+    for (int i = 0; i < FLOOD; i++)
+        link_send(client, &s);
+    link_close(&client);
+    clock_sleep_until(clock_now_ns() + BUSY_MS * CLOCK_MS);
+    receive(server, &m);
+    message_fini(&m);
+    link_close(&server);
+}
+
 TEST(link_wait_keeps_its_deadline_and_sees_what_is_there)
 {
     struct link *server = open_link(LINK_SERVER, "inproc://wait", 0, 0);
