@@ -95,7 +95,12 @@ int attention_open(const struct model_config *config, const struct attention_opt
     if (!take_scratch(a))
         rc = err_set(e, E_NOMEM, "attention: no memory for steps of %d rows", max_rows);
     if (rc == 0 && a->sparse.block_size > 0)
-        rc = msa_open(&a->msa, &a->sparse, max_rows, config->max_positions, e);
+        rc = msa_open(&a->msa, &a->sparse,
+                      &(struct msa_options){.max_rows = max_rows,
+                                            .max_positions = config->max_positions,
+                                            .n_layers = config->n_layers,
+                                            .choice = o->choice},
+                      e);
     if (rc == 0)
         a->scratch_bytes += a->msa.bytes;
     else
@@ -199,6 +204,11 @@ void attention_begin(struct attention *a, const struct step *s)
     must(a->n_rows >= 1);
     plan_lists(a);
     attention_run(a, angles_task, a->n_rows);
+}
+
+const struct msa_counts *attention_msa_counts(const struct attention *a)
+{
+    return &a->msa.counts;
 }
 
 const int32_t *attention_blocks(const struct attention *a, int row, int kv_head)

@@ -21,6 +21,7 @@
 #include "base/err.h"
 #include "engine/gemm.h"
 #include "engine/matrix.h"
+#include "engine/msa.h"
 #include "model/config.h"
 #include "model/format.h"
 #include "model/weights.h"
@@ -52,6 +53,7 @@ struct attention_options {
     int max_rows;      /* of one step */
     int group;         /* format_group() of the projections: columns per activation scale, or 0 */
     enum kv_format kv; /* of every cache that attention_layer() gets */
+    enum msa_choice choice; /* of sparse layers */
 };
 /* E_NOMEM. */
 int attention_open(const struct model_config *config, const struct attention_options *o,
@@ -64,6 +66,8 @@ void attention_begin(struct attention *a, const struct step *s);
 /* x [rows of the step, hidden] becomes x + attention; writes k and v of every row to kv. */
 void attention_layer(struct attention *a, const struct attention_weights *w, struct kv *kv,
                      int layer, float *x);
+/* Blocks that sparse layers could have scored since attention_open(), and those that they did. */
+const struct msa_counts *attention_msa_counts(const struct attention *a);
 /* What the last layer, a sparse one, chose for a row and KV head: top_k blocks ascending, or NULL
  * if the row saw everything. */
 const int32_t *attention_blocks(const struct attention *a, int row, int kv_head);

@@ -243,6 +243,7 @@ static void fill_portable(struct kernels *k)
     kernels_portable_search(k);
     kernels_portable_read(k);
     kernels_portable_index(k);
+    kernels_portable_sketch(k);
 }
 
 static void fill_avx2(struct kernels *k)
@@ -253,6 +254,7 @@ static void fill_avx2(struct kernels *k)
     kernels_avx2_search(k);
     kernels_avx2_read(k);
     kernels_avx2_index(k);
+    kernels_avx2_sketch(k);
 }
 
 static void fill_avx512(struct kernels *k)
@@ -263,6 +265,7 @@ static void fill_avx512(struct kernels *k)
     kernels_avx512_search(k);
     kernels_avx512_read(k);
     kernels_avx512_index(k);
+    kernels_avx512_sketch(k);
 }
 
 /* clang's __builtin_cpu_supports() does not know F16C. */

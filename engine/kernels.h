@@ -107,6 +107,32 @@ struct index_block {
     const void *next; /* a hint, as in an attend_block; NULL: nothing */
 };
 
+/* Sketches of the index keys of part of a page (index_sketch.h): units of SKETCH_UNIT keys, in each
+ * a head and then, for every SKETCH_DIMS dimensions from d on, 4 bytes of each key; byte i holds
+ * dimension d + i in its low and d + 4 + i in its high four bits. */
+enum { SKETCH_UNIT = 16, SKETCH_DIMS = 8 };
+#define SKETCH_LEAST 0x1p-120f
+struct sketch_head {
+    uint16_t step[SKETCH_UNIT]; /* bf16; a NaN: nothing is known of this key */
+    uint8_t error[SKETCH_UNIT], norm[SKETCH_UNIT];
+};
+struct sketch_query {
+    float unit, error, norm;
+    int32_t middle;
+};
+struct sketch_block {
+    const int8_t *q; /* [n_queries, q_stride]: integers, zero up to a multiple of SKETCH_DIMS */
+    size_t q_stride;
+    const struct sketch_query *queries; /* [n_queries] */
+    int n_queries, head_dim;
+    const void *sketch; /* aligned to 64 */
+    size_t unit_bytes;
+    int n_keys;     /* a multiple of SKETCH_UNIT */
+    float *largest; /* [n_queries, largest_stride]: see index_bound */
+    size_t largest_stride;
+    const void *next; /* a hint, as in an attend_block; NULL: nothing */
+};
+
 /* A candidate for the scale of a group of weights: scale = absmax / level. */
 struct scale_level {
     float level, penalty; /* 1 / level^2 */
@@ -172,6 +198,11 @@ struct kernels {
      * chain over d of fmaf(q[d], k[d][j], s) from 0; NaN left out, a zero positive.  Keys of
      * KV_F32 or KV_BF16. */
     void (*index_largest[KV_FORMAT_COUNT])(const struct index_block *b);
+    /* largest = the largest of itself and of the bounds of the keys' scores, a bound being
+     *   fmaf(step, fmaf(unit, (float)(2 * isum - middle), fmaf(error_q, error_k, norm_q * norm_k)),
+     *        SKETCH_LEAST),  isum = sum over d of q[d] * code[d] exact in int32,
+     * or infinity where the step is a NaN. */
+    void (*index_bound)(const struct sketch_block *b);
 };
 
 /* The best table that this CPU runs, or the named one; NULL if unknown or not runnable
@@ -187,18 +218,21 @@ void kernels_portable_attend(struct kernels *k);
 void kernels_portable_search(struct kernels *k);
 void kernels_portable_read(struct kernels *k);
 void kernels_portable_index(struct kernels *k);
+void kernels_portable_sketch(struct kernels *k);
 void kernels_avx2_fill(struct kernels *k);
 void kernels_avx2_quant(struct kernels *k);
 void kernels_avx2_attend(struct kernels *k);
 void kernels_avx2_search(struct kernels *k);
 void kernels_avx2_read(struct kernels *k);
 void kernels_avx2_index(struct kernels *k);
+void kernels_avx2_sketch(struct kernels *k);
 void kernels_avx512_fill(struct kernels *k);
 void kernels_avx512_quant(struct kernels *k);
 void kernels_avx512_attend(struct kernels *k);
 void kernels_avx512_search(struct kernels *k);
 void kernels_avx512_read(struct kernels *k);
 void kernels_avx512_index(struct kernels *k);
+void kernels_avx512_sketch(struct kernels *k);
 void kernels_amx_fill(struct kernels *k);
 /* The system grants tile registers once per process; false where it does not. */
 bool kernels_amx_allowed(void);

@@ -12,6 +12,7 @@
 
 #include "base/mem.h"
 #include "base/must.h"
+#include "engine/index_sketch.h"
 #include "engine/pages.h"
 #include "model/halves.h"
 #include "model/prefix.h"
@@ -33,7 +34,8 @@ struct kv {
     enum kv_format format;
     struct block_bytes bytes; /* of one layer and head in a page */
     int index_dim, n_plain;   /* of index keys; layers before the first sparse one */
-    size_t index_bytes;       /* of one sparse layer in a page */
+    size_t index_bytes;       /* of one sparse layer in a page: keys, then sketches */
+    size_t index_key_bytes;
     size_t page_bytes;
     char *memory; /* [n_pages, page_bytes] */
     size_t memory_bytes;
@@ -65,11 +67,18 @@ enum kv_format kv_index_format(enum kv_format of_cache)
 }
 
 /* Of one sparse layer in a page. */
-static size_t index_page_bytes(const struct model_config *config, enum kv_format format)
+static size_t index_key_bytes(const struct model_config *config, enum kv_format format)
 {
     size_t lane_dims = kv_index_format(format) == KV_F32 ? 1 : 2;
     size_t lanes = ((size_t)config->sparse.head_dim + lane_dims - 1) / lane_dims;
     return lanes * sizeof(float) * KV_PAGE_TOKENS;
+}
+
+static size_t index_page_bytes(const struct model_config *config, enum kv_format format)
+{
+    int dim = config->sparse.head_dim;
+    size_t sketches = dim > SKETCH_MAX_DIM ? 0 : KV_PAGE_TOKENS / SKETCH_UNIT;
+    return index_key_bytes(config, format) + sketches * sketch_unit_bytes(dim);
 }
 
 static size_t sparse_layers(const struct model_config *config)
@@ -133,6 +142,7 @@ int kv_open(const struct model_config *config, enum kv_format format, size_t byt
     must(size_block(config, format, &kv->bytes));
     kv->index_dim = config->sparse.head_dim;
     kv->index_bytes = index_page_bytes(config, format);
+    kv->index_key_bytes = index_key_bytes(config, format);
     kv->n_plain = config->n_layers - (int)sparse_layers(config);
     kv->page_bytes = page_bytes;
     int rc = map_pages(kv, page_bytes, bytes, e);
@@ -438,21 +448,40 @@ static char *index_at(const struct kv *kv, const struct kv_seq *s, int layer, in
            (size_t)(layer - kv->n_plain) * kv->index_bytes;
 }
 
+/* Of the sketch unit that a slot of a page belongs to. */
+static char *sketch_at(const struct kv *kv, char *page, int slot)
+{
+    return page + kv->index_key_bytes +
+           (size_t)(slot / SKETCH_UNIT) * sketch_unit_bytes(kv->index_dim);
+}
+
 void kv_index_write(struct kv *kv, const struct kv_seq *s, int layer, int position,
                     const float *key)
 {
     char *page = index_at(kv, s, layer, position / KV_PAGE_TOKENS);
     size_t dim = (size_t)kv->index_dim;
     int slot = position % KV_PAGE_TOKENS;
-    if (kv_index_format(kv->format) == KV_F32)
+    bool is_f32 = kv_index_format(kv->format) == KV_F32;
+    if (is_f32)
         write_key_f32(key_lanes_of(page, slot, dim, 1), dim, key);
     else
         write_key_bf16(key_lanes_of(page, slot, dim, 2), dim, key);
+    if (kv->index_dim > SKETCH_MAX_DIM)
+        return;
+    float stored[SKETCH_MAX_DIM];
+    for (size_t d = 0; d < dim; d++)
+        stored[d] = is_f32 ? key[d] : bf16_to_f32(f32_to_bf16(key[d]));
+    sketch_key(stored, kv->index_dim, sketch_at(kv, page, slot), slot % SKETCH_UNIT);
 }
 
 const void *kv_index_page(const struct kv *kv, const struct kv_seq *s, int layer, int page_index)
 {
     return index_at(kv, s, layer, page_index);
+}
+
+const void *kv_index_sketch(const struct kv *kv, const struct kv_seq *s, int layer, int page_index)
+{
+    return sketch_at(kv, index_at(kv, s, layer, page_index), 0);
 }
 
 size_t kv_block_bytes(const struct kv *kv)

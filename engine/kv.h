@@ -5,7 +5,8 @@
  * page, per layer and KV head, K and V (and their scales) lie as kernels.h lays out a block.
  * A page is exactly one attention block, so the fold order depends on positions only.  Behind
  * them lie, per sparse layer, the index keys of the same positions (engine/msa.h), in f32
- * beside f32 and in bf16 beside the others, laid out as K is.
+ * beside f32 and in bf16 beside the others, laid out as K is, and then their sketches
+ * (engine/index_sketch.h), as kernels.h lays out a sketch_block.
  *
  * What a page holds is a function of the tokens up to its end, so sequences that begin alike can
  * share pages that are full, and such pages are worth keeping after their sequence (pages.h).
@@ -63,11 +64,12 @@ void kv_block(const struct kv *kv, const struct kv_seq *s, int layer, int page_i
               struct attend_block *b);
 /* Moves a block on by `keys`, a multiple of 16: it then begins with that key of the page. */
 void kv_skip_keys(const struct kv *kv, struct attend_block *b, int keys);
-/* Index keys of a sparse layer: writes one [index dim]; KV_PAGE_TOKENS of them as
- * kernels.h's index_block reads them, in kv_index_format(). */
+/* Index keys of a sparse layer: writes one [index dim] and its sketch; KV_PAGE_TOKENS of them as
+ * kernels.h's index_block reads them, in kv_index_format(); their sketches. */
 void kv_index_write(struct kv *kv, const struct kv_seq *s, int layer, int position,
                     const float *key);
 const void *kv_index_page(const struct kv *kv, const struct kv_seq *s, int layer, int page_index);
+const void *kv_index_sketch(const struct kv *kv, const struct kv_seq *s, int layer, int page_index);
 enum kv_format kv_index_format(enum kv_format of_cache);
 /* Bytes that lie in a run from a block's keys on. */
 size_t kv_block_bytes(const struct kv *kv);

@@ -9,6 +9,7 @@
 
 #include "base/mem.h"
 #include "base/must.h"
+#include "engine/msa_parts.h"
 
 enum {
     FLOATS_UNIT = 16,
@@ -28,13 +29,17 @@ static void *scratch(struct msa *m, size_t count, size_t unit, size_t unit_bytes
     return mem_try_aligned(bytes);
 }
 
-int msa_open(struct msa *m, const struct sparse_config *config, int max_rows, int max_positions,
+int msa_open(struct msa *m, const struct sparse_config *config, const struct msa_options *o,
              struct err *e)
 {
-    *m = (struct msa){.config = *config, .max_rows = max_rows};
-    size_t rows = (size_t)max_rows, heads = (size_t)config->n_heads;
-    size_t dim = (size_t)config->head_dim;
-    size_t blocks = (size_t)(max_positions / config->block_size) + 1;
+    *m = (struct msa){.config = *config,
+                      .max_rows = o->max_rows,
+                      .choice = o->choice,
+                      .has_bounds = o->choice == MSA_BEST && config->top_k > 1 &&
+                                    config->head_dim <= SKETCH_MAX_DIM};
+    size_t rows = (size_t)o->max_rows, heads = (size_t)config->n_heads;
+    size_t dim = (size_t)config->head_dim, n_tried = (size_t)config->top_k * heads;
+    size_t blocks = (size_t)(o->max_positions / config->block_size) + 1;
     m->query_stride = mem_round_up(heads * dim, FLOATS_UNIT);
     m->key_stride = mem_round_up(dim, FLOATS_UNIT);
     size_t group;
@@ -47,11 +52,20 @@ int msa_open(struct msa *m, const struct sparse_config *config, int max_rows, in
     m->keys = scratch(m, rows, m->key_stride, sizeof(float));
     m->blocks = scratch(m, rows * heads, (size_t)config->top_k, sizeof(*m->blocks));
     m->scores = scratch(m, m->n_scores, 1, sizeof(float));
-    if (m->n_scores > 0 && m->queries && m->keys && m->blocks && m->scores)
+    m->layers = mem_array((size_t)o->n_layers, sizeof(*m->layers));
+    m->rows = mem_array(rows, sizeof(*m->rows));
+    m->is_sketched = mem_array(rows, sizeof(*m->is_sketched));
+    m->integer_stride = sketch_query_stride((int)dim);
+    m->integers = scratch(m, rows * heads, m->integer_stride, 1);
+    m->sketches = scratch(m, rows, heads, sizeof(*m->sketches));
+    m->tried = scratch(m, rows * heads, n_tried, sizeof(float));
+    m->needed = scratch(m, rows, heads, sizeof(float));
+    if (m->n_scores > 0 && m->queries && m->keys && m->blocks && m->scores && m->integers &&
+        m->sketches && m->tried && m->needed)
         return 0;
     msa_close(m);
     return err_set(e, E_NOMEM, "sparse attention: no memory for steps of %d rows at %d positions",
-                   max_rows, max_positions);
+                   o->max_rows, o->max_positions);
 }
 
 void msa_close(struct msa *m)
@@ -60,13 +74,25 @@ void msa_close(struct msa *m)
     mem_free(m->keys);
     mem_free(m->blocks);
     mem_free(m->scores);
+    mem_free(m->layers);
+    mem_free(m->rows);
+    mem_free(m->is_sketched);
+    mem_free(m->integers);
+    mem_free(m->sketches);
+    mem_free(m->tried);
+    mem_free(m->needed);
     *m = (struct msa){0};
+}
+
+int32_t *msa_chosen(const struct msa *m, int row, int head)
+{
+    size_t index = (size_t)row * (size_t)m->config.n_heads + (size_t)head;
+    return m->blocks + index * (size_t)m->config.top_k;
 }
 
 const int32_t *msa_blocks(const struct msa *m, int row, int head)
 {
-    size_t index = (size_t)row * (size_t)m->config.n_heads + (size_t)head;
-    return m->blocks + index * (size_t)m->config.top_k;
+    return msa_chosen(m, row, head);
 }
 
 /* ---- the rule ---- */
@@ -122,45 +148,21 @@ void msa_select(const float *scores, int own, int top_k, int32_t *blocks)
 
 /* ---- scores ---- */
 
-/* Of a row, a member of the wave, and its first head. */
-static float *row_scores(const struct msa *m, int group, int row)
-{
-    size_t index = (size_t)group * GROUP_ROWS + (size_t)row;
-    return m->scores + index * (size_t)m->config.n_heads * (size_t)m->n_blocks;
-}
-
 /* The keys of one page that belong to a block, for all rows of a group. */
 static void score_keys(const struct msa *m, int group, int block, int first_key, int n_keys)
 {
-    const struct row_group *g = &m->groups[m->which[m->first + group]];
+    const struct row_group *g = msa_group(m, group);
+    struct index_block b = msa_index_block(m, g, first_key, n_keys);
+    b.largest_stride = (size_t)m->n_blocks;
     int page = first_key / KV_PAGE_TOKENS;
-    size_t skip = (size_t)(first_key % KV_PAGE_TOKENS) * (size_t)m->config.head_dim;
-    enum kv_format format = kv_index_format(kv_format_of(m->kv));
-    const char *keys = kv_index_page(m->kv, g->seq, m->layer, page);
-    struct index_block b = {.n_queries = m->config.n_heads,
-                            .q_stride = m->config.head_dim,
-                            .k = keys + skip * (format == KV_F32 ? 4 : 2),
-                            .head_dim = m->config.head_dim,
-                            .n_keys = n_keys,
-                            .largest_stride = (size_t)m->n_blocks};
     if (page + 1 < g->seq->n_pages)
         b.next = kv_index_page(m->kv, g->seq, m->layer, page + 1);
     for (int row = 0; row < g->n_rows; row++) {
         b.q = m->queries + (size_t)(g->first_row + row) * m->query_stride;
-        b.largest = row_scores(m, group, row) + block;
-        m->compute->kernels->index_largest[format](&b);
+        b.largest = msa_scores(m, group, row) + block;
+        m->compute->kernels->index_largest[kv_index_format(kv_format_of(m->kv))](&b);
         b.next = NULL;
     }
-}
-
-static int own_block(const struct msa *m, const struct row_group *g)
-{
-    return g->position / m->config.block_size;
-}
-
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
 }
 
 /* Task = (span of blocks, group), groups fastest. */
@@ -168,39 +170,30 @@ static void score_task(void *ctx, int task)
 {
     const struct msa *m = ctx;
     int group = task % m->n_wave, size = m->config.block_size;
-    const struct row_group *g = &m->groups[m->which[m->first + group]];
-    int first = task / m->n_wave * m->span_blocks;
-    int end = min_int(first + m->span_blocks, own_block(m, g));
-    for (int row = 0; row < g->n_rows; row++)
-        for (int head = 0; head < m->config.n_heads; head++)
-            for (int b = first; b < end; b++)
-                row_scores(m, group, row)[(size_t)head * (size_t)m->n_blocks + (size_t)b] =
-                    -INFINITY;
+    int first = task / m->n_wave * m->span_blocks, end = msa_begin_span(m, group, first);
     int step = min_int(size, KV_PAGE_TOKENS);
     for (int b = first; b < end; b++)
         for (int key = b * size; key < (b + 1) * size; key += step)
             score_keys(m, group, b, key, step);
 }
 
-/* Task = (group, one of its rows). */
+/* Task = (row of the wave, head). */
 static void select_task(void *ctx, int task)
 {
     const struct msa *m = ctx;
-    int group = task / GROUP_ROWS, row = task % GROUP_ROWS;
-    const struct row_group *g = &m->groups[m->which[m->first + group]];
-    if (row >= g->n_rows)
-        return;
-    const float *scores = row_scores(m, group, row);
-    size_t index = (size_t)(g->first_row + row) * (size_t)m->config.n_heads;
-    int32_t *blocks = m->blocks + index * (size_t)m->config.top_k;
-    for (int head = 0; head < m->config.n_heads; head++) {
-        msa_select(scores, own_block(m, g), m->config.top_k, blocks);
-        scores += m->n_blocks;
-        blocks += m->config.top_k;
-    }
+    const struct msa_row *r = &m->rows[task / m->config.n_heads];
+    int head = task % m->config.n_heads;
+    const struct row_group *g = msa_group(m, r->group);
+    msa_select(msa_scores(m, r->group, r->row) + (size_t)head * (size_t)m->n_blocks,
+               msa_own_block(m, g), m->config.top_k, msa_chosen(m, g->first_row + r->row, head));
 }
 
-static void choose_wave(struct msa *m)
+void msa_select_all(struct msa *m)
+{
+    pool_run(m->compute->pool, select_task, m, m->n_rows * m->config.n_heads);
+}
+
+static void plan_wave(struct msa *m)
 {
     int threads = pool_threads(m->compute->pool);
     int64_t share = (int64_t)m->n_blocks * m->n_wave / ((int64_t)threads * TASKS_PER_THREAD);
@@ -208,9 +201,33 @@ static void choose_wave(struct msa *m)
     m->span_blocks = share > least ? (int)share : least > 0 ? least : 1;
     if (m->span_blocks > m->n_blocks)
         m->span_blocks = m->n_blocks;
-    int n_spans = (m->n_blocks + m->span_blocks - 1) / m->span_blocks;
-    pool_run(m->compute->pool, score_task, m, n_spans * m->n_wave);
-    pool_run(m->compute->pool, select_task, m, m->n_wave * GROUP_ROWS);
+    m->n_rows = 0;
+    for (int group = 0; group < m->n_wave; group++)
+        for (int row = 0; row < msa_group(m, group)->n_rows; row++)
+            m->rows[m->n_rows++] = (struct msa_row){group, row};
+}
+
+static void choose_wave(struct msa *m)
+{
+    plan_wave(m);
+    int64_t blocks = 0;
+    for (int i = 0; i < m->n_wave; i++)
+        blocks += (int64_t)msa_own_block(m, msa_group(m, i)) * msa_group(m, i)->n_rows;
+    m->counts.blocks += blocks;
+    if (msa_bound_wave(m, blocks))
+        return;
+    m->counts.scored += blocks;
+    pool_run(m->compute->pool, score_task, m, msa_spans(m) * m->n_wave);
+    msa_select_all(m);
+}
+
+static void choose_last(struct msa *m, const struct row_group *g)
+{
+    int top_k = m->config.top_k, first = msa_own_block(m, g) - top_k + 1;
+    for (int row = g->first_row; row < g->first_row + g->n_rows; row++)
+        for (int head = 0; head < m->config.n_heads; head++)
+            for (int i = 0; i < top_k; i++)
+                msa_chosen(m, row, head)[i] = first + i;
 }
 
 void msa_choose(struct msa *m, const struct compute *c, const struct kv *kv, int layer,
@@ -221,9 +238,14 @@ void msa_choose(struct msa *m, const struct compute *c, const struct kv *kv, int
     m->layer = layer;
     m->groups = groups;
     m->which = which;
+    if (m->choice == MSA_LAST) {
+        for (int i = 0; i < n; i++)
+            choose_last(m, &groups[which[i]]);
+        return;
+    }
     m->n_blocks = 1;
     for (int i = 0; i < n; i++) {
-        int own = own_block(m, &groups[which[i]]);
+        int own = msa_own_block(m, &groups[which[i]]);
         m->n_blocks = own > m->n_blocks ? own : m->n_blocks;
     }
     size_t group_scores = (size_t)GROUP_ROWS * (size_t)m->config.n_heads * (size_t)m->n_blocks;

@@ -15,9 +15,16 @@
  * rows, threads or the machine.  Index projections are always used as the checkpoint stores
  * them, like the router: formats do not change what is seen more than they must.
  *
+ * Reading every key of a long context is most of the work, so it is not done where it need not be
+ * (msa_bound.c): the keys' sketches (index_sketch.h), a quarter of their bytes, say how much each
+ * block can score at most; the blocks that can score most are scored; and of the rest only those
+ * are whose bound reaches what is needed to be chosen.  What is chosen is exactly the same.  Where
+ * most blocks had to be scored after all, a layer goes without bounds for a while.
+ *
  * Owner: engine thread; msa_choose() runs its parts on the pool. */
 #pragma once
 
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -37,9 +44,33 @@ struct row_group {
     int position; /* of first_row */
 };
 
-/* Between two calls only queries, keys and blocks mean something to others. */
+/* How a row's blocks are found.
+ *   BEST     as above
+ *   SCAN     the same blocks, every one scored: what BEST is compared with
+ *   LAST     its own and the top_k - 1 before it, whatever their scores: a sliding window */
+enum msa_choice { MSA_BEST, MSA_SCAN, MSA_LAST };
+
+/* A row of a wave, and the member of the wave that it belongs to. */
+struct msa_row {
+    int group, row;
+};
+
+/* How bounds have paid in a layer. */
+struct msa_layer {
+    int n_without; /* waves to come that go without */
+    int penalty;   /* how many those were the last time */
+};
+
+/* Blocks that rows could have been scored against, and those that they were. */
+struct msa_counts {
+    int64_t blocks, scored;
+};
+
+/* Between two calls only queries, keys, blocks and counts mean something to others. */
 struct msa {
     struct sparse_config config;
+    enum msa_choice choice;
+    bool has_bounds;
     int max_rows;
     size_t query_stride, key_stride; /* floats */
     float *queries;                  /* [max_rows, query_stride]: heads one after another */
@@ -48,6 +79,17 @@ struct msa {
     float *scores;                   /* [rows of a wave, n_heads, blocks of the longest] */
     size_t n_scores;
     size_t bytes;
+    struct msa_counts counts;
+
+    /* Of bounds. */
+    struct msa_layer *layers;      /* [n_layers] */
+    size_t integer_stride;         /* bytes */
+    int8_t *integers;              /* [max_rows, n_heads, integer_stride]: queries */
+    struct sketch_query *sketches; /* [max_rows, n_heads] */
+    bool *is_sketched;             /* [max_rows] */
+    float *tried;                  /* [max_rows, n_heads, top_k - 1, n_heads]: scores */
+    float *needed;                 /* [max_rows, n_heads]: scores below are not chosen */
+    atomic_llong n_scored;         /* blocks of the wave */
 
     /* The call in progress. */
     const struct compute *compute;
@@ -55,10 +97,16 @@ struct msa {
     const struct row_group *groups;
     const int32_t *which; /* indices of groups */
     int layer, first, n_wave, n_blocks, span_blocks;
+    struct msa_row *rows; /* [max_rows]: of the wave */
+    int n_rows, tries_per_task;
 };
 
+struct msa_options {
+    int max_rows, max_positions, n_layers;
+    enum msa_choice choice;
+};
 /* Room for steps of max_rows rows and contexts of max_positions.  E_NOMEM. */
-int msa_open(struct msa *m, const struct sparse_config *config, int max_rows, int max_positions,
+int msa_open(struct msa *m, const struct sparse_config *config, const struct msa_options *o,
              struct err *e);
 void msa_close(struct msa *m);
 

@@ -65,7 +65,7 @@ enum bench_arithmetic_kind bench_kind_of(enum weight_format f)
     return f == FORMAT_Q8 ? BENCH_Q8 : f == FORMAT_Q4 ? BENCH_Q4 : BENCH_F32;
 }
 
-void bench_case_run(struct bench *b, const struct bench_case *c)
+double bench_case_run(struct bench *b, const struct bench_case *c)
 {
     struct bench_series reads = {0}, rates = {0}, milliseconds = {0}, read_peak = {0}, peak = {0};
     long passes = passes_of(c);
@@ -79,7 +79,7 @@ void bench_case_run(struct bench *b, const struct bench_case *c)
         bench_series_add(&rates, c->ops / ns);
         bench_series_add(&milliseconds, ns / CLOCK_MS);
     }
-    struct bench_metric metrics[3];
+    struct bench_metric metrics[4];
     int n = 0;
     if (c->shows_time)
         metrics[n++] = bench_metric_of("ms", "ms", &milliseconds, NULL, NULL);
@@ -90,7 +90,10 @@ void bench_case_run(struct bench *b, const struct bench_case *c)
         metrics[n++] = bench_metric_of("gop_s", "GOP/s", &rates,
                                        c->is_serial ? NULL : bench_probe_name(b->probe, c->kind),
                                        c->is_serial ? NULL : &peak);
+    if (c->more && c->more(c->ud, &metrics[n]))
+        n++;
     bench_report_row(&b->report, c->name, metrics, n);
+    return bench_summarise(&milliseconds).median;
 }
 
 /* ---- options ---- */

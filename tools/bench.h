@@ -64,10 +64,12 @@ struct bench_case {
     enum bench_arithmetic_kind kind;
     bool shows_time; /* milliseconds per pass */
     bool is_serial;  /* runs on one thread: no ceiling of all threads beside it */
+    /* One more figure, asked for after the last pass; NULL or false: none. */
+    bool (*more)(void *ud, struct bench_metric *out);
 };
 /* A pass to warm up, then `repeat` repetitions of a tenth of a second or more, each right
- * after the probes. */
-void bench_case_run(struct bench *b, const struct bench_case *c);
+ * after the probes.  Returns the median milliseconds of a pass. */
+double bench_case_run(struct bench *b, const struct bench_case *c);
 /* Which probe bounds a weight format. */
 enum bench_arithmetic_kind bench_kind_of(enum weight_format f);
 

@@ -30,8 +30,10 @@ static const struct model_config m3_layer = {
     .sparse = {.block_size = 128, .top_k = 16, .n_heads = 4, .head_dim = 128},
 };
 
-enum kind { KIND_FULL, KIND_MSA, N_KINDS };
-static const char *const kind_names[N_KINDS] = {"full", "msa"};
+enum kind { KIND_FULL, KIND_MSA, KIND_SCAN, KIND_WINDOW, N_KINDS };
+static const char *const kind_names[N_KINDS] = {"full", "msa", "scan", "window"};
+static const enum msa_choice choices[N_KINDS] = {
+    [KIND_MSA] = MSA_BEST, [KIND_SCAN] = MSA_SCAN, [KIND_WINDOW] = MSA_LAST};
 
 struct attention_bench {
     const struct model_config *model;
@@ -45,6 +47,7 @@ struct attention_bench {
     float *x;
     int rows;
     enum kind kind; /* that is measured */
+    struct msa_counts counts;
 };
 
 static void body(void *ud)
@@ -98,8 +101,10 @@ static int open_weights(struct attention_bench *a, struct err *e)
                                   .index_k = a->matrices[5].m,
                                   .index_q_norm = a->ones,
                                   .index_k_norm = a->ones};
-    a->weights[KIND_FULL] = a->weights[KIND_MSA] = w;
-    a->weights[KIND_MSA].is_sparse = true;
+    for (int kind = 0; kind < N_KINDS; kind++) {
+        a->weights[kind] = w;
+        a->weights[kind].is_sparse = kind != KIND_FULL;
+    }
     return rc;
 }
 
@@ -115,10 +120,12 @@ static int open_attention(struct attention_bench *a, struct bench *b, enum kv_fo
     struct model_config full = *a->model;
     full.sparse = (struct sparse_config){0};
     int rc = 0;
-    if (a->wanted[KIND_FULL])
-        rc = attention_open(&full, &o, b->compute, &a->attention[KIND_FULL], e);
-    if (rc == 0 && a->wanted[KIND_MSA])
-        rc = attention_open(a->model, &o, b->compute, &a->attention[KIND_MSA], e);
+    for (int kind = 0; kind < N_KINDS && rc == 0; kind++) {
+        o.choice = choices[kind];
+        if (a->wanted[kind])
+            rc = attention_open(kind == KIND_FULL ? &full : a->model, &o, b->compute,
+                                &a->attention[kind], e);
+    }
     return rc;
 }
 
@@ -159,14 +166,33 @@ static struct work work_of(const struct attention_bench *a, enum kv_format forma
     double index_bytes = (double)kv_page_bytes(a->model, format) / KV_PAGE_TOKENS - position_bytes;
     double keys = (double)rows * depth + (double)rows * (rows + 1) / 2, ops = 0;
     double seen = (double)depth + rows, scanned = 0;
-    if (a->kind == KIND_MSA && depth / s->block_size >= s->top_k) {
-        ops = 2.0 * s->n_heads * s->head_dim * keys;
-        scanned = seen;
+    /* Of bounds the sketches; what is scored besides is theirs to save. */
+    double key_bytes = s->head_dim * (format == KV_F32 ? 4.0 : 2.0);
+    if (a->kind != KIND_FULL && depth / s->block_size >= s->top_k) {
+        if (a->kind != KIND_WINDOW) {
+            ops = 2.0 * s->n_heads * s->head_dim * keys;
+            scanned = seen * (a->kind == KIND_SCAN ? key_bytes : index_bytes - key_bytes);
+        }
         seen = (double)s->block_size * s->top_k;
         keys = seen * rows;
     }
-    return (struct work){.bytes = rows > 1 ? 0 : seen * position_bytes + scanned * index_bytes,
+    return (struct work){.bytes = rows > 1 ? 0 : seen * position_bytes + scanned,
                          .ops = ops + 4.0 * a->model->n_heads * a->model->head_dim * keys};
+}
+
+/* How much of the index was read in full since the last time. */
+static bool share_scored(void *ud, struct bench_metric *out)
+{
+    struct attention_bench *a = ud;
+    const struct msa_counts *now = attention_msa_counts(a->attention[a->kind]);
+    double blocks = (double)(now->blocks - a->counts.blocks);
+    double scored = (double)(now->scored - a->counts.scored);
+    a->counts = *now;
+    if (a->kind != KIND_MSA || blocks == 0)
+        return false;
+    struct bench_series percent = {.n = 1, .values = {100 * scored / blocks}};
+    *out = bench_metric_of("blocks_scored_percent", "% of blocks scored", &percent, NULL, NULL);
+    return true;
 }
 
 static void run_one(struct bench *b, struct attention_bench *a, enum kv_format format, int depth,
@@ -183,8 +209,10 @@ static void run_one(struct bench *b, struct attention_bench *a, enum kv_format f
                            .bytes = w.bytes,
                            .ops = w.ops,
                            .kind = format == KV_INT8 ? BENCH_Q8 : BENCH_F32,
-                           .shows_time = true};
-    bench_case_run(b, &c);
+                           .shows_time = true,
+                           .more = share_scored};
+    a->counts = *attention_msa_counts(a->attention[a->kind]);
+    (void)bench_case_run(b, &c);
 }
 
 static int run_depth(struct bench *b, const struct attention_bench *as, enum kv_format format,
@@ -208,7 +236,7 @@ static int parse_kinds(const char *text, struct attention_bench *a, struct err *
     bool has_sparse = a->model->sparse.block_size > 0;
     if (!text) {
         a->wanted[KIND_FULL] = true;
-        a->wanted[KIND_MSA] = has_sparse;
+        a->wanted[KIND_MSA] = a->wanted[KIND_WINDOW] = has_sparse;
         return 0;
     }
     for (const char *at = text; *at; at += *at == ',') {
@@ -217,9 +245,10 @@ static int parse_kinds(const char *text, struct attention_bench *a, struct err *
         while (kind < N_KINDS &&
                (strlen(kind_names[kind]) != len || strncmp(at, kind_names[kind], len) != 0))
             kind++;
-        if (kind == N_KINDS || (kind == KIND_MSA && !has_sparse))
+        if (kind == N_KINDS || (kind != KIND_FULL && !has_sparse))
             return err_set(e, E_INVALID, "--kind: found \"%s\", expected %s", text,
-                           has_sparse ? "full, msa or both" : "full (msa is --geometry m3's)");
+                           has_sparse ? "some of full,msa,scan,window"
+                                      : "full (the others are --geometry m3's)");
         a->wanted[kind] = true;
         at += len;
     }

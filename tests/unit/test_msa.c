@@ -108,7 +108,9 @@ static void open_scene(struct scene *s, int block_size, int top_k, int n_keys, i
     size_t pages = (size_t)n_keys / KV_PAGE_TOKENS + 1;
     CHECK_INT(kv_open(&s->model, KV_BF16, pages * kv_page_bytes(&s->model, KV_BF16), &s->kv, &e),
               0);
-    CHECK_INT(msa_open(&s->msa, &s->model.sparse, max_rows, s->model.max_positions, &e), 0);
+    struct msa_options o = {
+        .max_rows = max_rows, .max_positions = s->model.max_positions, .n_layers = 3};
+    CHECK_INT(msa_open(&s->msa, &s->model.sparse, &o, &e), 0);
     CHECK_INT(kv_reserve(s->kv, &s->seq, n_keys), 0);
     s->keys = mem_array((size_t)n_keys * DIM, sizeof *s->keys);
     for (int j = 0; j < n_keys; j++) {
@@ -236,6 +238,119 @@ TEST(msa_takes_keys_that_are_no_numbers_for_no_score)
     for (int head = 0; head < HEADS; head++) {
         const int32_t want[] = {4, 7, 12};
         CHECK_BYTES(msa_blocks(&s.msa, 0, head), want, sizeof want);
+    }
+    close_scene(&s);
+}
+
+/* ---- with bounds and without ---- */
+
+enum look { LOOK_RANDOM, LOOK_TOPICS, LOOK_EQUAL, LOOK_TIES, LOOK_TINY, LOOK_ODD, LOOKS };
+
+/* Keys of one look; queries that look for something in them. */
+static void dress(struct scene *s, enum look look, struct rng *r)
+{
+    float topic[8][DIM];
+    for (int i = 0; i < 8 * DIM; i++)
+        topic[i / DIM][i % DIM] = (float)rng_normal(r);
+    for (int j = 0; j < s->n_keys; j++) {
+        float key[DIM];
+        int of = look == LOOK_TIES ? j / 16 % 3 : (int)rng_below(r, look == LOOK_TOPICS ? 200 : 8);
+        for (int d = 0; d < DIM; d++) {
+            float own = (float)rng_normal(r);
+            key[d] = look == LOOK_RANDOM ? own : look == LOOK_EQUAL ? 1.0f : topic[of % 8][d];
+            key[d] = look == LOOK_TOPICS ? (of < 8 ? 2 * topic[of][d] : 0.3f * own) : key[d];
+            key[d] *= look == LOOK_TINY ? 1e-40f : 1.0f;
+        }
+        if (look == LOOK_ODD && of == 3)
+            key[of] = rng_below(r, 2) ? NAN : INFINITY;
+        kv_index_write(s->kv, &s->seq, 2, j, key);
+    }
+    for (int row = 0; row < s->msa.max_rows; row++)
+        for (int i = 0; i < HEADS * DIM; i++)
+            s->msa.queries[(size_t)row * s->msa.query_stride + (size_t)i] =
+                topic[(row + i / DIM) % 8][i % DIM] * (look == LOOK_TINY ? 1e-3f : 1.0f);
+}
+
+static void choose_both_ways(struct scene *s, int n_rows)
+{
+    struct err e = {0};
+    struct msa_options o = {.max_rows = s->msa.max_rows,
+                            .max_positions = s->model.max_positions,
+                            .n_layers = 3,
+                            .choice = MSA_SCAN};
+    struct msa scan;
+    struct row_group group = {.seq = &s->seq, .n_rows = n_rows, .position = s->n_keys - 16};
+    int32_t which = 0;
+    CHECK_INT(msa_open(&scan, &s->model.sparse, &o, &e), 0);
+    memcpy(scan.queries, s->msa.queries,
+           (size_t)n_rows * s->msa.query_stride * sizeof *scan.queries);
+    msa_choose(&s->msa, &s->compute, s->kv, 2, &group, &which, 1);
+    msa_choose(&scan, &s->compute, s->kv, 2, &group, &which, 1);
+    for (int row = 0; row < n_rows; row++)
+        for (int head = 0; head < HEADS; head++)
+            CHECK_BYTES(msa_blocks(&s->msa, row, head), msa_blocks(&scan, row, head),
+                        (size_t)s->model.sparse.top_k * sizeof(int32_t));
+    CHECK_INT(scan.counts.scored, scan.counts.blocks);
+    CHECK_INT(scan.counts.blocks, s->msa.counts.blocks);
+    msa_close(&scan);
+}
+
+TEST(msa_choose_with_bounds_finds_what_a_scan_finds)
+{
+    static const int sizes[][2] = {{16, 4}, {128, 3}, {64, 5}};
+    struct rng r = test_rng();
+    for (int look = 0; look < LOOKS; look++)
+        for (int i = 0; i < 3; i++)
+            for (int n_rows = 1; n_rows <= 16; n_rows += 15) {
+                struct scene s;
+                open_scene(&s, sizes[i][0], sizes[i][1], sizes[i][0] * sizes[i][1] * 20 + 16, 16, 2,
+                           kernels_best()->name, &r);
+                dress(&s, (enum look)look, &r);
+                choose_both_ways(&s, n_rows);
+                /* Nothing can be left out of equal ones; a topic's blocks are few. */
+                if (look == LOOK_EQUAL)
+                    CHECK_INT(s.msa.counts.scored, s.msa.counts.blocks);
+                if (look == LOOK_TOPICS && i == 0 && n_rows == 1)
+                    CHECK(s.msa.counts.scored < s.msa.counts.blocks);
+                close_scene(&s);
+            }
+}
+
+TEST(msa_goes_without_bounds_where_they_do_not_pay_and_tries_again)
+{
+    struct rng r = test_rng();
+    struct scene s;
+    open_scene(&s, 16, 4, 16 * 80 + 16, 16, 1, kernels_best()->name, &r);
+    dress(&s, LOOK_EQUAL, &r);
+    int n_without = 0;
+    for (int step = 0; step < 60; step++) {
+        n_without += s.msa.layers[2].n_without > 0;
+        choose_both_ways(&s, 1);
+        s.msa.counts = (struct msa_counts){0};
+    }
+    CHECK(n_without >= 56);
+    CHECK_INT(s.msa.layers[2].penalty, 64);
+    dress(&s, LOOK_TOPICS, &r);
+    for (int step = 0; step < 64; step++) {
+        choose_both_ways(&s, 1);
+        s.msa.counts = (struct msa_counts){0};
+    }
+    CHECK_INT(s.msa.layers[2].penalty, 0);
+    close_scene(&s);
+}
+
+TEST(msa_last_is_a_window)
+{
+    struct rng r = test_rng();
+    struct scene s;
+    open_scene(&s, 16, 4, 300, 16, 1, "portable", &r);
+    s.msa.choice = MSA_LAST;
+    struct row_group group = {.seq = &s.seq, .n_rows = 2, .position = 200};
+    int32_t which = 0;
+    msa_choose(&s.msa, &s.compute, s.kv, 2, &group, &which, 1);
+    for (int head = 0; head < HEADS; head++) {
+        const int32_t want[] = {9, 10, 11, 12};
+        CHECK_BYTES(msa_blocks(&s.msa, 1, head), want, sizeof want);
     }
     close_scene(&s);
 }

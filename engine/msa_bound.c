@@ -1,0 +1,275 @@
+/* engine/msa_bound.c - the choice of msa.h without reading every key.
+ *
+ * For a row and head let n = top_k - 1.  The bounds of all blocks are computed; the n blocks with
+ * the largest are tried, that is scored, for all heads.  The n-th best score of a head so far is
+ * what a block needs: n blocks have it, so one whose bound, and with it its score, is below it is not
+ * chosen (one that equals it may be: ties go by number).  All others are scored, the rest count
+ * as without a score, and the rule decides as it does after a plain scan. */
+#include <string.h>
+
+#include "engine/msa_parts.h"
+
+enum {
+    /* Contexts of fewer blocks than so many times top_k are scanned: trying would be most of it. */
+    LEAST_BLOCKS = 12,
+    /* Bounds cost a quarter of a scan.  If more than so many percent of the blocks were scored, the
+     * next waves of the layer go without: 16, and twice as many each time that nothing changed. */
+    MOST_PERCENT = 60,
+    FIRST_PENALTY = 16,
+    LARGEST_PENALTY = 256,
+    TRIES_PER_THREAD = 4,
+};
+
+static int n_tries(const struct msa *m)
+{
+    return m->config.top_k - 1;
+}
+
+static const struct sketch_query *row_sketches(const struct msa *m, int row)
+{
+    return m->sketches + (size_t)row * (size_t)m->config.n_heads;
+}
+
+static int8_t *row_integers(const struct msa *m, int row)
+{
+    return m->integers + (size_t)row * (size_t)m->config.n_heads * m->integer_stride;
+}
+
+static const float *row_queries(const struct msa *m, int row)
+{
+    return m->queries + (size_t)row * m->query_stride;
+}
+
+/* Of the step. */
+static int step_row(const struct msa *m, const struct msa_row *r)
+{
+    return msa_group(m, r->group)->first_row + r->row;
+}
+
+/* Task = row of the wave. */
+static void sketch_task(void *ctx, int task)
+{
+    struct msa *m = ctx;
+    int row = step_row(m, &m->rows[task]), dim = m->config.head_dim;
+    struct sketch_query *out = m->sketches + (size_t)row * (size_t)m->config.n_heads;
+    m->is_sketched[row] = true;
+    for (int head = 0; head < m->config.n_heads; head++)
+        if (!sketch_query(row_queries(m, row) + (size_t)head * (size_t)dim, dim,
+                          row_integers(m, row) + (size_t)head * m->integer_stride, &out[head]))
+            m->is_sketched[row] = false;
+}
+
+/* ---- bounds ---- */
+
+static void bound_keys(const struct msa *m, int group, int block, int first_key, int n_keys)
+{
+    const struct row_group *g = msa_group(m, group);
+    int page = first_key / KV_PAGE_TOKENS, unit = first_key % KV_PAGE_TOKENS / SKETCH_UNIT;
+    const char *sketch = kv_index_sketch(m->kv, g->seq, m->layer, page);
+    struct sketch_block b = {.q_stride = m->integer_stride,
+                             .n_queries = m->config.n_heads,
+                             .head_dim = m->config.head_dim,
+                             .unit_bytes = sketch_unit_bytes(m->config.head_dim),
+                             .n_keys = n_keys,
+                             .largest_stride = (size_t)m->n_blocks};
+    b.sketch = sketch + (size_t)unit * b.unit_bytes;
+    if (page + 1 < g->seq->n_pages)
+        b.next = kv_index_sketch(m->kv, g->seq, m->layer, page + 1);
+    for (int row = 0; row < g->n_rows; row++) {
+        b.q = row_integers(m, g->first_row + row);
+        b.queries = row_sketches(m, g->first_row + row);
+        b.largest = msa_scores(m, group, row) + block;
+        m->compute->kernels->index_bound(&b);
+        b.next = NULL;
+    }
+}
+
+/* Task = (span of blocks, group), groups fastest. */
+static void bound_task(void *ctx, int task)
+{
+    const struct msa *m = ctx;
+    int group = task % m->n_wave, size = m->config.block_size;
+    int first = task / m->n_wave * m->span_blocks, end = msa_begin_span(m, group, first);
+    int step = min_int(size, KV_PAGE_TOKENS);
+    for (int b = first; b < end; b++)
+        for (int key = b * size; key < (b + 1) * size; key += step)
+            bound_keys(m, group, b, key, step);
+}
+
+/* ---- what is needed ---- */
+
+/* A block's scores for all heads of a row: largest [n_heads, stride].  `next`: what will be read
+ * after it, or NULL. */
+static void score_block(const struct msa *m, const struct row_group *g, int row, int block,
+                        float *largest, size_t stride, const void *next)
+{
+    int size = m->config.block_size, step = min_int(size, KV_PAGE_TOKENS), end = (block + 1) * size;
+    for (int head = 0; head < m->config.n_heads; head++)
+        largest[(size_t)head * stride] = -INFINITY;
+    for (int key = block * size; key < end; key += step) {
+        struct index_block b = msa_index_block(m, g, key, step);
+        b.q = row_queries(m, row);
+        b.largest = largest;
+        b.largest_stride = stride;
+        b.next = next;
+        if (key + step < end)
+            b.next = kv_index_page(m->kv, g->seq, m->layer, (key + step) / KV_PAGE_TOKENS);
+        m->compute->kernels->index_largest[kv_index_format(kv_format_of(m->kv))](&b);
+    }
+}
+
+static bool is_among(const int32_t *blocks, int n, int32_t block)
+{
+    for (int i = 0; i < n; i++)
+        if (blocks[i] == block)
+            return true;
+    return false;
+}
+
+/* The i-th block of one head, unless a head before it tries the same. */
+static void try_one(const struct msa *m, const struct msa_row *r, int head, int i)
+{
+    int row = step_row(m, r), n = n_tries(m);
+    int32_t block = msa_chosen(m, row, head)[i];
+    size_t heads = (size_t)m->config.n_heads;
+    size_t index = ((size_t)row * heads + (size_t)head) * (size_t)n + (size_t)i;
+    float *scores = m->tried + index * heads;
+    for (int before = 0; before < head; before++)
+        if (is_among(msa_chosen(m, row, before), n, block)) {
+            for (size_t h = 0; h < heads; h++)
+                scores[h] = -INFINITY;
+            return;
+        }
+    score_block(m, msa_group(m, r->group), row, block, scores, 1, NULL);
+}
+
+/* Task = (row of the wave, head, some of its tries). */
+static void try_task(void *ctx, int task)
+{
+    const struct msa *m = ctx;
+    int n = n_tries(m), parts = (n + m->tries_per_task - 1) / m->tries_per_task;
+    int first = task % parts * m->tries_per_task, head = task / parts % m->config.n_heads;
+    const struct msa_row *r = &m->rows[task / parts / m->config.n_heads];
+    for (int i = first; i < min_int(first + m->tries_per_task, n); i++)
+        try_one(m, r, head, i);
+}
+
+/* The n-th largest of `count` numbers `stride` apart, count >= n >= 1; `room` [n]. */
+static float nth_largest(const float *x, size_t count, size_t stride, int n, float *room)
+{
+    int kept = 0;
+    for (size_t i = 0; i < count; i++) {
+        float value = x[i * stride];
+        if (kept == n && !(value > room[n - 1]))
+            continue;
+        int at = kept < n ? kept++ : n - 1;
+        for (; at > 0 && room[at - 1] < value; at--)
+            room[at] = room[at - 1];
+        room[at] = value;
+    }
+    return room[n - 1];
+}
+
+/* Task = row of the wave.  A head's own tries are among all, so there are n at least; its list of
+ * blocks, which has done its work, makes room. */
+static void need_task(void *ctx, int task)
+{
+    const struct msa *m = ctx;
+    int row = step_row(m, &m->rows[task]), n = n_tries(m);
+    size_t heads = (size_t)m->config.n_heads, count = heads * (size_t)n;
+    for (size_t head = 0; head < heads; head++) {
+        size_t index = (size_t)row * heads + head;
+        float *room = (float *)(void *)msa_chosen(m, row, (int)head);
+        m->needed[index] =
+            nth_largest(m->tried + (size_t)row * count * heads + head, count, heads, n, room);
+    }
+}
+
+/* ---- the blocks that are left ---- */
+
+/* The first block from `at` on that may be chosen; the others' bounds become no score. */
+static int next_wanted(const struct msa *m, float *bounds, const float *needed, int at, int end)
+{
+    size_t stride = (size_t)m->n_blocks;
+    int heads = m->config.n_heads;
+    for (; at < end; at++) {
+        for (int head = 0; head < heads; head++)
+            if (bounds[(size_t)head * stride + (size_t)at] >= needed[head])
+                return at;
+        for (int head = 0; head < heads; head++)
+            bounds[(size_t)head * stride + (size_t)at] = -INFINITY;
+    }
+    return end;
+}
+
+/* Task = (span of blocks, group), groups fastest.  Scores take their bounds' places. */
+static void score_task(void *ctx, int task)
+{
+    struct msa *m = ctx;
+    int group = task % m->n_wave, size = m->config.block_size;
+    const struct row_group *g = msa_group(m, group);
+    int first = task / m->n_wave * m->span_blocks;
+    int end = min_int(first + m->span_blocks, msa_own_block(m, g)), n = 0;
+    for (int i = 0; i < g->n_rows; i++) {
+        int row = g->first_row + i;
+        float *scores = msa_scores(m, group, i);
+        const float *needed = m->needed + (size_t)row * (size_t)m->config.n_heads;
+        for (int next, b = next_wanted(m, scores, needed, first, end); b < end; b = next, n++) {
+            next = next_wanted(m, scores, needed, b + 1, end);
+            const void *ahead = NULL;
+            if (next < end)
+                ahead = kv_index_page(m->kv, g->seq, m->layer, next * size / KV_PAGE_TOKENS);
+            score_block(m, g, row, b, scores + b, (size_t)m->n_blocks, ahead);
+        }
+    }
+    atomic_fetch_add_explicit(&m->n_scored, n, memory_order_relaxed);
+}
+
+/* ---- whether it pays ---- */
+
+static bool has_sketches(const struct msa *m)
+{
+    for (int i = 0; i < m->n_rows; i++)
+        if (!m->is_sketched[step_row(m, &m->rows[i])])
+            return false;
+    return true;
+}
+
+static void learn(struct msa_layer *l, int64_t scored, int64_t blocks)
+{
+    if (scored * 100 <= blocks * MOST_PERCENT) {
+        l->penalty = 0;
+        return;
+    }
+    l->penalty = l->penalty == 0 ? FIRST_PENALTY : min_int(2 * l->penalty, LARGEST_PENALTY);
+    l->n_without = l->penalty;
+}
+
+bool msa_bound_wave(struct msa *m, int64_t blocks)
+{
+    struct msa_layer *l = &m->layers[m->layer];
+    struct pool *pool = m->compute->pool;
+    if (!m->has_bounds || m->n_blocks < LEAST_BLOCKS * m->config.top_k)
+        return false;
+    if (l->n_without > 0) {
+        l->n_without--;
+        return false;
+    }
+    pool_run(pool, sketch_task, m, m->n_rows);
+    if (!has_sketches(m))
+        return false;
+    atomic_store_explicit(&m->n_scored, 0, memory_order_relaxed);
+    pool_run(pool, bound_task, m, msa_spans(m) * m->n_wave);
+    msa_select_all(m);
+    int lists = m->n_rows * m->config.n_heads;
+    m->tries_per_task = lists < TRIES_PER_THREAD * pool_threads(pool) ? 1 : n_tries(m);
+    int parts = (n_tries(m) + m->tries_per_task - 1) / m->tries_per_task;
+    pool_run(pool, try_task, m, lists * parts);
+    pool_run(pool, need_task, m, m->n_rows);
+    pool_run(pool, score_task, m, msa_spans(m) * m->n_wave);
+    msa_select_all(m);
+    int64_t scored = atomic_load_explicit(&m->n_scored, memory_order_relaxed);
+    m->counts.scored += scored;
+    learn(l, scored, blocks);
+    return true;
+}
