@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "engine/kernels.h"
+#include "engine/index_sketch.h"
 #include "engine/kv.h"
 #include "model/config.h"
 #include "rpc/wire.h"
@@ -90,7 +91,9 @@ static int set_cache(struct plan_model *m, const struct model_config *c, enum kv
     m->position_bytes = (double)page / KV_PAGE_TOKENS;
     m->index_bytes = index;
     m->reads_all = n_full == c->n_layers;
-    m->read_position_bytes = n_full * layer + index;
+    /* As if every index key were read: what bounds save depends on the text (engine/msa.h). */
+    double sketch = (double)sketch_unit_bytes(c->sparse.head_dim) / SKETCH_UNIT;
+    m->read_position_bytes = n_full * layer + index - (c->n_layers - n_full) * sketch;
     m->read_fixed_bytes = (c->n_layers - n_full) * layer * c->sparse.block_size * c->sparse.top_k;
     return 0;
 }

@@ -41,7 +41,7 @@ TEST(plan_knows_the_sizes_of_m2)
 TEST(plan_knows_the_sizes_of_m3)
 {
     struct plan_model m = model("m3", "bf16,kv=bf16");
-    CHECK(m.position_bytes == 137472);
+    CHECK(m.position_bytes == 141348);
     CHECK(m.expert_bytes == 2.0 * 56623104);
     /* 852.3 GB of BF16, routers in f32. */
     double all = 57.0 * 128 * m.expert_bytes + m.attention_bytes + m.head_bytes + m.embedding_bytes;
@@ -51,14 +51,14 @@ TEST(plan_knows_the_sizes_of_m3)
     double cache = plan_model_attention_bytes(&m, 1, 131072) - none;
     CHECK(cache > 2.95 * GB && cache < 2.965 * GB);
     cache = plan_model_attention_bytes(&m, 1, 100) - none;
-    CHECK(cache == 137472.0 * 100);
+    CHECK(cache == 141348.0 * 100);
     cache = plan_model_attention_bytes(&m, 1, 1 << 20) - none;
     CHECK(cache > 21.97 * GB && cache < 21.99 * GB);
     /* 3 dense layers, 57 with experts, a shared one, sparse attention and an index. */
     CHECK_INT(m.n_all_layers, 60);
     CHECK_INT(m.n_layers, 57);
     CHECK_INT(m.n_sparse_layers, 57);
-    CHECK(m.index_bytes == 14592);
+    CHECK(m.index_bytes == 14592 + 57 * 68);
     CHECK_NEAR(m.attention_bytes,
                2.0 * (6417285120.0 + 679477248.0 + 3227516928.0 + 224133120.0) + 4 * 44833920.0,
                1e-6 * GB);
@@ -75,9 +75,9 @@ TEST(plan_knows_what_a_million_positions_take)
     struct plan_model m = model("m3", "q4,kv=bf16");
     struct err e = {0};
     CHECK_INT(m.max_positions, 1 << 20);
-    CHECK(plan_model_stream_bytes(&m, 1 << 20) == 137472.0 * (1 << 20)); /* 144 GB */
-    CHECK(plan_model_stream_bytes(&m, 32768) == 137472.0 * 32768);
-    CHECK(plan_model_stream_bytes(&m, 1) == 137472.0 * 64); /* a page */
+    CHECK(plan_model_stream_bytes(&m, 1 << 20) == 141348.0 * (1 << 20)); /* 148 GB */
+    CHECK(plan_model_stream_bytes(&m, 32768) == 141348.0 * 32768);
+    CHECK(plan_model_stream_bytes(&m, 1) == 141348.0 * 64); /* a page */
     CHECK_INT(plan_model_check_context(&m, 1 << 20, &e), 0);
     CHECK_INT(plan_model_check_context(&m, (1 << 20) + 1, &e), E_RANGE);
     CHECK_HAS(e.text, "--context 1048577");
