@@ -4,8 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "engine/kernels.h"
 #include "engine/index_sketch.h"
+#include "engine/kernels.h"
 #include "engine/kv.h"
 #include "model/config.h"
 #include "rpc/wire.h"
