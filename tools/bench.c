@@ -201,7 +201,8 @@ static const struct verb verbs[] = {
      {OPT_DEPTH, OPT_PROMPT, OPT_GEOMETRY, OPT_KIND, OPT_CACHE},
      "  --geometry NAME      the heads of m2 (default) or m3\n"
      "  --kind LIST          full: every key; m3's: msa: MiniMax Sparse Attention; scan: the same\n"
-     "                       without bounds; window: the last blocks instead of the best (default:\n"
+     "                       without bounds; window: the last blocks instead of the best "
+     "(default:\n"
      "                       full, of m3 full,msa,window, in turn over one cache)\n"
      "  --cache F            only this one of " KV_FORMAT_CHOICES " (default: each)\n"
      "  --depth LIST         positions in the cache (default 4096,16384)\n"
