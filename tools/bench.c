@@ -15,6 +15,7 @@
 #include "tools/bench_rpc.h"
 
 #define REPETITION_NS (100 * CLOCK_MS)
+#define LONG_PASS_NS (5.0 * 1000 * CLOCK_MS)
 enum { DEFAULT_REPEAT = 5, DEFAULT_TOKENS = 32, DEFAULT_PROMPT = 512, MAX_TOKENS = 1 << 20 };
 
 /* ---- measuring ---- */
@@ -52,11 +53,13 @@ static double time_passes(const struct bench_case *c, long passes)
     return (double)(clock_now_ns() - begun_ns) / (double)passes;
 }
 
-/* Twice: the first pass touches memory and starts threads. */
+/* Twice: the first pass touches memory and starts threads.  0: one is long enough. */
 static long passes_of(const struct bench_case *c)
 {
-    time_passes(c, 1);
     double ns = time_passes(c, 1);
+    if (ns >= LONG_PASS_NS)
+        return 0;
+    ns = time_passes(c, 1);
     return ns >= REPETITION_NS ? 1 : (long)(REPETITION_NS / (ns + 1)) + 1;
 }
 
@@ -69,7 +72,9 @@ double bench_case_run(struct bench *b, const struct bench_case *c)
 {
     struct bench_series reads = {0}, rates = {0}, milliseconds = {0}, read_peak = {0}, peak = {0};
     long passes = passes_of(c);
-    for (int i = 0; i < b->options->repeat; i++) {
+    int repeat = passes == 0 ? 1 : b->options->repeat;
+    passes = passes == 0 ? 1 : passes;
+    for (int i = 0; i < repeat; i++) {
         if (!c->is_serial && c->bytes > 0)
             bench_series_add(&read_peak, bench_probe_read_gb_s(b->probe));
         if (!c->is_serial && c->ops > 0)
@@ -142,6 +147,7 @@ enum {
     OPT_COPY,
     OPT_KIND,
     OPT_CACHE,
+    OPT_SVG,
     OPT_TEXT
 };
 static const struct option long_options[] = {
@@ -166,6 +172,7 @@ static const struct option long_options[] = {
     {"copy", no_argument, NULL, OPT_COPY},
     {"kind", required_argument, NULL, OPT_KIND},
     {"cache", required_argument, NULL, OPT_CACHE},
+    {"svg", required_argument, NULL, OPT_SVG},
     {"text", required_argument, NULL, OPT_TEXT},
     {0},
 };
@@ -198,7 +205,7 @@ static const struct verb verbs[] = {
      bench_kernels},
     {"attention",
      "one layer's attention over a full cache",
-     {OPT_DEPTH, OPT_PROMPT, OPT_GEOMETRY, OPT_KIND, OPT_CACHE},
+     {OPT_DEPTH, OPT_PROMPT, OPT_GEOMETRY, OPT_KIND, OPT_CACHE, OPT_SVG},
      "  --geometry NAME      the heads of m2 (default) or m3\n"
      "  --kind LIST          full: every key; m3's: msa: MiniMax Sparse Attention; scan: the same\n"
      "                       without bounds; window: the last blocks instead of the best "
@@ -206,7 +213,8 @@ static const struct verb verbs[] = {
      "                       full, of m3 full,msa,window, in turn over one cache)\n"
      "  --cache F            only this one of " KV_FORMAT_CHOICES " (default: each)\n"
      "  --depth LIST         positions in the cache (default 4096,16384)\n"
-     "  --prompt N           rows of a prefill step (default 128; 1: decoding only)\n",
+     "  --prompt N           rows of a prefill step (default 512; 1: decoding only)\n"
+     "  --svg FILE           also a plot: milliseconds over positions\n",
      bench_attention},
     {"decode",
      "tokens one by one through the whole model",
@@ -332,6 +340,9 @@ static int take_option(struct bench_options *o, int code, const char *value, str
         return 0;
     case OPT_TEXT:
         o->text_file = value;
+        return 0;
+    case OPT_SVG:
+        o->svg = value;
         return 0;
     case OPT_VOCAB:
         return take_int("vocab", value, INT_MAX / 2, &o->vocab, e);

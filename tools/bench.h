@@ -33,8 +33,8 @@ struct bench_options {
     struct local_engine_options engine; /* model, kernels, threads, chunk */
     const char *formats;                /* as given, or NULL */
     const char *geometry;
-    const char *kinds, *cache; /* of bench attention */
-    const char *text_file;     /* of bench tokenizer */
+    const char *kinds, *cache, *svg; /* of bench attention */
+    const char *text_file;           /* of bench tokenizer */
     bool all_kernels, as_json;
     int vocab, experts, batch, tokens, prompt, repeat;
     struct bench_list rows, depths;
@@ -67,8 +67,8 @@ struct bench_case {
     /* One more figure, asked for after the last pass; NULL or false: none. */
     bool (*more)(void *ud, struct bench_metric *out);
 };
-/* A pass to warm up, then `repeat` repetitions of a tenth of a second or more, each right
- * after the probes.  Returns the median milliseconds of a pass. */
+/* A pass to warm up, then `repeat` repetitions of a tenth of a second or more - one, where a pass
+ * takes five seconds -, each right after the probes.  Returns the median milliseconds of a pass. */
 double bench_case_run(struct bench *b, const struct bench_case *c);
 /* Which probe bounds a weight format. */
 enum bench_arithmetic_kind bench_kind_of(enum weight_format f);

@@ -4,18 +4,23 @@
  * The layer has M2's or M3's heads but a hidden size of 16, so that its projections cost nothing
  * and what remains is norms, rotation, appending, the scores, the sum over values and the merge;
  * of sparse attention also the scoring and the choice of blocks.  Both kinds of M3 run in turn
- * over one cache, so that their ratio means something on a busy machine too. */
+ * over one cache, so that their ratio means something on a busy machine too.
+ *
+ * A row's hidden vector is nearly one of 16 directions, another one in every pass, for each of which
+ * the index heads look for something (bench_fill.h). */
 #include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/must.h"
 #include "engine/attention.h"
 #include "engine/forward.h"
 #include "tools/bench.h"
 #include "tools/bench_fill.h"
+#include "tools/bench_plot.h"
 #include "tools/bench_random.h"
 
-enum { HIDDEN = 16, DEFAULT_PROMPT = 128, N_MATRICES = 6 };
+enum { HIDDEN = 16, DEFAULT_PROMPT = 512, N_MATRICES = 6, INDEX_Q = 4, INDEX_K = 5 };
 
 #define ONE_LAYER \
     .vocab_size = 16, .hidden_size = HIDDEN, .n_layers = 1, .head_dim = 128, .rotary_dim = 64, \
@@ -45,9 +50,10 @@ struct attention_bench {
     struct kv *kv;
     struct kv_seq seq;
     float *x;
-    int rows;
+    int rows, pass;
     enum kind kind; /* that is measured */
     struct msa_counts counts;
+    struct bench_plot *plot;
 };
 
 static void body(void *ud)
@@ -55,6 +61,10 @@ static void body(void *ud)
     struct attention_bench *a = ud;
     struct step_seq q = {.kv = &a->seq, .position = a->seq.length, .n_tokens = a->rows};
     struct step s = {.n_seqs = 1, .seqs = &q};
+    for (int row = 0; row < a->rows; row++)
+        for (int i = 0; i < HIDDEN; i++)
+            a->x[row * HIDDEN + i] = i == (row + a->pass) % HIDDEN ? 1.0f : 0.02f;
+    a->pass++;
     attention_begin(a->attention[a->kind], &s);
     attention_layer(a->attention[a->kind], &a->weights[a->kind], a->kv, 0, a->x);
 }
@@ -72,6 +82,23 @@ static void close_all(struct attention_bench *a)
     kv_close(&a->kv);
 }
 
+/* Column i makes the i-th query of every head. */
+static void aim_index(struct attention_bench *a)
+{
+    const struct sparse_config *s = &a->model->sparse;
+    struct matrix *m = &a->matrices[INDEX_Q].m;
+    float *panels = m->panels, *queries;
+    int rows = s->n_heads * s->head_dim;
+    must(m->padded_cols == HIDDEN && m->rows == rows);
+    queries = mem_array((size_t)rows * HIDDEN, sizeof(*queries));
+    bench_fill_index_queries(a->model, 0, s->n_heads * HIDDEN, queries);
+    for (int row = 0; row < rows; row++)
+        for (int i = 0; i < HIDDEN; i++)
+            panels[(row / PANEL_ROWS * HIDDEN + i) * PANEL_ROWS + row % PANEL_ROWS] =
+                queries[i * rows + row];
+    mem_free(queries);
+}
+
 static int open_weights(struct attention_bench *a, struct err *e)
 {
     const struct model_config *m = a->model;
@@ -87,6 +114,8 @@ static int open_weights(struct attention_bench *a, struct err *e)
     for (int i = 0; i < (is_sparse ? N_MATRICES : 4) && rc == 0; i++)
         rc = bench_matrix_open(&a->matrices[i], FORMAT_F32, sizes[i][0], sizes[i][1], (uint64_t)i,
                                e);
+    if (rc == 0 && is_sparse)
+        aim_index(a);
     a->ones = mem_aligned((size_t)q * sizeof(float));
     for (int i = 0; i < q; i++)
         a->ones[i] = 1;
@@ -97,8 +126,8 @@ static int open_weights(struct attention_bench *a, struct err *e)
                                   .input_norm = a->ones,
                                   .q_norm = a->ones,
                                   .k_norm = a->ones,
-                                  .index_q = a->matrices[4].m,
-                                  .index_k = a->matrices[5].m,
+                                  .index_q = a->matrices[INDEX_Q].m,
+                                  .index_k = a->matrices[INDEX_K].m,
                                   .index_q_norm = a->ones,
                                   .index_k_norm = a->ones};
     for (int kind = 0; kind < N_KINDS; kind++) {
@@ -146,7 +175,6 @@ static int open_all(struct attention_bench *a, struct bench *b, enum kv_format f
         return rc;
     }
     a->x = mem_aligned((size_t)prompt * HIDDEN * sizeof(float));
-    bench_random_floats(a->x, (size_t)prompt * HIDDEN, 3);
     bench_fill_cache(a->model, a->kv, &a->seq, depth, b->compute.pool);
     return 0;
 }
@@ -212,7 +240,10 @@ static void run_one(struct bench *b, struct attention_bench *a, enum kv_format f
                            .shows_time = true,
                            .more = share_scored};
     a->counts = *attention_msa_counts(a->attention[a->kind]);
-    (void)bench_case_run(b, &c);
+    double milliseconds = bench_case_run(b, &c);
+    snprintf(name, sizeof(name), "%s %s, %s", kind_names[a->kind], kv_format_name(format),
+             rows == 1 ? "one row" : "a prefill step");
+    bench_plot_add(a->plot, name, depth, milliseconds);
 }
 
 static int run_depth(struct bench *b, const struct attention_bench *as, enum kv_format format,
@@ -273,8 +304,20 @@ static int parse_what(const struct bench_options *o, struct attention_bench *a,
     return parse_kinds(o->kinds, a, e);
 }
 
+static int write_plot(const struct bench_plot *plot, const char *path, struct err *e)
+{
+    struct buf text = {0};
+    bench_plot_write(plot, &text);
+    int rc = buf_write_file(&text, path, e);
+    buf_fini(&text);
+    return rc;
+}
+
 int bench_attention(const struct bench_options *o, struct err *e)
 {
+    struct bench_plot plot = {.title = "One layer's attention",
+                              .x_label = "positions in the cache",
+                              .y_label = "milliseconds"};
     struct bench b;
     struct attention_bench a;
     enum kv_format format = KV_F32, last = KV_F32;
@@ -287,9 +330,12 @@ int bench_attention(const struct bench_options *o, struct err *e)
                         o->engine.kernels ? kernels_named(o->engine.kernels) : kernels_best(), e);
     if (rc < 0)
         return rc;
+    a.plot = &plot;
     for (; format <= last && rc == 0; format++)
         for (int i = 0; i < depths.n && rc == 0; i++)
             rc = run_depth(&b, &a, format, depths.values[i], e);
     bench_close(&b);
+    if (rc == 0 && o->svg)
+        rc = write_plot(&plot, o->svg, e);
     return rc;
 }

@@ -8,3 +8,7 @@
  * and makes that its length. */
 void bench_fill_cache(const struct model_config *config, struct kv *kv, struct kv_seq *seq,
                       int n_positions, struct pool *pool);
+
+/* Queries [n, index dim], before norm and rotation, that look for something in the index keys that
+ * bench_fill_cache() writes to a sparse layer: a topic and a rare word of theirs. */
+void bench_fill_index_queries(const struct model_config *config, int layer, int n, float *queries);
