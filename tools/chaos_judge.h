@@ -71,6 +71,7 @@ struct chaos_measures {
     double after_per_s, remaining_per_s;
     int64_t growth_bytes; /* of the process that grew most, while it was attacked */
     long long n_attacks;
+    int64_t stalled_ns; /* longest that chaos itself waited for a CPU while clients streamed */
 };
 
 /* What is promised.  A pause may last pause_ms and pause_steps steps, and where sequences are fed

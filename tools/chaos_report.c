@@ -77,6 +77,9 @@ static void print_findings(const struct chaos_scenario *s, const struct chaos_re
     if (r->outcome == CHAOS_MISSED && r->pause_from_us > 0)
         buf_printf(out, "%sthe longest pause began at %s\n", indent,
                    time_text(r->pause_from_us, (char[32]){0}));
+    if (r->outcome == CHAOS_MISSED && m->stalled_ns > CHAOS_OUTAGE_NS)
+        buf_printf(out, "%sthe machine was busy with other work: %.0f ms without a CPU\n", indent,
+                   ms(m->stalled_ns));
     if (m->remaining_per_s > 0)
         buf_printf(out,
                    "%s%.0f tokens/s without the silent node, %.0f %% of what the others give\n",
@@ -188,6 +191,7 @@ static json_t *verdict_object(const struct chaos_verdict *v)
 
 static void set_measures(json_t *o, const struct chaos_measures *m)
 {
+    set(o, "stalled_ms", json_real(ms(m->stalled_ns)));
     set(o, "start_s", json_real((double)m->start_ns / CLOCK_S));
     if (m->whole_ns != 0)
         set(o, "whole_s", m->whole_ns < 0 ? json_null() : json_real((double)m->whole_ns / CLOCK_S));

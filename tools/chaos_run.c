@@ -60,15 +60,24 @@ static void show_progress(struct chaos_state *r, int64_t now_ns)
     r->next_progress_ns = now_ns + PROGRESS_S * CLOCK_S;
 }
 
+/* Whoever sleeps for 20 ms and wakes much later was kept from the CPU, and the cluster with it. */
+static void note_stall(struct chaos_state *r, int64_t late_ns)
+{
+    if (r->load && late_ns > r->result->measures.stalled_ns)
+        r->result->measures.stalled_ns = late_ns;
+}
+
 int chaos_pass(struct chaos_state *r, int64_t until_ns, struct err *e)
 {
     for (;;) {
         int64_t now_ns = clock_now_ns();
         struct pollfd p = {.fd = r->chaos->signal_fd, .events = POLLIN};
-        if (poll(&p, 1, clock_left_ms(until_ns, now_ns, 20)) > 0) {
+        int wait_ms = clock_left_ms(until_ns, now_ns, 20);
+        if (poll(&p, 1, wait_ms) > 0) {
             r->chaos->is_interrupted = true;
             return err_set(e, E_CANCELLED, "interrupted");
         }
+        note_stall(r, clock_now_ns() - now_ns - wait_ms * CLOCK_MS);
         reap(r);
         show_progress(r, now_ns);
         if (clock_now_ns() >= until_ns)
