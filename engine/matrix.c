@@ -172,11 +172,16 @@ static float *scale_of(const struct matrix *m, int row, int col)
            col / SCALE_BLOCK;
 }
 
-static void store_quantized(const struct matrix *m, struct block b, const float *from)
+static void store_quantized(const struct packing *p, struct block b, const float *from)
 {
     uint8_t bytes[SCALE_BLOCK * SCALE_BLOCK];
-    fp8_quantize(from, b.n_rows, b.n_cols, bytes, scale_of(m, b.row, b.col));
-    store_bytes(m, b, bytes, b.n_cols);
+    float *scale = scale_of(p->m, b.row, b.col);
+    /* MXFP8 has powers of two, which keep its weights' four bits. */
+    if (p->view->scale.data && p->view->scale.dtype == DTYPE_F8_E8M0)
+        fp8_quantize_powers(from, b.n_rows, b.n_cols, bytes, scale);
+    else
+        fp8_quantize(from, b.n_rows, b.n_cols, bytes, scale);
+    store_bytes(p->m, b, bytes, b.n_cols);
 }
 
 /* FP8 as it is stored: bytes and scale unchanged. */
@@ -281,7 +286,7 @@ static void pack_block(struct packing *p, struct block b)
         store_bf16(m, b, block);
         break;
     case FORMAT_FP8:
-        store_quantized(m, b, block);
+        store_quantized(p, b, block);
         break;
     case FORMAT_Q8:
         store_q8(p, b, block);

@@ -23,7 +23,7 @@ int matrix_view_bytes(const struct linear_view *view, enum weight_format want, s
 /* Packs a checkpoint matrix into panels of the wanted format, over the pool.  `room`, if not
  * NULL, is matrix_view_bytes() bytes aligned to 64, zeroed, that outlive m; otherwise m owns
  * its memory.  Conversions go through exact f32 values: to bf16 by round-to-nearest-even, to
- * fp8 by absmax/448 per 128x128 block, to q8 and q4 by the scale that minimises the squared
+ * fp8 by absmax/448 per 128x128 block (of MXFP8 the power of two from there on), to q8 and q4 by the scale that minimises the squared
  * error (quantise.h).  A packed view becomes a borrowed matrix over the mapping, or a copy if
  * it says so; E_PRECONDITION if `want` is another format, naming both and the remedy.
  * E_CORRUPT if a weight is not finite, naming view->label and the element; E_NOMEM. */

@@ -3,6 +3,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <stdbool.h>
 
 #include "model/halves.h"
 
@@ -57,7 +58,15 @@ static float block_scale(const float *weights, int64_t rows, int64_t cols, int64
     return fmaxf(largest / FP8_MAX, FLT_MIN);
 }
 
-void fp8_quantize(const float *weights, int64_t rows, int64_t cols, uint8_t *bytes, float *scales)
+static float power_from(float x)
+{
+    int exponent;
+    float half = frexpf(x, &exponent);
+    return ldexpf(1.0f, half == 0.5f ? exponent - 1 : exponent);
+}
+
+static void quantize(const float *weights, int64_t rows, int64_t cols, bool has_powers,
+                     uint8_t *bytes, float *scales)
 {
     int64_t block_cols = fp8_blocks(cols, FP8_BLOCK);
     for (int64_t row = 0; row < rows; row += FP8_BLOCK) {
@@ -65,12 +74,25 @@ void fp8_quantize(const float *weights, int64_t rows, int64_t cols, uint8_t *byt
         for (int64_t col = 0; col < cols; col += FP8_BLOCK) {
             int64_t n_cols = min_i64(FP8_BLOCK, cols - col);
             float scale = block_scale(weights + row * cols + col, n_rows, n_cols, cols);
+            if (has_powers)
+                scale = power_from(scale);
             scales[row / FP8_BLOCK * block_cols + col / FP8_BLOCK] = scale;
             for (int64_t r = row; r < row + n_rows; r++)
                 for (int64_t c = col; c < col + n_cols; c++)
                     bytes[r * cols + c] = fp8_encode(weights[r * cols + c] / scale);
         }
     }
+}
+
+void fp8_quantize(const float *weights, int64_t rows, int64_t cols, uint8_t *bytes, float *scales)
+{
+    quantize(weights, rows, cols, false, bytes, scales);
+}
+
+void fp8_quantize_powers(const float *weights, int64_t rows, int64_t cols, uint8_t *bytes,
+                         float *scales)
+{
+    quantize(weights, rows, cols, true, bytes, scales);
 }
 
 void fp8_dequantize(const uint8_t *bytes, const float *scales, int64_t rows, int64_t cols,

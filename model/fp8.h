@@ -30,6 +30,11 @@ uint8_t fp8_encode(float value);
  * (largest magnitude) / 448, or 1 where a block is all zero.  bytes [rows, cols], scales
  * [ceil(rows / 128), ceil(cols / 128)].  The weights must be finite. */
 void fp8_quantize(const float *weights, int64_t rows, int64_t cols, uint8_t *bytes, float *scales);
+/* The same with the smallest power of two that leaves no element above 448: weights of four
+ * significant bits (MXFP8, model/mx.h) stay exact down to 2^-6 of their block's scale, and lie
+ * within 2^-10 of it below. */
+void fp8_quantize_powers(const float *weights, int64_t rows, int64_t cols, uint8_t *bytes,
+                         float *scales);
 /* Number of blocks along an extent: ceil(extent / block); block > 0. */
 int64_t fp8_blocks(int64_t extent, int block);
 /* The inverse of fp8_quantize(): f32 [rows, cols] into out. */
