@@ -30,9 +30,13 @@ static const struct conf_option options[] = {
     {"http.max_body", CONF_BYTES, FIELD(http_max_body), "8MiB", 1024, 1e9, NULL,
      "largest request body"},
     {"http.max_connections", CONF_INT, FIELD(http_max_connections), "1024", 1, 60000, NULL,
-     "client connections at a time"},
+     "client connections at a time; some more are let in to be told so (503)"},
     {"http.idle_timeout_ms", CONF_MS, FIELD(http_idle_timeout_ns), "60000", 1000, 86400000, NULL,
      "a connection on which nothing moves is closed after this time"},
+    {"http.request_ms", CONF_MS, FIELD(http_request_ns), "60000", 100, 86400000, NULL,
+     "a request's header must be there so long after the connection (or the answer before), its "
+     "body so "
+     "long after that (408)"},
     {"http.drain_ms", CONF_MS, FIELD(http_drain_ns), "5000", 0, 3600000, NULL,
      "how long running requests may go on after SIGTERM"},
     {"cluster.listen", CONF_STRING, FIELD(cluster_listen), "tcp://127.0.0.1:7070", 0, 0, NULL,

@@ -15,6 +15,7 @@ struct coordinator_config {
     char *model_path, *model_name;
     char *http_host;
     int64_t http_port, http_max_body, http_max_connections, http_idle_timeout_ns, http_drain_ns;
+    int64_t http_request_ns;
     char *cluster_listen, *cluster_advertise;
     char *key_file, *allow_file, *api_keys_file;
     bool is_insecure;

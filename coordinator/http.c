@@ -9,7 +9,7 @@
  * Lifetimes: an exchange lives from its headers until MHD's completion callback.  The owner
  * (hub) holds it from on_request until it answers, or on_gone; `owned` says whether it does.
  *
- * Log events: http.mhd (debug, MHD's own complaints). */
+ * Log events: http.mhd (debug, MHD's own complaints), http.connections_limited. */
 #include "coordinator/http.h"
 
 #include <arpa/inet.h>
@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/file_limit.h"
 #include "base/list.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -35,7 +36,10 @@ enum {
     STREAM_BLOCK = 16384,    /* largest piece of a stream at once */
     SWALLOW_BYTES = 4 << 20, /* how much of an over-long body we take to be able to say so */
     MAX_HEADERS = 8,
-    BACKLOG = 256,
+    BACKLOG = 1024,
+    SPARES = 128,      /* connections that are only let in to be refused */
+    SPARE_MS = 250,    /* for the header of one of these */
+    OTHER_FILES = 512, /* that the process needs beside connections */
 };
 
 enum exchange_state {
@@ -47,9 +51,21 @@ enum exchange_state {
     X_ABORTED,
 };
 
+/* Lives as long as the library's; found by its fd's watch and by its exchange. */
+struct connection {
+    struct list link;
+    int fd;
+    bool is_spare;    /* there are too many already */
+    bool is_cut;      /* it was too slow, and ends as soon as the library sees it */
+    int64_t since_ns; /* it is awaited: a header, or the body of `receiving` */
+    struct http_exchange *receiving;
+    bool is_served; /* it has a request whose answer is not complete */
+};
+
 struct http_exchange {
     struct list link;
     struct http *http;
+    struct connection *home;
     struct MHD_Connection *connection;
     const char *path; /* the library's, as long as the request's headers */
     enum exchange_state state;
@@ -73,7 +89,8 @@ struct http {
     struct http_options o;
     struct loop *loop;
     struct MHD_Daemon *daemon;
-    struct list exchanges;
+    struct list exchanges, connections, spares; /* oldest first */
+    int n_spares;
     struct loop_timer timer, watch;
     int epoll_fd, port;
     char url[LINK_ENDPOINT_BYTES];
@@ -149,11 +166,58 @@ static int connection_fd(struct http_exchange *x)
     return info ? info->connect_fd : -1;
 }
 
+/* The library takes no answer in the middle of a body, but nothing else has been written either. */
+static void say_too_slow(struct http_exchange *x)
+{
+    struct http *h = x->http;
+    struct buf body = {0}, whole = {0};
+    h->counters.refused++;
+    h->o.on_refused(h->o.ud, x, 408, "the request's body took too long to come", &body);
+    buf_printf(&whole,
+               "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\n"
+               "Content-Length: %zu\r\nConnection: close\r\n\r\n",
+               body.len);
+    buf_append_str(&whole, buf_str(&body));
+    (void)!send(x->home->fd, whole.data, whole.len, MSG_NOSIGNAL | MSG_DONTWAIT);
+    buf_fini(&body);
+    buf_fini(&whole);
+}
+
+/* A crowd that says nothing shall not fill the kernel's queue: the oldest makes place for the newest. */
+static void make_place(struct http *h)
+{
+    for (struct list *l = h->spares.next; l != &h->spares; l = l->next) {
+        struct connection *c = LIST_ITEM(l, struct connection, link);
+        if (c->is_served || c->is_cut)
+            continue;
+        c->is_cut = true;
+        shutdown(c->fd, SHUT_RDWR);
+        return;
+    }
+}
+
+/* Who of these takes too long over a request? */
+static void cut_slow(struct http *h, const struct list *connections, int64_t now_ns)
+{
+    for (struct list *l = connections->next; l != connections; l = l->next) {
+        struct connection *c = LIST_ITEM(l, struct connection, link);
+        int64_t most_ns = c->is_spare && !c->receiving ? SPARE_MS * CLOCK_MS : h->o.request_ns;
+        if (c->is_served || c->is_cut || now_ns - c->since_ns < most_ns)
+            continue;
+        c->is_cut = true;
+        if (c->receiving)
+            say_too_slow(c->receiving);
+        shutdown(c->fd, SHUT_RDWR);
+    }
+}
+
 /* Which of the suspended have hung up? */
 static void on_watch(void *ud, int64_t now_ns)
 {
     struct http *h = ud;
     int n = 0;
+    cut_slow(h, &h->connections, now_ns);
+    cut_slow(h, &h->spares, now_ns);
     for (struct list *l = h->exchanges.next; l != &h->exchanges; l = l->next) {
         struct http_exchange *x = LIST_ITEM(l, struct http_exchange, link);
         if (!x->suspended)
@@ -220,6 +284,8 @@ static enum MHD_Result queue_response(struct http_exchange *x, struct MHD_Respon
     enum MHD_Result rc = MHD_queue_response(x->connection, (unsigned)x->status, r);
     MHD_destroy_response(r);
     x->queued = true;
+    x->home->receiving = NULL;
+    x->home->is_served = true;
     return rc;
 }
 
@@ -332,11 +398,18 @@ static void refuse(struct http_exchange *x, int status, const char *why)
 }
 
 static const char WHY_TOO_LARGE[] = "the body is larger than this server takes";
+static const char WHY_TOO_MANY[] =
+    "this server has as many connections as it takes; try again soon";
 
 /* Headers are there: is this a request that we take? */
 static void check_headers(struct http_exchange *x, const char *path)
 {
     struct length_check c = {0};
+    if (x->home->is_spare) {
+        http_add_header(x, "Retry-After", "1");
+        refuse(x, 503, WHY_TOO_MANY);
+        return;
+    }
     MHD_get_connection_values(x->connection, MHD_HEADER_KIND, count_lengths, &c);
     if (c.lengths > 1)
         refuse(x, 400, "more than one Content-Length");
@@ -386,6 +459,8 @@ static void hand_over(struct http_exchange *x, const char *method, const char *p
 {
     struct http_message m = {.method = method, .path = path, .body = buf_str(&x->in)};
     x->state = X_WAITING;
+    x->home->is_served = true;
+    x->home->receiving = NULL;
     x->owned = true;
     x->http->counters.requests++;
     x->http->o.on_request(x->http->o.ud, x, &m);
@@ -405,12 +480,17 @@ static enum MHD_Result on_access(void *ud, struct MHD_Connection *c, const char 
         x = mem_alloc(sizeof *x);
         x->http = h;
         x->connection = c;
+        x->home = MHD_get_connection_info(c, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
+        x->home->receiving = x;
+        x->home->since_ns = clock_now_ns();
         x->path = url;
         list_push_back(&h->exchanges, &x->link);
         *context = x;
         check_headers(x, url);
         return x->refused ? queue_refusal(x) : MHD_YES;
     }
+    if (x->home->is_cut)
+        return MHD_NO;
     if (x->queued)
         return MHD_YES;
     if (*bytes > 0)
@@ -445,6 +525,9 @@ static void on_completed(void *ud, struct MHD_Connection *c, void **context,
     if (!x)
         return;
     *context = NULL;
+    x->home->receiving = NULL;
+    x->home->is_served = false;
+    x->home->since_ns = clock_now_ns();
     lose(x);
     list_remove(&x->link);
     for (int i = 0; i < x->n_headers; i++) {
@@ -460,11 +543,24 @@ static void on_connection(void *ud, struct MHD_Connection *c, void **context,
                           enum MHD_ConnectionNotificationCode what)
 {
     struct http *h = ud;
-    (void)c;
-    (void)context;
-    if (what == MHD_CONNECTION_NOTIFY_STARTED)
-        h->counters.connections++;
-    h->counters.open += what == MHD_CONNECTION_NOTIFY_STARTED ? 1 : -1;
+    if (what == MHD_CONNECTION_NOTIFY_CLOSED) {
+        struct connection *home = *context;
+        h->counters.open--;
+        h->n_spares -= home->is_spare;
+        list_remove(&home->link);
+        mem_free(home);
+        return;
+    }
+    h->counters.connections++;
+    struct connection *home = mem_alloc(sizeof *home);
+    home->fd = MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+    home->since_ns = clock_now_ns();
+    home->is_spare = ++h->counters.open > h->o.max_connections;
+    list_push_back(home->is_spare ? &h->spares : &h->connections, &home->link);
+    h->n_spares += home->is_spare;
+    if (h->n_spares > SPARES / 2)
+        make_place(h);
+    *context = home;
 }
 
 __attribute__((format(printf, 2, 0))) static void on_log(void *ud, const char *format, va_list args)
@@ -521,16 +617,30 @@ static int open_listener(struct http *h, int *fd, struct err *e)
     return 0;
 }
 
+/* No more than there may be files: without one the others' connections would suffer, too. */
+static void limit_connections(struct http *h)
+{
+    long files = file_limit_raise(), fit = files - OTHER_FILES - SPARES;
+    if (h->o.max_connections <= fit)
+        return;
+    log_warn("http.connections_limited",
+             "max_connections=%d fit=%ld files=%ld hint=\"raise ulimit -n or LimitNOFILE\"",
+             h->o.max_connections, fit, files);
+    h->o.max_connections = fit > 16 ? (int)fit : 16;
+}
+
 static int start_daemon(struct http *h, int listener, struct err *e)
 {
     unsigned timeout_s = (unsigned)((h->o.idle_timeout_ns + CLOCK_S - 1) / CLOCK_S);
+    limit_connections(h);
+    int most = h->o.max_connections + SPARES;
     h->daemon = MHD_start_daemon(
         MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL, on_access, h,
         MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL, MHD_OPTION_LISTEN_SOCKET, listener,
         MHD_OPTION_NOTIFY_COMPLETED, on_completed, h, MHD_OPTION_NOTIFY_CONNECTION, on_connection,
-        h, MHD_OPTION_CONNECTION_LIMIT, (unsigned)h->o.max_connections,
-        MHD_OPTION_CONNECTION_TIMEOUT, timeout_s, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-        (size_t)HEADER_BYTES, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
+        h, MHD_OPTION_CONNECTION_LIMIT, (unsigned)most, MHD_OPTION_CONNECTION_TIMEOUT, timeout_s,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEADER_BYTES, MHD_OPTION_STRICT_FOR_CLIENT, 1,
+        MHD_OPTION_END);
     if (!h->daemon)
         return err_set(e, E_INTERNAL, "the HTTP library does not start");
     h->epoll_fd = MHD_get_daemon_info(h->daemon, MHD_DAEMON_INFO_EPOLL_FD)->epoll_fd;
@@ -545,6 +655,8 @@ int http_open(struct loop *l, const struct http_options *o, struct http **out, s
     h->o = *o;
     h->loop = l;
     list_init(&h->exchanges);
+    list_init(&h->connections);
+    list_init(&h->spares);
     int rc = open_listener(h, &listener, e);
     if (rc < 0)
         goto out;

@@ -5,6 +5,9 @@
  * there and answers now or later, in one piece or as a stream.  Sizes, times and the number
  * of connections are bounded here; what a body means is not known here.
  *
+ * Beyond max_connections some more are let in, whose requests are refused with 503 and who must send them
+ * at once; whoever comes then waits in the kernel's queue for one of these to end.
+ *
  * A client that hangs up is noticed within HTTP_WATCH_MS, also while its exchange waits for
  * an answer; a client that closes only its sending half counts as gone, because the two
  * cannot be told apart.
@@ -37,6 +40,9 @@ struct http_options {
     size_t max_body_bytes;
     int max_connections;
     int64_t idle_timeout_ns;
+    /* Header and body each must have come within this time: a client that sends byte after byte holds a
+     * connection no longer than that. */
+    int64_t request_ns;
     /* A request has come.  It must be answered in the end, unless on_gone comes first. */
     void (*on_request)(void *ud, struct http_exchange *x, const struct http_message *m);
     /* The headers of a request have come: 0, or the status with which it is refused at once, and

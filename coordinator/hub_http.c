@@ -55,6 +55,11 @@ static void on_refused(void *ud, const struct http_exchange *x, int status, cons
 {
     struct openai_error e;
     openai_refuse(&e, status == 413 ? "too_large" : "http", "", "%s", why);
+    if (status >= 500) {
+        e.reason = "connections";
+        e.type = "server_error";
+        e.code = "too_many_connections";
+    }
     if (status == 401 || status == 403) {
         e.reason = status == 401 ? "no_api_key" : "api_key_denied";
         e.code = status == 401 ? "invalid_api_key" : "insufficient_permissions";
@@ -539,6 +544,7 @@ int hub_http_open(struct hub *h, struct err *e)
                              .max_body_bytes = (size_t)c->http_max_body,
                              .max_connections = (int)c->http_max_connections,
                              .idle_timeout_ns = c->http_idle_timeout_ns,
+                             .request_ns = c->http_request_ns,
                              .on_request = on_request,
                              .admit = admit_headers,
                              .on_gone = on_gone,

@@ -155,11 +155,14 @@ int openai_read_stops(const struct openai_model *m, const json_t *body, const ch
 static int parse_max_tokens(const struct openai_model *m, const json_t *body, struct request *r,
                             struct openai_error *e)
 {
-    int64_t n = 0;
-    int rc = json_read_int(body, "max_tokens", 1, m->config->max_positions, &n, e);
+    int64_t n = 0, old = 0;
+    int rc = json_read_int(body, "max_tokens", 1, m->config->max_positions, &old, e);
     if (rc == 0)
         rc = json_read_int(body, "max_completion_tokens", 1, m->config->max_positions, &n, e);
-    r->max_tokens = (uint32_t)n;
+    if (rc == 0 && n && old && n != old)
+        rc = openai_refuse(e, "range", "max_tokens",
+                           "max_tokens and max_completion_tokens contradict each other: give one");
+    r->max_tokens = (uint32_t)(n ? n : old);
     return rc;
 }
 
@@ -218,6 +221,8 @@ static int parse_stream(const json_t *body, struct request *r, struct openai_err
     if (!json_is_object(options))
         return openai_refuse(e, "type", "stream_options",
                              "stream_options must be an object, not %s", json_type_name(options));
+    if (!r->streams)
+        return openai_refuse(e, "range", "stream_options", "stream_options needs stream: true");
     return json_read_bool(options, "include_usage", &r->wants_usage, e);
 }
 

@@ -4,9 +4,9 @@
 #include <curl/curl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "base/clock.h"
+#include "base/file_limit.h"
 #include "base/list.h"
 #include "base/mem.h"
 #include "base/must.h"
@@ -315,20 +315,11 @@ static int turn_until_over(struct run *r, struct err *e)
     }
 }
 
-static void raise_file_limit(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
-        limit.rlim_cur = limit.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &limit);
-    }
-}
-
 int loadtest_run(const struct loadtest_options *o, struct loadtest_result *out, struct err *e)
 {
     must(o->n_requests > 0 || o->run_ns > 0);
     *out = (struct loadtest_result){0};
-    raise_file_limit();
+    file_limit_raise();
     struct run r = {.o = o, .out = out, .multi = curl_multi_init(), .begun_ns = clock_now_ns()};
     must(r.multi);
     list_init(&r.flights);

@@ -122,6 +122,7 @@ static int open_server(struct server_side *s, int port, struct err *e)
                              .max_body_bytes = MAX_BODY,
                              .max_connections = 100,
                              .idle_timeout_ns = 5 * CLOCK_S,
+                             .request_ns = 300 * CLOCK_MS,
                              .on_request = on_request,
                              .on_gone = on_gone,
                              .on_refused = on_refused,
@@ -344,6 +345,62 @@ TEST(http_bounds_headers)
     buf_puts(&b, "\r\n\r\n");
     ask(b.data, "HTTP/1.1 431");
     buf_fini(&b);
+    finish();
+}
+
+/* Byte after byte: each comes soon, and the whole never. */
+static bool drip(int fd, const char *until)
+{
+    for (int i = 0; i < 400; i++) {
+        struct pollfd p = {.fd = fd, .events = POLLIN};
+        if (poll(&p, 1, 10) > 0)
+            return hear(fd, until);
+        (void)!send(fd, "x", 1, MSG_NOSIGNAL);
+    }
+    return false;
+}
+
+TEST(http_ends_requests_that_come_too_slowly)
+{
+    begin();
+    int body = dial(), header = dial(), held = dial();
+    say(held, "GET /never HTTP/1.1\r\nHost: a\r\n\r\n");
+    say(body, "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 4000\r\n\r\n");
+    say(header, "GET /echo HTTP/1.1\r\nHost: a\r\nX: ");
+    buf_reset(&heard);
+    CHECK(drip(body, "\"status\":408"));
+    CHECK_HAS(heard.data, "HTTP/1.1 408 Request Timeout\r\n");
+    CHECK(drip(header, NULL));
+    /* Who waits for an answer has all the time of the world. */
+    struct pollfd p = {.fd = held, .events = POLLIN};
+    CHECK_INT(poll(&p, 1, 400), 0);
+    ask("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx", "1:x");
+    close(body);
+    close(header);
+    close(held);
+    finish();
+}
+
+TEST(http_tells_those_who_are_too_many)
+{
+    begin();
+    int fds[100];
+    for (int i = 0; i < 100; i++)
+        fds[i] = dial();
+    say(fds[0], "GET /never HTTP/1.1\r\nHost: a\r\n\r\n");
+    ask("GET /echo HTTP/1.1\r\nHost: a\r\n\r\n", "\"status\":503");
+    CHECK_HAS(heard.data, "\r\nRetry-After: 1\r\n");
+    for (int i = 1; i < 100; i++)
+        close(fds[i]);
+    /* Room again, and who was there is still. */
+    int64_t deadline = clock_now_ns() + 10 * CLOCK_S;
+    do
+        ask("GET /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", NULL);
+    while (!strstr(heard.data, "GET /echo 0:") && clock_now_ns() < deadline);
+    CHECK_HAS(heard.data, "GET /echo 0:");
+    struct pollfd p = {.fd = fds[0], .events = POLLIN};
+    CHECK_INT(poll(&p, 1, 0), 0);
+    close(fds[0]);
     finish();
 }
 
