@@ -10,12 +10,21 @@
  *    "forced": true,             the answer is a block of calls and nothing else
  *    "single": true}             of one call
  *
- * Of JSON Schema: type (also a list), properties, required, additionalProperties, items, minItems, maxItems,
- * minLength, maxLength, enum, const, anyOf, oneOf (as a union), allOf of one, $ref within the
- * schema, minimum and maximum (and exclusive ones) of integers, true and false.  Properties come in the order in
- * which they are declared; where some are declared no others come.  Annotations (title, format, default ...)
- * are ignored; every other keyword that would constrain is refused and named.  Whatever is generated is valid;
- * not all that is valid can be generated (white space, escapes, numbers of more than 18 digits).
+ * Of JSON Schema:
+ *   any value   type (also a list), nullable, enum, const (only those values that the rest allows), anyOf, allOf, $ref
+ *               within the schema (also recursive); keywords beside them hold, too; oneOf where it is plain that no value is
+ *               of two parts (types, bounds, a required property with other values); true and false
+ *   strings     minLength, maxLength, pattern (model/grammar_regex.h), format: date, time, date-time, duration, email,
+ *               hostname, ipv4, ipv6, uuid, uri (others, and any beside a pattern, are annotations)
+ *   numbers     minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf (whole up to 100, or any where the bounds are
+ *               close; 0.1, 0.01 ...)
+ *   arrays      items, prefixItems, minItems, maxItems
+ *   objects     properties, required, additionalProperties, minProperties, maxProperties, propertyNames, patternProperties
+ *               (of one pattern where no properties are declared)
+ * Properties come in the order in which they are declared; where some are declared no others come.  Annotations
+ * (title, description, default, examples, x-... and so on) are ignored; every other keyword is refused by its JSON
+ * pointer, as is a schema that no value satisfies.  Whatever is generated is valid; not all that is valid can be
+ * generated (white space, escapes, numbers of more than 18 digits).
  *
  * A grammar is a graph of nodes in which rules call each other; where an output is in it is a state, a set of
  * (node, return stack).  States are numbered as they are met and their transitions remembered, so that
@@ -39,7 +48,7 @@ enum {
 };
 
 struct grammar;
-/* E_INVALID: names the place in the schema ("schema.properties.age: ..."). */
+/* E_INVALID: names the place ("schema #/properties/age: ..."). */
 int grammar_compile(struct str text, struct grammar **out, struct err *e);
 void grammar_free(struct grammar **g);
 

@@ -10,7 +10,8 @@ enum {
     BUILD_MAX_RULES = 1024,
     BUILD_MAX_NESTING = 48,
     BUILD_MAX_REPEATS = 8192,
-    BUILD_MAX_VALUES = 1000
+    BUILD_MAX_VALUES = 1000,
+    BUILD_MAX_MULTIPLE = 100
 };
 
 struct build_rule {
@@ -35,10 +36,12 @@ struct builder {
     const json_t *root; /* of the schema that is read, for $ref */
     struct err *e;
     struct buf path;
-    int nesting;
+    int nesting, steps;
     uint32_t shared[BUILD_N_SHARED];
     struct build_rule *rules;
     int n_rules;
+    json_t *made;  /* schemas that were put together from others */
+    char why[300]; /* the first contradiction, for where nothing is left */
     /* Inside a tool call: no string may hold '<', where "</parameter>" would end the value.  Shared rules are of
      * one kind: they are forgotten when this changes. */
     bool in_call;
@@ -48,7 +51,10 @@ struct builder {
 /* Says why, once; returns 0, the node to nowhere. */
 uint32_t build_refuse(struct builder *b, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
-/* "path.key", until build_leave() with what it returned. */
+/* There is no such value, but there may be others; says why if there are none at all. */
+uint32_t build_impossible(struct builder *b, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+/* "path/key", until build_leave() with what it returned. */
 size_t build_enter(struct builder *b, const char *key);
 void build_leave(struct builder *b, size_t mark);
 
@@ -62,12 +68,64 @@ uint32_t build_repeat(struct builder *b, uint32_t rule, int64_t min, int64_t max
 uint32_t build_character(struct builder *b);     /* the rule */
 uint32_t build_raw_character(struct builder *b); /* likewise */
 uint32_t build_number(struct builder *b, uint32_t next);
-/* An integer of at most 18 digits. */
-uint32_t build_integer(struct builder *b, int64_t min, int64_t max, uint32_t next);
+/* A multiple of `multiple`, of at most 18 digits. */
+uint32_t build_integer(struct builder *b, int64_t min, int64_t max, int multiple, uint32_t next);
+struct build_bounds {
+    bool has_min, has_max, min_is_strict, max_is_strict;
+    double min, max;
+    int places; /* behind the point at most; -1: as many as a double keeps apart */
+};
+/* A number without exponent. */
+uint32_t build_decimal(struct builder *b, const struct build_bounds *x, uint32_t next);
 uint32_t build_json(struct builder *b, const json_t *value, uint32_t next);
 /* Text up to and with "</parameter>". */
 uint32_t build_raw_to_close(struct builder *b, uint32_t next);
 
+/* Where "#/..." leads in the schema that is read; NULL: nowhere. */
+const json_t *build_resolve(const struct builder *b, const char *ref);
+
+/* grammar_merge.c: the schema of what two schemas both take, kept by the builder; NULL: refused. */
+json_t *build_merge(struct builder *b, const json_t *x, const json_t *y);
+/* The same for all parts of an allOf, and for a $ref and what stands beside it; a schema that has neither is returned as it is. */
+const json_t *build_flatten(struct builder *b, const json_t *schema);
+/* Does it have more than annotations, `but` left out? */
+bool build_constrains(const json_t *schema, const char *but);
+
+/* grammar_check.c: is it a value of the schema? */
+bool build_takes(struct builder *b, const json_t *schema, const json_t *value);
+/* Can no value be of both?  false: perhaps. */
+bool build_are_disjoint(struct builder *b, const json_t *x, const json_t *y);
+
+/* Types of JSON as bits. */
+enum {
+    TYPE_STRING = 1,
+    TYPE_INTEGER = 2,
+    TYPE_NUMBER = 4,
+    TYPE_BOOLEAN = 8,
+    TYPE_NULL = 16,
+    TYPE_OBJECT = 32,
+    TYPE_ARRAY = 64,
+    N_TYPES = 7,
+    ALL_TYPES = (1 << N_TYPES) - 1
+};
+/* Those that a schema's keywords speak of; a number may be an integer. */
+unsigned build_types(struct builder *b, const json_t *schema);
+unsigned build_type_of(const json_t *value);
+
+/* A whole number from 0 on that is said there, or -1. */
+int64_t build_count(struct builder *b, const json_t *schema, const char *key);
+/* Two of them, *max -1 where there is none; false: a contradiction. */
+bool build_range(struct builder *b, const json_t *schema, const char *least, const char *most,
+                 int64_t *min, int64_t *max);
+/* Values of enum or const that the rest of the schema allows; a new array. */
+json_t *build_values(struct builder *b, const json_t *schema);
+bool build_is_required(const json_t *schema, const char *key);
+
+/* A schema as a rule of its own, so that it is built once however often it is used. */
+uint32_t build_rule_of(struct builder *b, const json_t *schema);
+/* grammar_shapes.c. */
+uint32_t build_array(struct builder *b, const json_t *schema, uint32_t next);
+uint32_t build_object(struct builder *b, const json_t *schema, uint32_t next);
 /* grammar_schema.c: a value of a schema, as JSON. */
 uint32_t build_schema(struct builder *b, const json_t *schema, uint32_t next);
 /* An argument of a tool and its closing tag, as the model writes it: strings are not quoted. */

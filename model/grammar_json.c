@@ -1,6 +1,4 @@
 /* model/grammar_json.c - the parts of JSON as graphs; see grammar_build.h. */
-#include <stdio.h>
-
 #include "model/chat.h"
 #include "model/grammar_build.h"
 
@@ -145,65 +143,6 @@ uint32_t build_string(struct builder *b, uint32_t next)
 }
 
 /* ---- numbers ---------------------------------------------------------------------------------- */
-
-/* Digits that are between those of two numbers of the same length; low and high say whether all
- * digits so far were those of `min` and of `max`. */
-static uint32_t between(struct builder *b, const char *min, const char *max, bool low, bool high,
-                        uint32_t next)
-{
-    if (!*min)
-        return next;
-    char from = low ? *min : '0', to = high ? *max : '9';
-    if (!low && !high)
-        return range(b, '0', '9', between(b, min + 1, max + 1, false, false, next));
-    if (from == to)
-        return range(b, from, from, between(b, min + 1, max + 1, low, high, next));
-    uint32_t all = 0;
-    if (low) {
-        all = range(b, from, from, between(b, min + 1, max + 1, true, false, next));
-        from++;
-    }
-    if (high) {
-        all = either(b, all, range(b, to, to, between(b, min + 1, max + 1, false, true, next)));
-        to--;
-    }
-    if (from <= to)
-        all = either(b, all, range(b, from, to, between(b, min + 1, max + 1, false, false, next)));
-    return all;
-}
-
-/* 0 <= min. */
-static uint32_t natural(struct builder *b, int64_t min, int64_t max, uint32_t next)
-{
-    uint32_t all = 0;
-    int64_t least = 0, most = 9; /* of numbers with so many digits */
-    for (int digits = 1; digits <= MAX_DIGITS && least <= max; digits++) {
-        int64_t from = min > least ? min : least, to = max < most ? max : most;
-        if (from <= to) {
-            char low[24], high[24];
-            snprintf(low, sizeof low, "%lld", (long long)from);
-            snprintf(high, sizeof high, "%lld", (long long)to);
-            all = either(b, all, between(b, low, high, true, true, next));
-        }
-        least = most + 1;
-        if (digits < MAX_DIGITS)
-            most = most * 10 + 9;
-    }
-    return all;
-}
-
-uint32_t build_integer(struct builder *b, int64_t min, int64_t max, uint32_t next)
-{
-    const int64_t limit = 999999999999999999;
-    uint32_t all = 0;
-    min = min < -limit ? -limit : min;
-    max = max > limit ? limit : max;
-    if (max >= 0)
-        all = natural(b, min > 0 ? min : 0, max, next);
-    if (min < 0)
-        all = either(b, all, range(b, '-', '-', natural(b, max < 0 ? -max : 1, -min, next)));
-    return min > max ? 0 : all;
-}
 
 uint32_t build_number(struct builder *b, uint32_t next)
 {

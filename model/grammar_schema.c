@@ -1,25 +1,22 @@
-/* model/grammar_schema.c - a JSON schema as a graph; see grammar_build.h. */
+/* model/grammar_schema.c - a JSON schema as a graph: keywords, unions, strings and numbers; arrays and objects are in
+ * grammar_shapes.c; see grammar_build.h. */
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
-#include "model/grammar_build.h"
+#include "model/grammar_regex.h"
 
-/* How values are written: as JSON, or as arguments of a tool, with their closing tag. */
-enum {
-    TYPE_STRING = 1,
-    TYPE_INTEGER = 2,
-    TYPE_NUMBER = 4,
-    TYPE_BOOLEAN = 8,
-    TYPE_NULL = 16,
-    TYPE_OBJECT = 32,
-    TYPE_ARRAY = 64
-};
-static const char *const type_names[] = {"string", "integer", "number", "boolean",
-                                         "null",   "object",  "array"};
-enum { N_TYPES = sizeof type_names / sizeof type_names[0], ALL_TYPES = (1 << N_TYPES) - 1 };
+static const char *const type_names[N_TYPES] = {"string", "integer", "number", "boolean",
+                                                "null",   "object",  "array"};
+
+static json_t *field(const json_t *schema, const char *key)
+{
+    return json_object_get(schema, key);
+}
+
+/* ---- saying why --------------------------------------------------------------------------------- */
 
 uint32_t build_refuse(struct builder *b, const char *format, ...)
 {
@@ -35,10 +32,29 @@ uint32_t build_refuse(struct builder *b, const char *format, ...)
     return 0;
 }
 
+uint32_t build_impossible(struct builder *b, const char *format, ...)
+{
+    char text[200];
+    va_list args;
+    if (b->why[0])
+        return 0;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    snprintf(b->why, sizeof b->why, "%.90s: %s", b->path.data, text);
+    return 0;
+}
+
 size_t build_enter(struct builder *b, const char *key)
 {
     size_t mark = b->path.len;
-    buf_printf(&b->path, ".%s", key);
+    buf_putc(&b->path, '/');
+    for (; *key; key++) {
+        if (*key == '~' || *key == '/')
+            buf_puts(&b->path, *key == '~' ? "~0" : "~1");
+        else
+            buf_putc(&b->path, *key);
+    }
     return mark;
 }
 
@@ -48,9 +64,86 @@ void build_leave(struct builder *b, size_t mark)
     b->path.data[mark] = '\0';
 }
 
-static json_t *field(const json_t *schema, const char *key)
+static void refuse_keyword(struct builder *b, const char *key, const char *why)
 {
-    return json_object_get(schema, key);
+    size_t mark = build_enter(b, key);
+    build_refuse(b, "%s", why);
+    build_leave(b, mark);
+}
+
+/* Those that we would have to ignore. */
+static void check_keyword(struct builder *b, const json_t *schema, const char *key)
+{
+    static const char *const known[] = {"type",
+                                        "enum",
+                                        "const",
+                                        "anyOf",
+                                        "oneOf",
+                                        "allOf",
+                                        "$ref",
+                                        "nullable",
+                                        "format",
+                                        "pattern",
+                                        "minLength",
+                                        "maxLength",
+                                        "minimum",
+                                        "maximum",
+                                        "exclusiveMinimum",
+                                        "exclusiveMaximum",
+                                        "multipleOf",
+                                        "items",
+                                        "prefixItems",
+                                        "minItems",
+                                        "maxItems",
+                                        "properties",
+                                        "required",
+                                        "additionalProperties",
+                                        "patternProperties",
+                                        "propertyNames",
+                                        "minProperties",
+                                        "maxProperties"};
+    static const struct {
+        const char *key, *why;
+    } others[] = {
+        {"not", "\"not\" is not supported: say what is allowed"},
+        {"if", "if, then and else are not supported: use anyOf with a const in each part"},
+        {"contains", "\"contains\" is not supported: use prefixItems or items"},
+        {"dependentRequired", "not supported: use anyOf with what is required in each part"},
+        {"dependentSchemas", "not supported: use anyOf with one part for each case"},
+        {"dependencies", "not supported: use anyOf with one part for each case"},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        if (strcmp(known[i], key) == 0)
+            return;
+    if (strcmp(key, "uniqueItems") == 0) {
+        const json_t *most = field(schema, "maxItems");
+        if (json_is_true(field(schema, key)) &&
+            !(json_is_number(most) && json_number_value(most) <= 1))
+            refuse_keyword(b, key,
+                           "\"uniqueItems\" is not supported: leave it out and look at the answer");
+        return;
+    }
+    if (strncmp(key, "unevaluated", 11) == 0 && json_is_false(field(schema, key)))
+        return; /* nothing comes that is not declared */
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
+        if (strcmp(others[i].key, key) == 0)
+            refuse_keyword(b, key, others[i].why);
+    refuse_keyword(b, key,
+                   "this keyword is not supported: leave it out, or call an annotation of your "
+                   "own \"x-...\"");
+}
+
+static void check_keywords(struct builder *b, const json_t *schema)
+{
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)schema, key, v)
+    {
+        json_t *one = json_pack("{sO}", key, v);
+        if (build_constrains(one, ""))
+            check_keyword(b, schema, key);
+        json_decref(one);
+    }
 }
 
 /* ---- types ------------------------------------------------------------------------------------- */
@@ -65,7 +158,41 @@ static unsigned type_of_name(struct builder *b, const json_t *name)
     return 0;
 }
 
-static unsigned types_of(struct builder *b, const json_t *schema)
+/* What the keywords are about, where no type is said. */
+static unsigned types_by_keywords(const json_t *schema)
+{
+    static const struct {
+        const char *key;
+        unsigned type;
+    } list[] = {
+        {"pattern", TYPE_STRING},
+        {"minLength", TYPE_STRING},
+        {"maxLength", TYPE_STRING},
+        {"minimum", TYPE_NUMBER},
+        {"maximum", TYPE_NUMBER},
+        {"exclusiveMinimum", TYPE_NUMBER},
+        {"exclusiveMaximum", TYPE_NUMBER},
+        {"multipleOf", TYPE_NUMBER},
+        {"items", TYPE_ARRAY},
+        {"prefixItems", TYPE_ARRAY},
+        {"minItems", TYPE_ARRAY},
+        {"maxItems", TYPE_ARRAY},
+        {"properties", TYPE_OBJECT},
+        {"required", TYPE_OBJECT},
+        {"patternProperties", TYPE_OBJECT},
+        {"propertyNames", TYPE_OBJECT},
+        {"minProperties", TYPE_OBJECT},
+        {"maxProperties", TYPE_OBJECT},
+        {"additionalProperties", TYPE_OBJECT},
+    };
+    unsigned types = 0;
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
+        if (field(schema, list[i].key))
+            types |= list[i].type;
+    return types ? types : ALL_TYPES;
+}
+
+unsigned build_types(struct builder *b, const json_t *schema)
 {
     const json_t *type = field(schema, "type"), *one;
     unsigned types = 0;
@@ -77,72 +204,16 @@ static unsigned types_of(struct builder *b, const json_t *schema)
         }
     } else if (type) {
         types = type_of_name(b, type);
-    } else if (field(schema, "properties") || field(schema, "required")) {
-        types = TYPE_OBJECT;
-    } else if (field(schema, "items")) {
-        types = TYPE_ARRAY;
     } else {
-        types = ALL_TYPES;
+        types = types_by_keywords(schema);
     }
+    types |= json_is_true(field(schema, "nullable")) ? TYPE_NULL : 0;
     return types & TYPE_NUMBER ? types & ~(unsigned)TYPE_INTEGER : types;
 }
 
-static unsigned type_of_value(const json_t *v)
-{
-    switch (json_typeof(v)) {
-    case JSON_OBJECT:
-        return TYPE_OBJECT;
-    case JSON_ARRAY:
-        return TYPE_ARRAY;
-    case JSON_STRING:
-        return TYPE_STRING;
-    case JSON_INTEGER:
-        return TYPE_INTEGER | TYPE_NUMBER;
-    case JSON_REAL:
-        return TYPE_NUMBER;
-    case JSON_TRUE:
-    case JSON_FALSE:
-        return TYPE_BOOLEAN;
-    case JSON_NULL:
-        break;
-    }
-    return TYPE_NULL;
-}
+/* ---- strings ---------------------------------------------------------------------------------- */
 
-/* ---- keywords ------------------------------------------------------------------------------------ */
-
-/* Those that we would have to ignore. */
-static void refuse_unsupported(struct builder *b, const json_t *schema)
-{
-    static const char *const words[] = {"pattern",
-                                        "patternProperties",
-                                        "propertyNames",
-                                        "minProperties",
-                                        "maxProperties",
-                                        "dependentRequired",
-                                        "dependentSchemas",
-                                        "dependencies",
-                                        "if",
-                                        "then",
-                                        "else",
-                                        "not",
-                                        "contains",
-                                        "minContains",
-                                        "maxContains",
-                                        "prefixItems",
-                                        "uniqueItems",
-                                        "multipleOf",
-                                        "$dynamicRef",
-                                        "$recursiveRef"};
-    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
-        const json_t *v = field(schema, words[i]);
-        if (v && !json_is_false(v))
-            build_refuse(b, "the keyword \"%s\" is not supported", words[i]);
-    }
-}
-
-/* A count; -1 if it is absent. */
-static int64_t count_of(struct builder *b, const json_t *schema, const char *key)
+int64_t build_count(struct builder *b, const json_t *schema, const char *key)
 {
     const json_t *v = field(schema, key);
     if (!v)
@@ -155,70 +226,196 @@ static int64_t count_of(struct builder *b, const json_t *schema, const char *key
     return (int64_t)x;
 }
 
-static uint32_t repeat(struct builder *b, const json_t *schema, const char *least, const char *most,
-                       uint32_t rule, uint32_t next)
+bool build_range(struct builder *b, const json_t *schema, const char *least, const char *most,
+                 int64_t *min, int64_t *max)
 {
-    int64_t min = count_of(b, schema, least), max = count_of(b, schema, most);
-    if (max >= 0 && min > max)
-        return build_refuse(b, "%s %lld is more than %s %lld", least, (long long)min, most,
-                            (long long)max);
-    return build_repeat(b, rule, min < 0 ? 0 : min, max, next);
+    *min = build_count(b, schema, least);
+    *max = build_count(b, schema, most);
+    if (*max >= 0 && *min > *max)
+        build_impossible(b, "%s %lld is more than %s %lld", least, (long long)*min, most,
+                         (long long)*max);
+    *min = *min < 0 ? 0 : *min;
+    return *max < 0 || *min <= *max;
+}
+
+/* Formats that are held to; what is generated is a part of what they allow.  Others are annotations. */
+static const char *format_pattern(const char *name)
+{
+#define DATE \
+    "(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-" \
+    "9]|" \
+    "30)|02-(?:0[1-9]|1[0-9]|2[0-8])))"
+#define TIME \
+    "(?:(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,9})?(?:Z|[+-](?:[01][0-9]|2[0-3])" \
+    ":[0-" \
+    "5][0-9]))"
+#define LABEL "[A-Za-z0-9](?:[A-Za-z0-9-]{0,30}[A-Za-z0-9])?"
+#define BYTE "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+    static const struct {
+        const char *name, *pattern;
+    } list[] = {
+        {"date", "^" DATE "$"},
+        {"time", "^" TIME "$"},
+        {"date-time", "^" DATE "T" TIME "$"},
+        {"duration", "^P(?:[0-9]{1,4}W|[0-9]{1,4}D(?:T[0-9]{1,4}H(?:[0-9]{1,4}M(?:[0-9]{1,4}S)?)?)?"
+                     "|T[0-9]{1,4}[HMS])$"},
+        {"email",
+         "^[A-Za-z0-9_+-]{1,30}(?:\\.[A-Za-z0-9_+-]{1,30}){0,2}@" LABEL "(?:\\." LABEL "){1,3}$"},
+        {"hostname", "^" LABEL "(?:\\." LABEL "){0,4}$"},
+        {"ipv4", "^" BYTE "(?:\\." BYTE "){3}$"},
+        {"ipv6", "^[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){7}$"},
+        {"uuid", "^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
+        {"uri", "^[a-z][a-z0-9+.-]{0,20}://" LABEL "(?:\\." LABEL "){0,4}(?::[0-9]{1,4})?(?:/"
+                "[A-Za-z0-9._~-]*)*(?:\\?[A-Za-z0-9._~=&-]*)?(?:#[A-Za-z0-9._~-]*)?$"},
+    };
+    for (size_t i = 0; name && i < sizeof list / sizeof list[0]; i++)
+        if (strcmp(list[i].name, name) == 0)
+            return list[i].pattern;
+    return NULL;
+}
+
+/* The pattern that is said or meant, or an empty view. */
+static struct str pattern_of(struct builder *b, const json_t *schema)
+{
+    const json_t *pattern = field(schema, "pattern");
+    if (pattern && !json_is_string(pattern))
+        build_refuse(b, "pattern must be a string");
+    if (json_is_string(pattern))
+        return (struct str){json_string_value(pattern), json_string_length(pattern)};
+    return str_of(format_pattern(json_string_value(field(schema, "format"))));
+}
+
+uint32_t build_pattern(struct builder *b, struct str pattern, enum regex_form form, int64_t min,
+                       int64_t max, uint32_t next)
+{
+    struct regex *r;
+    struct err e = {0};
+    if (regex_open(pattern, &r, &e) < 0) {
+        size_t mark = build_enter(b, "pattern");
+        build_refuse(b, "%.250s", e.text);
+        build_leave(b, mark);
+        return 0;
+    }
+    uint32_t at = regex_build(r, b, form, min, max, next);
+    regex_free(&r);
+    return at;
 }
 
 static uint32_t string_of(struct builder *b, const json_t *schema, uint32_t next)
 {
-    if (!field(schema, "minLength") && !field(schema, "maxLength"))
+    int64_t min, max;
+    if (!build_range(b, schema, "minLength", "maxLength", &min, &max))
+        return 0;
+    struct str pattern = pattern_of(b, schema);
+    if (pattern.len == 0 && min == 0 && max < 0)
         return build_string(b, next);
     next = grammar_range(b->g, '"', '"', next);
-    next = repeat(b, schema, "minLength", "maxLength", build_character(b), next);
+    if (pattern.len > 0)
+        next = build_pattern(b, pattern, REGEX_JSON, min, max, next);
+    else
+        next = build_repeat(b, build_character(b), min, max, next);
     return grammar_range(b->g, '"', '"', next);
 }
 
-/* The bound that is meant, made inclusive, or `none`. */
-static int64_t bound(struct builder *b, const json_t *schema, const char *key, const char *strict,
-                     int step, int64_t none)
+/* ---- numbers ------------------------------------------------------------------------------------ */
+
+static bool read_bound(struct builder *b, const json_t *schema, const char *key, double *x)
 {
-    const json_t *v = field(schema, key), *s = field(schema, strict);
-    int64_t best = none;
-    if (v) {
-        double x = json_number_value(v);
-        if (!json_is_number(v) || !(fabs(x) < 1e18))
-            build_refuse(b, "%s must be a number of at most 18 digits", key);
-        else
-            best = (int64_t)(step > 0 ? ceil(x) : floor(x));
+    const json_t *v = field(schema, key);
+    if (!v)
+        return false;
+    *x = json_number_value(v);
+    if (!json_is_number(v) || !(fabs(*x) < 1e18)) {
+        build_refuse(b, "%s must be a number of at most 18 digits", key);
+        return false;
     }
-    if (s) {
-        double x = json_number_value(s);
-        if (!json_is_number(s) || !(fabs(x) < 1e18)) {
-            build_refuse(b, "%s must be a number of at most 18 digits", strict);
-        } else {
-            int64_t at = (int64_t)(step > 0 ? floor(x) : ceil(x)) + step;
-            if (!v || (step > 0 ? at > best : at < best))
-                best = at;
+    return true;
+}
+
+static struct build_bounds bounds_of(struct builder *b, const json_t *schema)
+{
+    struct build_bounds x = {.places = -1};
+    double strict = 0;
+    x.has_min = read_bound(b, schema, "minimum", &x.min);
+    x.has_max = read_bound(b, schema, "maximum", &x.max);
+    if (read_bound(b, schema, "exclusiveMinimum", &strict) && (!x.has_min || strict >= x.min)) {
+        x.has_min = x.min_is_strict = true;
+        x.min = strict;
+    }
+    if (read_bound(b, schema, "exclusiveMaximum", &strict) && (!x.has_max || strict <= x.max)) {
+        x.has_max = x.max_is_strict = true;
+        x.max = strict;
+    }
+    if (x.has_min && x.has_max &&
+        (x.min > x.max || (x.min == x.max && (x.min_is_strict || x.max_is_strict))))
+        build_impossible(b, "no number is from %g to %g", x.min, x.max);
+    return x;
+}
+
+static int64_t whole_bound(struct build_bounds x, bool is_min)
+{
+    if (is_min)
+        return !x.has_min ? INT64_MIN : (int64_t)(x.min_is_strict ? floor(x.min) + 1 : ceil(x.min));
+    return !x.has_max ? INT64_MAX : (int64_t)(x.max_is_strict ? ceil(x.max) - 1 : floor(x.max));
+}
+
+/* Each of a few. */
+static uint32_t multiples(struct builder *b, int64_t min, int64_t max, int64_t unit, uint32_t next)
+{
+    uint32_t all = 0;
+    int64_t first = min / unit - (min % unit < 0), last = max / unit - (max % unit < 0);
+    for (int64_t i = first + (first * unit < min); i <= last; i++) {
+        char text[32];
+        snprintf(text, sizeof text, "%lld", (long long)(i * unit));
+        all = grammar_either(b->g, all, grammar_literal(b->g, str_of(text), next));
+    }
+    return all ? all : build_impossible(b, "no multiple of %lld is there", (long long)unit);
+}
+
+static uint32_t integer_of(struct builder *b, struct build_bounds x, double unit, uint32_t next)
+{
+    int64_t min = whole_bound(x, true), max = whole_bound(x, false);
+    if (unit <= BUILD_MAX_MULTIPLE) {
+        uint32_t at = build_integer(b, min, max, (int)unit, next);
+        return at ? at : build_impossible(b, "no whole number is from %g to %g", x.min, x.max);
+    }
+    if (!x.has_min || !x.has_max || (double)max - (double)min > unit * BUILD_MAX_VALUES)
+        return build_refuse(b,
+                            "multipleOf %g: up to %d is supported, or with minimum and maximum no "
+                            "more than %d multiples apart",
+                            unit, BUILD_MAX_MULTIPLE, BUILD_MAX_VALUES);
+    return multiples(b, min, max, (int64_t)unit, next);
+}
+
+static uint32_t number_of(struct builder *b, const json_t *schema, bool is_integer, uint32_t next)
+{
+    struct build_bounds x = bounds_of(b, schema);
+    double unit = 0;
+    if (read_bound(b, schema, "multipleOf", &unit) && !(unit > 0))
+        return build_refuse(b, "multipleOf must be more than 0");
+    if (unit >= 1 && floor(unit) == unit)
+        return integer_of(b, x, unit, next);
+    if (unit > 0) {
+        double power = 0.1;
+        x.places = 1;
+        while (x.places < 9 && fabs(unit / power - 1) > 1e-9) {
+            power /= 10;
+            x.places++;
         }
+        if (x.places == 9)
+            return build_refuse(b, "multipleOf %g: whole numbers, and 0.1, 0.01 ... are supported",
+                                unit);
     }
-    return best;
+    if (is_integer)
+        return integer_of(b, x, 1, next);
+    if (!x.has_min && !x.has_max && x.places < 0)
+        return build_number(b, next);
+    return build_decimal(b, &x, next);
 }
 
-static uint32_t integer_of(struct builder *b, const json_t *schema, uint32_t next)
-{
-    int64_t min = bound(b, schema, "minimum", "exclusiveMinimum", 1, INT64_MIN);
-    int64_t max = bound(b, schema, "maximum", "exclusiveMaximum", -1, INT64_MAX);
-    return build_integer(b, min, max, next);
-}
+/* ---- unions and values ---------------------------------------------------------------------------- */
 
-static uint32_t number_of(struct builder *b, const json_t *schema, uint32_t next)
-{
-    static const char *const bounds[] = {"minimum", "exclusiveMinimum", "maximum",
-                                         "exclusiveMaximum"};
-    for (int i = 0; i < 4; i++)
-        if (field(schema, bounds[i]))
-            return build_refuse(b, "%s is supported for type \"integer\" only", bounds[i]);
-    return build_number(b, next);
-}
-
-/* A schema as a rule of its own, so that it is built once however often it is used. */
-static uint32_t rule_of(struct builder *b, const json_t *schema)
+uint32_t build_rule_of(struct builder *b, const json_t *schema)
 {
     for (int i = 0; i < b->n_rules; i++)
         if (b->rules[i].schema == schema)
@@ -231,143 +428,7 @@ static uint32_t rule_of(struct builder *b, const json_t *schema)
     return entry;
 }
 
-static uint32_t array_of(struct builder *b, const json_t *schema, uint32_t next)
-{
-    const json_t *items = field(schema, "items");
-    int64_t min = count_of(b, schema, "minItems"), max = count_of(b, schema, "maxItems");
-    size_t mark = build_enter(b, "items");
-    uint32_t item = items ? rule_of(b, items) : build_any(b, grammar_return(b->g));
-    build_leave(b, mark);
-    if (max >= 0 && min > max)
-        return build_refuse(b, "minItems %lld is more than maxItems %lld", (long long)min,
-                            (long long)max);
-    uint32_t end = build_space(b, grammar_range(b->g, ']', ']', next));
-    uint32_t more = build_space(b, grammar_call(b->g, item, grammar_return(b->g)));
-    more = grammar_range(b->g, ',', ',', more); /* the rule of an item that follows another */
-    uint32_t all = 0;
-    if (max != 0) {
-        uint32_t rest = build_repeat(b, more, min > 1 ? min - 1 : 0, max < 0 ? -1 : max - 1, end);
-        all = build_space(b, grammar_call(b->g, item, rest));
-    }
-    if (min <= 0)
-        all = grammar_either(b->g, end, all);
-    return grammar_range(b->g, '[', '[', all);
-}
-
-/* ---- objects ---------------------------------------------------------------------------------------- */
-
-static bool is_required(const json_t *schema, const char *key)
-{
-    const json_t *one;
-    size_t i;
-    json_array_foreach(field(schema, "required"), i, one)
-    {
-        if (json_is_string(one) && strcmp(json_string_value(one), key) == 0)
-            return true;
-    }
-    return false;
-}
-
-struct member {
-    const char *key;
-    const json_t *schema;
-    bool required;
-    uint32_t rule; /* "key": value */
-};
-
-/* Properties in their order, then those that are only required. */
-static struct member *members_of(struct builder *b, const json_t *schema, size_t *n)
-{
-    static const json_t *const anything = NULL;
-    json_t *properties = field(schema, "properties"), *required = field(schema, "required"), *v;
-    const char *key;
-    size_t i;
-    struct member *all =
-        mem_array(json_object_size(properties) + json_array_size(required) + 1, sizeof *all);
-    *n = 0;
-    json_object_foreach(properties, key, v)
-    {
-        all[(*n)++] =
-            (struct member){.key = key, .schema = v, .required = is_required(schema, key)};
-    }
-    json_array_foreach(required, i, v)
-    {
-        key = json_string_value(v);
-        const json_t *more = field(schema, "additionalProperties");
-        if (!key)
-            build_refuse(b, "required must hold strings");
-        else if (json_is_false(more) && !json_object_get(properties, key))
-            build_refuse(b, "cannot be satisfied: \"%.60s\" is required and not allowed", key);
-        else if (!json_object_get(properties, key))
-            all[(*n)++] = (struct member){
-                .key = key, .schema = json_is_object(more) ? more : anything, .required = true};
-    }
-    return all;
-}
-
-static uint32_t member_rule(struct builder *b, const struct member *m)
-{
-    json_t *key = json_string(m->key);
-    uint32_t end = grammar_return(b->g);
-    size_t mark = build_enter(b, "properties"), inner = build_enter(b, m->key);
-    uint32_t value = m->schema ? build_schema(b, m->schema, end) : build_any(b, end);
-    build_leave(b, inner);
-    build_leave(b, mark);
-    value = grammar_range(b->g, ':', ':', build_space(b, value));
-    value = build_json(b, key, value);
-    json_decref(key);
-    return value;
-}
-
-/* From the last property to the first: `first` where none came before, `rest` where one did. */
-static uint32_t members(struct builder *b, struct member *all, size_t n, uint32_t next)
-{
-    uint32_t end = build_space(b, grammar_range(b->g, '}', '}', next)), first = end, rest = end;
-    for (size_t i = n; i > 0; i--) {
-        struct member *m = &all[i - 1];
-        m->rule = member_rule(b, m);
-        uint32_t here = grammar_call(b->g, m->rule, rest);
-        uint32_t begins = build_space(b, here);
-        uint32_t follows = grammar_range(b->g, ',', ',', build_space(b, here));
-        first = m->required ? begins : grammar_either(b->g, begins, first);
-        rest = m->required ? follows : grammar_either(b->g, follows, rest);
-    }
-    return grammar_range(b->g, '{', '{', first);
-}
-
-/* Keys of any name with values of one schema. */
-static uint32_t map_of(struct builder *b, const json_t *schema, uint32_t next)
-{
-    size_t mark = build_enter(b, "additionalProperties");
-    uint32_t value = grammar_call(b->g, rule_of(b, schema), grammar_return(b->g));
-    build_leave(b, mark);
-    uint32_t member = build_string(b, grammar_range(b->g, ':', ':', build_space(b, value)));
-    uint32_t end = build_space(b, grammar_range(b->g, '}', '}', next));
-    uint32_t more = grammar_range(b->g, ',', ',', build_space(b, member));
-    uint32_t rest = build_repeat(b, more, 0, -1, end);
-    uint32_t first = build_space(b, grammar_call(b->g, member, rest));
-    return grammar_range(b->g, '{', '{', grammar_either(b->g, end, first));
-}
-
-static uint32_t object_of(struct builder *b, const json_t *schema, uint32_t next)
-{
-    const json_t *more = field(schema, "additionalProperties");
-    size_t n;
-    struct member *all = members_of(b, schema, &n);
-    uint32_t at;
-    if (n > 0 || json_is_false(more))
-        at = members(b, all, n, next);
-    else if (json_is_object(more))
-        at = map_of(b, more, next);
-    else
-        at = build_object_of_anything(b, next);
-    mem_free(all);
-    return at;
-}
-
-/* ---- any schema --------------------------------------------------------------------------------------- */
-
-static const json_t *resolve(struct builder *b, const char *ref)
+const json_t *build_resolve(const struct builder *b, const char *ref)
 {
     const json_t *at = b->root;
     if (ref[0] != '#' || (ref[1] && ref[1] != '/'))
@@ -382,7 +443,11 @@ static const json_t *resolve(struct builder *b, const char *ref)
             part[n++] = c;
         }
         part[n] = '\0';
-        at = json_object_get(at, part);
+        if (json_is_array(at))
+            at = part[0] >= '0' && part[0] <= '9' ? json_array_get(at, strtoul(part, NULL, 10))
+                                                  : NULL;
+        else
+            at = json_object_get(at, part);
     }
     return at;
 }
@@ -394,93 +459,122 @@ static uint32_t typed(struct builder *b, const json_t *schema, unsigned type, ui
     case TYPE_STRING:
         return string_of(b, schema, next);
     case TYPE_INTEGER:
-        return integer_of(b, schema, next);
     case TYPE_NUMBER:
-        return number_of(b, schema, next);
+        return number_of(b, schema, type == TYPE_INTEGER, next);
     case TYPE_BOOLEAN:
         return grammar_either(b->g, grammar_literal(b->g, STR("true"), next),
                               grammar_literal(b->g, STR("false"), next));
     case TYPE_NULL:
         return grammar_literal(b->g, STR("null"), next);
     case TYPE_OBJECT:
-        return object_of(b, schema, next);
+        return build_object(b, schema, next);
     default:
-        return array_of(b, schema, next);
+        return build_array(b, schema, next);
     }
 }
 
-static uint32_t values_of(struct builder *b, const json_t *list, unsigned types, uint32_t next)
+json_t *build_values(struct builder *b, const json_t *schema)
 {
-    const json_t *v;
-    uint32_t all = 0;
+    const json_t *list = field(schema, "enum"), *only = field(schema, "const"), *v;
+    json_t *all = json_array();
     size_t i;
-    if (json_array_size(list) > BUILD_MAX_VALUES)
-        return build_refuse(b, "enum has more than %d values", BUILD_MAX_VALUES);
+    if (list && (!json_is_array(list) || json_array_size(list) > BUILD_MAX_VALUES))
+        build_refuse(b, "enum must be an array of at most %d values", BUILD_MAX_VALUES);
     json_array_foreach(list, i, v)
     {
-        if (type_of_value(v) & types)
-            all = grammar_either(b->g, all, build_json(b, v, next));
+        if (build_takes(b, schema, v))
+            json_array_append(all, (json_t *)(uintptr_t)v);
     }
-    return all ? all : build_refuse(b, "cannot be satisfied: no value of enum has the type");
+    if (!list && build_takes(b, schema, only))
+        json_array_append(all, (json_t *)(uintptr_t)only);
+    if (json_array_size(all) == 0)
+        build_impossible(b, "no value of %s is allowed by the rest", list ? "enum" : "const");
+    return all;
 }
 
-/* One of several schemas; NULL if the keyword is absent. */
-static const json_t *union_of(struct builder *b, const json_t *schema, const char **key)
+static uint32_t values_of(struct builder *b, const json_t *schema, uint32_t next)
 {
-    static const char *const keys[] = {"anyOf", "oneOf", "allOf"};
-    for (int i = 0; i < 3; i++) {
-        const json_t *list = field(schema, keys[i]);
-        if (!list)
-            continue;
-        *key = keys[i];
-        if (!json_is_array(list) || json_array_size(list) == 0)
-            build_refuse(b, "%s must be an array of schemas", keys[i]);
-        else if (field(schema, "properties") || field(schema, "items"))
-            build_refuse(b, "%s beside properties or items is not supported", keys[i]);
-        else if (i == 2 && json_array_size(list) > 1)
-            build_refuse(b, "allOf of more than one schema is not supported");
-        return list;
-    }
-    return NULL;
-}
-
-static uint32_t any_of(struct builder *b, const json_t *list, const char *key, uint32_t next)
-{
-    const json_t *one;
+    json_t *values = build_values(b, schema), *v;
     uint32_t all = 0;
     size_t i;
+    json_array_foreach(values, i, v)
+    {
+        all = grammar_either(b->g, all, build_json(b, v, next));
+    }
+    json_decref(values);
+    return all;
+}
+
+/* No value may be of two of them. */
+static void check_apart(struct builder *b, const json_t *list)
+{
+    for (size_t i = 0; i < json_array_size(list); i++)
+        for (size_t k = 0; k < i && !b->failed; k++)
+            if (!build_are_disjoint(b, json_array_get(list, k), json_array_get(list, i)))
+                build_refuse(
+                    b,
+                    "values may be of both %zu and %zu, which oneOf forbids: use anyOf, or "
+                    "a required property with another const in each",
+                    k, i);
+}
+
+static uint32_t union_of(struct builder *b, const json_t *schema, const char *key, uint32_t next)
+{
+    const json_t *list = field(schema, key), *one;
+    uint32_t all = 0;
+    size_t i, mark = build_enter(b, key);
+    json_t *parts = json_array();
+    if (!json_is_array(list) || json_array_size(list) == 0)
+        build_refuse(b, "%s must be an array of schemas", key);
+    json_t *rest = json_copy((json_t *)(uintptr_t)schema);
+    json_object_del(rest, key);
+    json_array_append_new(b->made, rest);
     json_array_foreach(list, i, one)
     {
-        char name[32];
-        snprintf(name, sizeof name, "%s[%zu]", key, i);
-        size_t mark = build_enter(b, name);
-        all = grammar_either(b->g, all, build_schema(b, one, next));
-        build_leave(b, mark);
+        if (build_constrains(rest, ""))
+            one = build_merge(b, rest, one);
+        json_array_append(parts, one ? (json_t *)(uintptr_t)one : json_false());
     }
+    json_array_append_new(b->made, parts);
+    if (strcmp(key, "oneOf") == 0)
+        check_apart(b, parts);
+    json_array_foreach(parts, i, one)
+    {
+        char name[24];
+        snprintf(name, sizeof name, "%zu", i);
+        size_t inner = build_enter(b, name);
+        all = grammar_either(b->g, all, build_schema(b, one, next));
+        build_leave(b, inner);
+    }
+    build_leave(b, mark);
     return all;
 }
 
 static uint32_t build_inside(struct builder *b, const json_t *schema, uint32_t next)
 {
-    const char *key = "";
-    const json_t *ref = field(schema, "$ref"), *list;
-    refuse_unsupported(b, schema);
-    if (ref) {
+    const json_t *ref = field(schema, "$ref");
+    check_keywords(b, schema);
+    if (ref && !build_constrains(schema, "$ref")) {
         const char *name = json_string_value(ref);
-        const json_t *target = name ? resolve(b, name) : NULL;
+        const json_t *target = name ? build_resolve(b, name) : NULL;
         if (!target)
             return build_refuse(b, "$ref \"%.80s\" leads nowhere in the schema", name ? name : "");
-        return grammar_call(b->g, rule_of(b, target), next);
+        return grammar_call(b->g, build_rule_of(b, target), next);
     }
-    if ((list = union_of(b, schema, &key)))
-        return any_of(b, list, key, next);
-    unsigned types = types_of(b, schema);
-    if ((list = field(schema, "enum")))
-        return values_of(b, list, types, next);
-    if ((list = field(schema, "const")))
-        return build_json(b, list, next);
-    if (types == ALL_TYPES)
+    if (ref || field(schema, "allOf"))
+        return build_schema(b, build_flatten(b, schema), next);
+    if (field(schema, "anyOf"))
+        return union_of(b, schema, "anyOf", next);
+    if (field(schema, "oneOf"))
+        return union_of(b, schema, "oneOf", next);
+    if (field(schema, "enum") || field(schema, "const"))
+        return values_of(b, schema, next);
+    unsigned types = build_types(b, schema);
+    if (types == (ALL_TYPES & ~(unsigned)TYPE_INTEGER) && types_by_keywords(schema) == ALL_TYPES &&
+        !format_pattern(json_string_value(field(schema, "format"))))
         return build_any(b, next);
+    if (types == 0)
+        build_impossible(b, "no type is left");
     uint32_t all = 0;
     for (int i = 0; i < N_TYPES; i++)
         if (types & (1u << i))
@@ -497,10 +591,10 @@ uint32_t build_schema(struct builder *b, const json_t *schema, uint32_t next)
     if (json_is_true(schema))
         return build_any(b, next);
     if (json_is_false(schema))
-        return 0;
+        return build_impossible(b, "nothing is allowed here");
     if (!json_is_object(schema))
         return build_refuse(b, "a schema must be an object");
-    if (b->nesting == BUILD_MAX_NESTING)
+    if (b->nesting >= BUILD_MAX_NESTING)
         return build_refuse(b, "the schema is nested more than %d deep", BUILD_MAX_NESTING);
     b->nesting++;
     uint32_t at = build_inside(b, schema, next);
@@ -510,77 +604,92 @@ uint32_t build_schema(struct builder *b, const json_t *schema, uint32_t next)
 
 /* ---- arguments of tools ------------------------------------------------------------------------------ */
 
-/* May a value of this schema be a string? */
+/* The types that a value may have. */
 static unsigned argument_types(struct builder *b, const json_t *schema, int depth)
 {
-    const char *key = "";
-    const json_t *list, *one, *ref = field(schema, "$ref");
+    const json_t *list, *one;
     unsigned types = 0;
     size_t i;
+    schema = json_is_object(schema) ? build_flatten(b, schema) : schema;
     if (!json_is_object(schema) || depth > 8)
         return ALL_TYPES;
-    if (ref) {
-        const char *name = json_string_value(ref);
-        const json_t *target = name ? resolve(b, name) : NULL;
-        return target ? argument_types(b, target, depth + 1) : ALL_TYPES;
-    }
-    if ((list = union_of(b, schema, &key))) {
+    for (int k = 0; k < 2; k++) {
+        if (!(list = field(schema, k ? "oneOf" : "anyOf")))
+            continue;
         json_array_foreach(list, i, one)
         {
             types |= argument_types(b, one, depth + 1);
         }
         return types;
     }
-    if ((list = field(schema, "enum")) && !field(schema, "type")) {
-        json_array_foreach(list, i, one)
+    if ((list = field(schema, "enum")) || field(schema, "const")) {
+        json_t *values = build_values(b, schema);
+        json_array_foreach(values, i, one)
         {
-            types |= type_of_value(one);
+            types |= build_type_of(one);
         }
+        json_decref(values);
         return types;
     }
-    return types_of(b, schema);
+    return build_types(b, schema);
 }
 
-static uint32_t raw_values(struct builder *b, const json_t *list, uint32_t next)
+/* Strings as they are, everything else as JSON. */
+static uint32_t raw_values(struct builder *b, const json_t *schema, struct str close, uint32_t next)
 {
-    const json_t *v;
+    json_t *values = build_values(b, schema), *v;
     uint32_t all = 0;
     size_t i;
-    json_array_foreach(list, i, v)
+    json_array_foreach(values, i, v)
     {
         struct str text = {json_string_value(v), json_string_length(v)};
-        if (json_is_string(v) && str_find(text, STR("</parameter>")) == SIZE_MAX)
+        if (!json_is_string(v))
+            all = grammar_either(b->g, all, build_json(b, v, next));
+        else if (close.len == 0 || str_find(text, close) == SIZE_MAX)
             all = grammar_either(b->g, all, grammar_literal(b->g, text, next));
     }
+    json_decref(values);
     return all;
+}
+
+static bool limits_strings(const json_t *schema)
+{
+    return field(schema, "pattern") || field(schema, "minLength") || field(schema, "maxLength");
 }
 
 /* Plain strings; what else may be one is free text. */
 static uint32_t raw_string(struct builder *b, const json_t *schema, uint32_t next)
 {
     uint32_t close = grammar_literal(b->g, STR("</parameter>"), next);
-    json_t *one = field(schema, "const"), *list = field(schema, "enum");
-    if (json_array_size(list) > BUILD_MAX_VALUES)
-        return build_refuse(b, "enum has more than %d values", BUILD_MAX_VALUES);
-    if (list || json_is_string(one)) {
-        json_t *values = list ? json_incref(list) : json_pack("[O]", one);
-        uint32_t all = raw_values(b, values, close);
-        json_decref(values);
-        return all;
-    }
-    refuse_unsupported(b, schema);
-    if (field(schema, "minLength") || field(schema, "maxLength"))
-        return repeat(b, schema, "minLength", "maxLength", build_raw_character(b), close);
+    int64_t min, max;
+    struct str pattern = pattern_of(b, schema);
+    check_keywords(b, schema);
+    if (!build_range(b, schema, "minLength", "maxLength", &min, &max))
+        return 0;
+    if (pattern.len > 0)
+        return build_pattern(b, pattern, REGEX_RAW, min, max, close);
+    if (limits_strings(schema))
+        return build_repeat(b, build_raw_character(b), min, max, close);
     return build_raw_to_close(b, next);
 }
 
 uint32_t build_argument(struct builder *b, const json_t *schema, uint32_t next)
 {
     unsigned types = schema ? argument_types(b, schema, 0) : ALL_TYPES;
-    if (types == TYPE_STRING && !field(schema, "$ref") && !field(schema, "anyOf") &&
-        !field(schema, "oneOf") && !field(schema, "allOf"))
-        return raw_string(b, schema, next);
-    if (types & TYPE_STRING)
+    if (b->failed)
+        return 0;
+    if (!(types & TYPE_STRING))
+        return build_schema(b, schema, grammar_literal(b->g, STR("</parameter>"), next));
+    const json_t *flat = json_is_object(schema) ? build_flatten(b, schema) : NULL;
+    if (!flat)
         return build_raw_to_close(b, next);
-    return build_schema(b, schema, grammar_literal(b->g, STR("</parameter>"), next));
+    if (field(flat, "enum") || field(flat, "const"))
+        return raw_values(b, flat, STR("</parameter>"),
+                          grammar_literal(b->g, STR("</parameter>"), next));
+    if (types == TYPE_STRING && !field(flat, "anyOf") && !field(flat, "oneOf"))
+        return raw_string(b, flat, next);
+    if (limits_strings(flat))
+        return build_refuse(b, "the model's form of calls cannot hold this to a string's limits "
+                               "where it may be something else, too");
+    return build_raw_to_close(b, next);
 }

@@ -108,6 +108,28 @@ static bool describes_nothing(const json_t *schema)
            !json_is_false(json_object_get(schema, "additionalProperties"));
 }
 
+/* An object of declared properties, which is all that the form of calls can be held to. */
+static json_t *check_parameters(struct builder *b, json_t *schema)
+{
+    static const char *const known[] = {"type", "properties", "required", "additionalProperties"};
+    json_t *flat = schema ? (json_t *)(uintptr_t)build_flatten(b, schema) : NULL, *v;
+    const char *key;
+    json_object_foreach(flat, key, v)
+    {
+        json_t *one = json_pack("{sO}", key, v);
+        bool is_known = !build_constrains(one, "");
+        json_decref(one);
+        for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+            is_known = is_known || strcmp(key, known[i]) == 0;
+        size_t mark = build_enter(b, key);
+        if (!is_known)
+            build_refuse(b, "a tool's arguments can be held to properties, required and "
+                            "additionalProperties only");
+        build_leave(b, mark);
+    }
+    return flat;
+}
+
 /* Where a tool call goes on after "<invoke name=\"". */
 static uint32_t invocation(struct builder *b, const json_t *tool, uint32_t next)
 {
@@ -117,10 +139,12 @@ static uint32_t invocation(struct builder *b, const json_t *tool, uint32_t next)
         return build_refuse(b,
                             "the model's form of calls has no way to write a tool's name \"%.60s\"",
                             name ? name : "");
-    size_t mark = build_enter(b, name);
+    size_t mark = b->path.len;
+    buf_printf(&b->path, " %s #", name);
     b->root = schema;
     b->n_rules = 0; /* they are of another schema */
     next = grammar_literal(b->g, STR("</invoke>\n"), next);
+    schema = check_parameters(b, schema);
     next = describes_nothing(schema) ? any_parameters(b, next) : parameters(b, schema, next);
     build_leave(b, mark);
     return grammar_literal(b->g, str_of(name), grammar_literal(b->g, STR("\">\n"), next));
@@ -145,6 +169,14 @@ static uint32_t call_block(struct builder *b, const json_t *text, const struct m
 
 /* ---- the whole ----------------------------------------------------------------------------------- */
 
+static void refuse_all(struct builder *b)
+{
+    if (b->why[0])
+        build_refuse(b, "cannot be satisfied (%s)", b->why);
+    else
+        build_refuse(b, "cannot be satisfied: no value that ends is allowed");
+}
+
 static uint32_t build_answer(struct builder *b, const json_t *text, const struct marks *m)
 {
     const json_t *value = json_object_get(text, "value");
@@ -153,9 +185,13 @@ static uint32_t build_answer(struct builder *b, const json_t *text, const struct
     if (json_array_size(json_object_get(text, "tools")) > 0) {
         if (m->begin < 0 || m->end < 0)
             return build_refuse(b, "this model has no markers for tool calls");
+        buf_reset(&b->path);
+        buf_puts(&b->path, "tool");
         b->in_call = true;
         calls = call_block(b, text, m, line_feeds(b, 1, end));
         b->in_call = false;
+        buf_reset(&b->path);
+        buf_puts(&b->path, "schema #");
         memset(b->shared, 0, sizeof b->shared);
     }
     if (value && !forced) {
@@ -163,7 +199,7 @@ static uint32_t build_answer(struct builder *b, const json_t *text, const struct
         b->n_rules = 0;
         said = build_schema(b, value, end);
         if (!said && !b->failed)
-            build_refuse(b, "cannot be satisfied");
+            refuse_all(b);
     }
     if (!value && !forced)
         return free_text(b, grammar_either(b->g, end, calls));
@@ -190,14 +226,14 @@ static int build(struct builder *b, const json_t *text)
 {
     struct marks m;
     read_marks(b->g, text, &m);
-    buf_puts(&b->path, json_object_get(text, "value") ? "schema" : "tools");
+    buf_puts(&b->path, json_object_get(text, "value") ? "schema #" : "tool");
     uint32_t start = build_answer(b, text, &m);
     if (m.after >= 0)
         start = free_text(b, grammar_marker_node(b->g, m.after, line_feeds(b, 2, start)));
     if (grammar_is_full(b->g))
         build_refuse(b, "the schema is too large");
     if (!b->failed && !grammar_begin(b->g, start))
-        build_refuse(b, "cannot be satisfied");
+        refuse_all(b);
     return b->failed ? E_INVALID : 0;
 }
 
@@ -212,12 +248,14 @@ int grammar_compile(struct str text, struct grammar **out, struct err *e)
     if (!root)
         return err_set(e, E_INVALID, "a grammar that is no JSON: %s", why.text);
     struct builder b = {.g = grammar_new(), .e = e};
+    b.made = json_array();
     b.rules = mem_array(BUILD_MAX_RULES, sizeof *b.rules);
     int rc = build(&b, root);
     if (rc < 0)
         grammar_free(&b.g);
     *out = b.g;
     mem_free(b.rules);
+    json_decref(b.made);
     buf_fini(&b.path);
     json_decref(root);
     return rc;

@@ -124,11 +124,11 @@ TEST(grammar_refuses_what_it_cannot_hold_and_says_where)
     static const struct {
         const char *schema, *part;
     } list[] = {
-        {"3", "schema: a schema must be an object"},
-        {"{\"type\": \"text\"}", "schema: type \"text\""},
-        {"{\"properties\": {\"a\": {\"items\": {\"pattern\": \"x\"}}}}",
-         "schema.properties.a.items: the keyword \"pattern\""},
-        {"{\"anyOf\": [{\"type\": \"null\"}, {\"not\": {}}]}", "schema.anyOf[1]: the keyword"},
+        {"3", "schema #: a schema must be an object"},
+        {"{\"type\": \"text\"}", "schema #: type \"text\""},
+        {"{\"properties\": {\"a\": {\"items\": {\"not\": {}}}}}",
+         "schema #/properties/a/items/not: "},
+        {"{\"anyOf\": [{\"type\": \"null\"}, {\"not\": {}}]}", "schema #/anyOf/1/not: "},
         {"{\"$ref\": \"#/$defs/x\"}", "leads nowhere"},
         {"{\"$ref\": \"http://x/y\"}", "leads nowhere"},
         {"{\"$ref\": \"#\"}", "cannot be satisfied"},
@@ -139,13 +139,11 @@ TEST(grammar_refuses_what_it_cannot_hold_and_says_where)
          "\"additionalProperties\": false}",
          "\"a\" is required and not allowed"},
         {"{\"type\": \"integer\", \"minimum\": 5, \"maximum\": 4}", "cannot be satisfied"},
-        {"{\"type\": \"number\", \"minimum\": 5}", "minimum is supported for type \"integer\""},
         {"{\"type\": \"string\", \"minLength\": 5, \"maxLength\": 4}", "minLength 5 is more than"},
         {"{\"type\": \"string\", \"minLength\": -1}", "minLength must be"},
         {"{\"type\": \"string\", \"maxLength\": 1000000}", "repetitions"},
         {"{\"type\": \"array\", \"minItems\": 2, \"maxItems\": 1}", "minItems 2 is more than"},
         {"{\"type\": \"string\", \"enum\": [1, 2]}", "no value of enum"},
-        {"{\"allOf\": [{}, {}]}", "allOf of more than one"},
         {"{\"type\": \"array\", \"items\": false, \"minItems\": 1}", "cannot be satisfied"},
         {"false", "cannot be satisfied"},
     };
