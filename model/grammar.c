@@ -142,7 +142,8 @@ uint32_t grammar_bytes(struct grammar *g, const struct byte_set *set, uint32_t n
 {
     if (next == 0)
         return 0;
-    uint32_t i = 0;
+    /* Looked for among the latest: a set that is there twice does no harm. */
+    uint32_t i = g->n_sets > 256 ? g->n_sets - 256 : 0;
     while (i < g->n_sets && memcmp(&g->sets[i], set, sizeof *set) != 0)
         i++;
     if (i == g->n_sets) {
@@ -254,19 +255,65 @@ static unsigned needed(const struct grammar *g, const struct node *n)
     return NEVER;
 }
 
-/* The least that is consistent: down from NEVER until nothing changes. */
+static bool has_next(const struct node *n)
+{
+    return n->kind != NODE_NOWHERE && n->kind != NODE_RETURN && n->kind != NODE_END &&
+           n->kind != NODE_FLOOR;
+}
+
+static bool has_other(const struct node *n)
+{
+    return n->kind == NODE_EITHER || n->kind == NODE_CALL;
+}
+
+/* Who leads to a node: by[first[i]] to by[first[i + 1] - 1]. */
+static void find_leaders(const struct grammar *g, uint32_t *first, uint32_t *by)
+{
+    for (uint32_t i = 0; i < g->n_nodes; i++) {
+        first[g->nodes[i].next + 2] += has_next(&g->nodes[i]);
+        if (has_other(&g->nodes[i]))
+            first[g->nodes[i].other + 2]++;
+    }
+    for (uint32_t i = 2; i < g->n_nodes + 2; i++)
+        first[i] += first[i - 1];
+    for (uint32_t i = 0; i < g->n_nodes; i++) {
+        if (has_next(&g->nodes[i]))
+            by[first[g->nodes[i].next + 1]++] = i;
+        if (has_other(&g->nodes[i]))
+            by[first[g->nodes[i].other + 1]++] = i;
+    }
+}
+
+/* The least that is consistent: down from NEVER, and whenever a node's changes, those that lead to it. */
 static void find_needs(struct grammar *g)
 {
-    for (bool changed = true; changed;) {
-        changed = false;
-        for (uint32_t i = 1; i < g->n_nodes; i++) {
-            unsigned need = needed(g, &g->nodes[i]);
-            if (need < g->nodes[i].need) {
-                g->nodes[i].need = (uint8_t)need;
-                changed = true;
-            }
+    uint32_t n = g->n_nodes, n_work = n;
+    uint32_t *first = mem_array((size_t)n + 3, sizeof *first);
+    uint32_t *by = mem_array(2 * (size_t)n, sizeof *by);
+    uint32_t *work = mem_array(n, sizeof *work);
+    bool *is_waiting = mem_array(n, sizeof *is_waiting);
+    find_leaders(g, first, by);
+    for (uint32_t i = 0; i < n; i++) {
+        work[i] = n - 1 - i;
+        is_waiting[i] = true;
+    }
+    while (n_work > 0) {
+        uint32_t i = work[--n_work];
+        unsigned need = needed(g, &g->nodes[i]);
+        is_waiting[i] = false;
+        if (need >= g->nodes[i].need)
+            continue;
+        g->nodes[i].need = (uint8_t)need;
+        for (uint32_t k = first[i]; k < first[i + 1]; k++) {
+            if (!is_waiting[by[k]])
+                work[n_work++] = by[k];
+            is_waiting[by[k]] = true;
         }
     }
+    mem_free(first);
+    mem_free(by);
+    mem_free(work);
+    mem_free(is_waiting);
 }
 
 /* ---- stacks ---------------------------------------------------------------------------------- */
