@@ -73,7 +73,8 @@ static int compare_ranges(const void *a, const void *b)
 static void tidy(struct char_class *c)
 {
     struct char_class out = {0};
-    qsort(c->ranges, (size_t)c->n, sizeof *c->ranges, compare_ranges);
+    if (c->n > 0)
+        qsort(c->ranges, (size_t)c->n, sizeof *c->ranges, compare_ranges);
     for (int i = 0; i < c->n; i++) {
         struct char_range r = c->ranges[i];
         if (out.n > 0 && r.first <= out.ranges[out.n - 1].last + 1) {
