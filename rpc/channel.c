@@ -395,6 +395,12 @@ static bool is_fd_readable(int fd)
     return fd >= 0 && poll(&p, 1, 0) > 0;
 }
 
+/* After link_look().  Where a loop polls the link, too, quiet means nothing. */
+static bool has_to_do(const struct channel *c, int64_t now_ns)
+{
+    return c->loop || !link_is_quiet(c->link) || channel_deadline_ns(c) <= now_ns;
+}
+
 void channel_wait(struct channel *const *channels, int n, int extra_fd, int64_t deadline_ns,
                   int64_t spin_ns)
 {
@@ -405,8 +411,10 @@ void channel_wait(struct channel *const *channels, int n, int extra_fd, int64_t 
     for (;;) {
         int64_t now_ns = clock_now_ns(), until_ns = deadline_ns;
         int happened = 0;
+        link_look(links, n);
         for (int i = 0; i < n; i++)
-            happened += process(channels[i], now_ns);
+            if (has_to_do(channels[i], now_ns))
+                happened += process(channels[i], now_ns);
         if (happened > 0 || now_ns >= deadline_ns || is_fd_readable(extra_fd))
             return;
         for (int i = 0; i < n; i++)

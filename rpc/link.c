@@ -109,6 +109,9 @@ struct link {
     int64_t redial_ns; /* of a client that libzmq will not dial again; CLOCK_NEVER: it will */
     bool is_connected, has_news;
     bool is_inside; /* a message of which some parts are sent */
+    /* libzmq had nothing when it was last asked, and no other call has made it look since: what
+     * comes now makes the descriptor readable, so nobody need ask before it is. */
+    bool is_drained, is_monitor_drained;
     char endpoint[LINK_ENDPOINT_BYTES];
     struct link_counters counters;
     struct list taken, spare;
@@ -127,9 +130,13 @@ void *link_context(void)
     void *mine = zmq_ctx_new();
     must(mine);
     must_zero(zmq_ctx_set(mine, ZMQ_MAX_SOCKETS, 16383));
-    /* Its threads begin with the first socket, whose owner may be pinned. */
+    /* Its thread begins with the first socket, whose owner may be pinned.  Where CPUs are our own,
+     * whoever waits for messages is pinned to the first (engine/pool.c: the pool's owner), and to
+     * be woken by a thread of the same CPU costs a switch instead of an interrupt and an idle
+     * CPU's sleep. */
     const struct cpus *cpus = cpus_of_process();
-    for (int i = 0; i < cpus->n; i++)
+    int n_cpus = cpus_are_own() ? 1 : cpus->n;
+    for (int i = 0; i < n_cpus; i++)
         (void)zmq_ctx_set(mine, ZMQ_THREAD_AFFINITY_CPU_ADD, cpus->ids[i]);
     if (atomic_compare_exchange_strong(&the_context, &c, mine))
         return mine;
@@ -489,6 +496,18 @@ static bool is_readable(void *socket)
     return zmq_getsockopt(socket, ZMQ_EVENTS, &events, &bytes) == 0 && (events & ZMQ_POLLIN);
 }
 
+static bool has_message(struct link *l)
+{
+    l->is_drained = !is_readable(l->socket);
+    return !l->is_drained;
+}
+
+static bool has_event(struct link *l)
+{
+    l->is_monitor_drained = !is_readable(l->monitor);
+    return !l->is_monitor_drained;
+}
+
 static int send_part(struct link *l, zmq_msg_t *msg, bool has_more)
 {
     hand_over(zmq_msg_data(msg));
@@ -499,7 +518,7 @@ static int send_part(struct link *l, zmq_msg_t *msg, bool has_more)
         /* What the other side gave back waits in the socket's mailbox, where a send looks
          * once a millisecond or so; asking for events looks now.  Not inside a message:
          * libzmq has dropped its first parts then. */
-        (void)is_readable(l->socket);
+        (void)has_message(l);
         rc = zmq_msg_send(msg, l->socket, flags);
     }
     l->is_inside = rc >= 0 && has_more;
@@ -540,6 +559,7 @@ int link_send(struct link *l, const struct link_send *s)
     must((l->role == LINK_SERVER) == (s->peer_bytes > 0));
     if (l->role == LINK_CLIENT && !l->is_connected)
         return E_UNAVAILABLE;
+    l->is_drained = false; /* sending takes in what waits in the mailbox, now and then */
     int rc = l->role == LINK_SERVER ? send_copy(l, s->peer, s->peer_bytes, true) : 0;
     int left = s->n_frames + s->n_blobs;
     for (int i = 0; i < s->n_frames && rc == 0; i++)
@@ -549,7 +569,7 @@ int link_send(struct link *l, const struct link_send *s)
     if (rc == 0)
         l->counters.sent_messages++;
     /* Without a connection libzmq says "would block" too. */
-    if (rc == E_BUSY && l->monitor && is_readable(l->monitor))
+    if (rc == E_BUSY && l->monitor && has_event(l))
         rc = E_UNAVAILABLE;
     return rc;
 }
@@ -668,11 +688,13 @@ int link_receive(struct link *l, struct message *out)
             rc = fill_message(l, r, out);
         if (rc == 0) {
             l->counters.received_messages++;
+            l->is_drained = false;
             return 0;
         }
         give_received(r);
         if (rc == E_AGAIN && l->role == LINK_SERVER && l->monitor)
             count_failed_handshakes(l);
+        l->is_drained = rc == E_AGAIN;
         if (rc == E_AGAIN)
             return rc;
         l->counters.refused_messages++;
@@ -683,6 +705,7 @@ int link_receive(struct link *l, struct message *out)
 static void redial(struct link *l)
 {
     l->redial_ns = CLOCK_NEVER;
+    l->is_drained = false;
     (void)zmq_disconnect(l->socket, l->endpoint);
     (void)zmq_connect(l->socket, l->endpoint); /* it could be dialled before */
 }
@@ -704,6 +727,7 @@ enum link_event link_next_event(struct link *l)
     for (;;) {
         uint32_t value;
         int event = l->monitor ? read_monitor(l, &value) : 0;
+        l->is_monitor_drained = event == 0;
         if (event == 0)
             return LINK_NOTHING;
         if (event & LINK_FAILED_HANDSHAKE) {
@@ -719,7 +743,7 @@ enum link_event link_next_event(struct link *l)
             continue; /* a handshake that failed also ends in "disconnected" */
         l->is_connected = is_up;
         /* The new connection waits in the socket's mailbox; a send looks there only now and then. */
-        (void)is_readable(l->socket);
+        (void)has_message(l);
         return is_up ? LINK_CONNECTED : LINK_DISCONNECTED;
     }
 }
@@ -729,35 +753,61 @@ bool link_is_connected(const struct link *l)
     return l->is_connected;
 }
 
-static bool has_work(struct link *const *links, int n_links, int extra_fd, bool look_everywhere)
+bool link_is_quiet(const struct link *l)
 {
-    for (int i = 0; i < n_links; i++) {
-        const struct link *l = links[i];
-        if (l->has_news || is_readable(l->socket))
-            return true;
-        if (look_everywhere && l->monitor && is_readable(l->monitor))
-            return true;
-    }
-    struct pollfd extra = {.fd = extra_fd, .events = POLLIN};
-    return look_everywhere && extra_fd >= 0 && poll(&extra, 1, 0) > 0;
+    return !l->has_news && l->is_drained && (!l->monitor || l->is_monitor_drained);
 }
 
-/* After has_work() found nothing: libzmq's descriptors become readable when that may have changed.
- * poll(2) itself and not zmq_poll(), which asks every socket twice more (6 of 14 system calls of a
- * wait). */
-static void sleep_for_work(struct link *const *links, int n_links, int extra_fd,
-                           int64_t deadline_ns)
+/* Asks libzmq only where its answer is not known. */
+static bool has_work(struct link *const *links, int n_links)
 {
-    struct pollfd items[2 * LINK_MAX_WAIT + 1];
-    nfds_t n = 0;
+    bool has = false;
     for (int i = 0; i < n_links; i++) {
-        items[n++] = (struct pollfd){.fd = links[i]->fd, .events = POLLIN};
-        if (links[i]->monitor)
-            items[n++] = (struct pollfd){.fd = links[i]->monitor_fd, .events = POLLIN};
+        struct link *l = links[i];
+        if (!l->is_drained)
+            (void)has_message(l);
+        if (l->monitor && !l->is_monitor_drained)
+            (void)has_event(l);
+        has = has || !link_is_quiet(l);
     }
-    if (extra_fd >= 0)
-        items[n++] = (struct pollfd){.fd = extra_fd, .events = POLLIN};
-    (void)poll(items, n, clock_left_ms(deadline_ns, clock_now_ns(), INT_MAX));
+    return has;
+}
+
+struct wait {
+    struct link *const *links;
+    int n_links, extra_fd;
+    nfds_t n_sockets, n; /* items: sockets, then monitors, then the extra one */
+    struct pollfd items[2 * LINK_MAX_WAIT + 1];
+};
+
+static void begin_wait(struct wait *w)
+{
+    for (int i = 0; i < w->n_links; i++)
+        w->items[w->n++] = (struct pollfd){.fd = w->links[i]->fd, .events = POLLIN};
+    w->n_sockets = w->n;
+    for (int i = 0; i < w->n_links; i++)
+        if (w->links[i]->monitor)
+            w->items[w->n++] = (struct pollfd){.fd = w->links[i]->monitor_fd, .events = POLLIN};
+    if (w->extra_fd >= 0)
+        w->items[w->n++] = (struct pollfd){.fd = w->extra_fd, .events = POLLIN};
+}
+
+/* One system call for all links, and libzmq is asked about those that it names: zmq_poll() and the
+ * sockets' own options make several for each.  `everywhere`: also monitors and the extra one. */
+static bool poll_work(struct wait *w, bool everywhere, int timeout_ms)
+{
+    if (poll(w->items, everywhere ? w->n : w->n_sockets, timeout_ms) <= 0)
+        return false;
+    bool has = everywhere && w->extra_fd >= 0 && w->items[w->n - 1].revents != 0;
+    nfds_t at = w->n_sockets;
+    for (int i = 0; i < w->n_links; i++) {
+        struct link *l = w->links[i];
+        if (w->items[i].revents && has_message(l))
+            has = true;
+        if (everywhere && l->monitor && w->items[at++].revents && has_event(l))
+            has = true;
+    }
+    return has;
 }
 
 void link_wait(struct link *const *links, int n_links, int extra_fd, int64_t deadline_ns,
@@ -766,14 +816,20 @@ void link_wait(struct link *const *links, int n_links, int extra_fd, int64_t dea
     must(n_links >= 0 && n_links <= LINK_MAX_WAIT);
     for (int i = 0; i < n_links; i++)
         must_own(links[i]);
+    struct wait w;
+    w.links = links;
+    w.n_links = n_links;
+    w.extra_fd = extra_fd;
+    w.n = 0;
+    begin_wait(&w);
     /* Before the first look at the clock: a link that holds a message already must not wait. */
-    if (has_work(links, n_links, extra_fd, true))
+    if (has_work(links, n_links) || poll_work(&w, true, 0))
         return;
     int64_t now_ns = clock_now_ns();
     int64_t spin_until_ns = spin_ns < deadline_ns - now_ns ? now_ns + spin_ns : deadline_ns;
     for (unsigned turn = 1; now_ns < spin_until_ns; turn++) {
         /* Messages are what a spinning thread waits for; the rest may come some turns later. */
-        if (has_work(links, n_links, extra_fd, turn % 16 == 0))
+        if (poll_work(&w, turn % 16 == 0, 0))
             return;
         /* The message comes through libzmq's I/O thread, which wants a CPU too.  6 KB there
          * and back over tcp, both sides spinning for 50 us on 2 virtual cores of an EPYC:
@@ -782,7 +838,19 @@ void link_wait(struct link *const *links, int n_links, int extra_fd, int64_t dea
         now_ns = clock_now_ns();
     }
     if (now_ns < deadline_ns)
-        sleep_for_work(links, n_links, extra_fd, deadline_ns);
+        (void)poll_work(&w, true, clock_left_ms(deadline_ns, now_ns, INT_MAX));
+}
+
+void link_look(struct link *const *links, int n_links)
+{
+    must(n_links >= 0 && n_links <= LINK_MAX_WAIT);
+    struct wait w;
+    w.links = links;
+    w.n_links = n_links;
+    w.extra_fd = -1;
+    w.n = 0;
+    begin_wait(&w);
+    (void)poll_work(&w, true, 0);
 }
 
 void link_count(const struct link *l, struct link_counters *out)

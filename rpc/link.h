@@ -94,6 +94,12 @@ bool link_has_keys(const struct link *l);
 void link_wait(struct link *const *links, int n_links, int extra_fd, int64_t deadline_ns,
                int64_t spin_ns);
 
+/* Asks of all links at once what has come since they were last asked: one system call, however many
+ * they are.  A link that is quiet then has neither message nor event (its deadline apart).  Not for
+ * links that rpc/loop.c polls. */
+void link_look(struct link *const *links, int n_links);
+bool link_is_quiet(const struct link *l);
+
 struct link_counters {
     int64_t sent_messages, sent_bytes, received_messages, received_bytes, refused_messages;
     int64_t failed_handshakes;
