@@ -5,9 +5,11 @@
 #include "coordinator/etcd.h"
 
 #include <curl/curl.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/buf.h"
 #include "base/clock.h"
@@ -19,6 +21,7 @@
 #include "base/thread.h"
 
 enum { MAX_TOKEN_BYTES = 4096, UNAUTHENTICATED = 16 };
+#define LOG_IN_NS (10 * CLOCK_S)
 
 struct job {
     const char *path;
@@ -37,7 +40,8 @@ struct connection {
     int n_endpoints, at;
     char *password, *token;
     struct buf received;
-    bool is_too_long;
+    char curl_text[CURL_ERROR_SIZE];
+    bool is_too_long, has_answered;
     struct thread *thread;
 };
 
@@ -120,6 +124,21 @@ static int read_password(struct etcd *c, struct err *e)
     return rc < 0 ? err_prefix(e, "etcd.password_file") : 0;
 }
 
+/* libcurl would say so only when it connects, again and again. */
+static int check_files(const struct etcd_options *o, struct err *e)
+{
+    const struct {
+        const char *option, *path;
+    } files[] = {{"etcd.ca_file", o->ca_file},
+                 {"etcd.cert_file", o->cert_file},
+                 {"etcd.key_file", o->key_file}};
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++)
+        if (files[i].path[0] && access(files[i].path, R_OK) < 0)
+            return err_set(e, E_INVALID, "%s: %.200s: %s", files[i].option, files[i].path,
+                           strerror(errno));
+    return 0;
+}
+
 /* ---- one exchange, on the thread ------------------------------------------------------- */
 
 static size_t on_bytes(char *data, size_t size, size_t n, void *ud)
@@ -146,7 +165,71 @@ static const char *text_of(const json_t *object, const char *key)
     return s ? s : "";
 }
 
-/* The gateway's errors: {"error": TEXT, "code": gRPC's number}. */
+/* What to do about an etcd that refuses, by what it or its gateway says. */
+static const struct {
+    const char *says, *remedy;
+} remedies[] = {
+    {"user name is empty", "this etcd has users: name one in etcd.user, with etcd.password_file"},
+    {"invalid user ID or password",
+     "etcd.user does not exist or is not the one whose password etcd.password_file holds (etcdctl "
+     "user passwd NAME sets it)"},
+    {"authentication is not enabled", "this etcd has no users: leave etcd.user and "
+                                      "etcd.password_file empty (or: etcdctl auth enable)"},
+    {"permission denied",
+     "the role of etcd.user must read and write below etcd.prefix (etcdctl role grant-permission "
+     "ROLE readwrite PREFIX --prefix=true)"},
+    {"CommonName of client",
+     "an etcd with users takes a certificate here only if its subject has no common name: make "
+     "etcd.cert_file without CN (-subj /O=NAME)"},
+    {"client sent an HTTP request to an HTTPS server", "write https:// in etcd.endpoints"},
+};
+
+static const char *remedy_of(const char *says)
+{
+    for (size_t i = 0; i < sizeof remedies / sizeof remedies[0]; i++)
+        if (strstr(says, remedies[i].says))
+            return remedies[i].remedy;
+    return NULL;
+}
+
+static bool never_left(CURLcode rc)
+{
+    return rc == CURLE_COULDNT_CONNECT || rc == CURLE_COULDNT_RESOLVE_HOST ||
+           rc == CURLE_OPERATION_TIMEDOUT;
+}
+
+/* The same for connections that never came about. */
+static const char *remedy_of_curl(const struct connection *k, CURLcode rc)
+{
+    bool is_secure = strncmp(k->endpoints[k->at], "https://", 8) == 0;
+    if (rc == CURLE_PEER_FAILED_VERIFICATION || rc == CURLE_SSL_CACERT_BADFILE)
+        return "etcd.ca_file must be the certificate that signs this etcd's, which must "
+               "name the host in etcd.endpoints";
+    if (rc == CURLE_SSL_CERTPROBLEM)
+        return "etcd.cert_file and etcd.key_file must be a PEM certificate and the key to it";
+    if (k->has_answered || k->is_too_long || never_left(rc))
+        return NULL;
+    if (rc == CURLE_SSL_CONNECT_ERROR && !strstr(k->curl_text, "alert"))
+        return "without TLS at that port write http:// in etcd.endpoints";
+    /* The refusal of a client's certificate comes after the handshake: as an alert, or as a connection
+     * that breaks somewhere. */
+    return is_secure
+               ? "etcd may take only certificates that its --trusted-ca-file signs: such a one "
+                 "belongs into etcd.cert_file, its key into etcd.key_file"
+               : "with TLS at that port write https:// in etcd.endpoints";
+}
+
+static void note_refusal(struct connection *k, CURLcode rc, struct err *e)
+{
+    const char *why = k->is_too_long    ? "the answer is too long"
+                      : k->curl_text[0] ? k->curl_text
+                                        : curl_easy_strerror(rc);
+    const char *remedy = remedy_of_curl(k, rc);
+    err_set(e, rc == CURLE_OPERATION_TIMEDOUT ? E_DEADLINE : E_UNAVAILABLE, "%s: %.200s%s%s",
+            k->endpoints[k->at], why, remedy ? ": " : "", remedy ? remedy : "");
+}
+
+/* The gateway's errors: {"error": TEXT, "code": gRPC's number}, or a line of text. */
 static int read_answer(struct connection *k, long status, json_t **out, struct err *e)
 {
     json_error_t why;
@@ -157,13 +240,17 @@ static int read_answer(struct connection *k, long status, json_t **out, struct e
         return 0;
     }
     long long number = (long long)json_integer_value(json_object_get(root, "code"));
+    buf_append(&k->received, "", 1);
+    const char *says = root ? text_of(root, "error") : k->received.data;
+    const char *remedy = remedy_of(says);
     if (status == 200 && !root)
         err_set(e, E_CORRUPT, "the answer is not JSON (%.100s)", why.text);
     else if (status == 401 || number == UNAUTHENTICATED)
-        err_set(e, E_UNAUTHENTICATED, "%.200s", text_of(root, "error"));
+        err_set(e, E_UNAUTHENTICATED, "%.200s", says);
     else
         err_set(e, number > 0 && number < UNAUTHENTICATED ? -(int)number : E_UNAVAILABLE,
-                "HTTP %ld: %.200s", status, text_of(root, "error"));
+                "HTTP %ld: %.*s%s%s", status, (int)strcspn(says, "\r\n"), says, remedy ? ": " : "",
+                remedy ? remedy : "");
     json_decref(root);
     return e->code;
 }
@@ -172,6 +259,7 @@ static void set_up(struct connection *k, const char *url, const char *body, int6
 {
     long left_ms = (long)(left_ns / CLOCK_MS) + 1;
     buf_reset(&k->received);
+    k->curl_text[0] = '\0';
     k->is_too_long = false;
     curl_easy_setopt(k->curl, CURLOPT_URL, url);
     curl_easy_setopt(k->curl, CURLOPT_POSTFIELDS, body);
@@ -188,12 +276,6 @@ static void set_up(struct connection *k, const char *url, const char *body, int6
         mem_free(header);
     }
     curl_easy_setopt(k->curl, CURLOPT_HTTPHEADER, k->headers);
-}
-
-static bool never_left(CURLcode rc)
-{
-    return rc == CURLE_COULDNT_CONNECT || rc == CURLE_COULDNT_RESOLVE_HOST ||
-           rc == CURLE_OPERATION_TIMEDOUT;
 }
 
 /* At whatever endpoint takes it.  What may have been done is not sent twice. */
@@ -215,15 +297,23 @@ static int exchange(struct connection *k, const char *path, const char *body, in
         curl_easy_getinfo(k->curl, CURLINFO_CONNECT_TIME, &connected_s);
         if (rc == CURLE_OK && read_answer(k, status, out, e) != E_UNAVAILABLE)
             return e->code;
-        const char *why = k->is_too_long ? "the answer is too long" : curl_easy_strerror(rc);
+        k->has_answered |= rc == CURLE_OK;
         if (rc != CURLE_OK)
-            err_set(e, rc == CURLE_OPERATION_TIMEDOUT ? E_DEADLINE : E_UNAVAILABLE, "%s: %s",
-                    k->endpoints[k->at], why);
+            note_refusal(k, rc, e);
         k->at = (k->at + 1) % k->n_endpoints;
         if (rc == CURLE_OK || !never_left(rc) || connected_s > 0)
             return e->code;
     }
     return e->code;
+}
+
+/* etcd hashes passwords slowly on purpose (bcrypt: 0.1 s of CPU, which on a busy host is many times
+ * that), and a request's time is a fraction of a lease: a log-in that were given up with it would never
+ * come about. */
+static int64_t log_in_deadline_ns(const struct connection *k, int64_t deadline_ns)
+{
+    int64_t patient_ns = clock_now_ns() + LOG_IN_NS;
+    return k->thread && patient_ns > deadline_ns ? patient_ns : deadline_ns;
 }
 
 static int log_in(struct connection *k, const char *user, int64_t deadline_ns, struct err *e)
@@ -253,7 +343,7 @@ static void do_job(struct etcd *c, struct job *job)
         job->e = (struct err){0};
         int rc = 0;
         if (k->password && !k->token)
-            rc = log_in(k, c->options.user, job->deadline_ns, &job->e);
+            rc = log_in(k, c->options.user, log_in_deadline_ns(k, job->deadline_ns), &job->e);
         if (rc == 0)
             rc = exchange(k, job->path, body, job->deadline_ns, &job->answer, &job->e);
         if (rc != E_UNAUTHENTICATED || !k->token)
@@ -380,6 +470,7 @@ static int open_curl(struct etcd *c, struct err *e)
     curl_easy_setopt(curl, CURLOPT_TCP_NODELAY, 1L);
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_bytes);
     curl_easy_setopt(curl, CURLOPT_WRITEDATA, &c->connection);
+    curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, c->connection.curl_text);
     curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, on_progress);
     curl_easy_setopt(curl, CURLOPT_XFERINFODATA, &c->connection);
     curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
@@ -399,6 +490,8 @@ int etcd_open(struct loop *l, const struct etcd_options *o, struct etcd **out, s
     c->options = *o;
     c->loop = l;
     int rc = walk(o->endpoints, &c->connection, false, e);
+    if (rc == 0)
+        rc = check_files(o, e);
     if (rc == 0)
         rc = read_password(c, e);
     if (rc == 0)

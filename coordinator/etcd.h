@@ -6,7 +6,9 @@
  * endpoints it stays with the one that answers.  Nothing that an endpoint says is believed to
  * be well-formed: an answer is at most ETCD_MAX_ANSWER_BYTES of JSON with status 200, or an error.
  *
- * With a user and a password it gets itself a token, and another one when that is not taken any more.
+ * With a user and a password it gets itself a token, and another one when that is not taken any more;
+ * a request that has to wait for that may be answered up to 10 s late.  What is refused is told with
+ * the option that is wrong and the remedy.
  *
  * Owner: coordinator loop.  Log events: etcd.lost, etcd.answers. */
 #pragma once

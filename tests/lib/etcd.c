@@ -55,7 +55,7 @@ static void wait_until_it_answers(const struct test_etcd *t)
     buf_fini(&answer);
 }
 
-void etcd_again(struct test_etcd *t)
+static void spawn(struct test_etcd *t)
 {
     char *peer = mem_format("http://127.0.0.1:%d", t->peer_port);
     char *cluster = mem_format("default=%s", peer);
@@ -66,27 +66,46 @@ void etcd_again(struct test_etcd *t)
         dup2(fd, STDOUT_FILENO);
         dup2(fd, STDERR_FILENO);
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        /* One argument is NULL for an open etcd, and ends the list. */
+        const char *keys = t->is_secured ? "--cert-file=server.pem" : NULL;
         execl(program, program, "--data-dir", "etcd.data", "--listen-client-urls", t->url,
               "--advertise-client-urls", t->url, "--listen-peer-urls", peer,
               "--initial-advertise-peer-urls", peer, "--initial-cluster", cluster,
               "--heartbeat-interval", "50", "--election-timeout", "500", "--logger", "zap",
-              "--log-level", "warn", (char *)NULL);
+              "--log-level", "warn", keys, "--key-file=server.key", "--trusted-ca-file=ca.pem",
+              "--client-cert-auth", (char *)NULL);
         _exit(127);
     }
     mem_free(cluster);
     mem_free(peer);
+}
+
+void etcd_again(struct test_etcd *t)
+{
+    spawn(t);
     wait_until_it_answers(t);
 }
 
-void etcd_begin(struct test_etcd *t)
+static void choose_ports(struct test_etcd *t, bool is_secured)
 {
-    *t = (struct test_etcd){0};
+    *t = (struct test_etcd){.is_secured = is_secured};
     if (access(program, X_OK) != 0)
         test_skip("%s is missing: deploy/install-debian.sh installs etcd-server", program);
     t->client_port = etcd_free_port();
     t->peer_port = etcd_free_port();
-    snprintf(t->url, sizeof t->url, "http://127.0.0.1:%d", t->client_port);
+    snprintf(t->url, sizeof t->url, "http%s://127.0.0.1:%d", is_secured ? "s" : "", t->client_port);
+}
+
+void etcd_begin(struct test_etcd *t)
+{
+    choose_ports(t, false);
     etcd_again(t);
+}
+
+void etcd_begin_secured(struct test_etcd *t)
+{
+    choose_ports(t, true);
+    spawn(t);
 }
 
 void etcd_end(struct test_etcd *t)

@@ -2,11 +2,13 @@
  * directory, dead when the test is. */
 #pragma once
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 struct test_etcd {
     pid_t pid; /* 0: not running */
     int client_port, peer_port;
+    bool is_secured;
     char url[64];
 };
 
@@ -15,6 +17,10 @@ int etcd_free_port(void);
 /* Skips the test where there is no etcd-server.  Leases of a second are possible.  Returns when it
  * answers. */
 void etcd_begin(struct test_etcd *t);
+/* One that speaks TLS with clients whose certificate ca.pem has signed; ca.pem, server.pem and
+ * server.key lie in the test's directory.  Returns before it answers; the functions below are not for
+ * it, but for etcd_end(). */
+void etcd_begin_secured(struct test_etcd *t);
 /* The same data and ports again, after etcd_end(). */
 void etcd_again(struct test_etcd *t);
 /* SIGKILL. */
