@@ -1,6 +1,7 @@
 /* tools/bench_cluster.c - what a cluster on this machine costs: one stream's decode through a
  * coordinator and expert nodes of one core each, in turn with our single process on the same
- * cores (`polymath generate`).
+ * cores (`polymath generate`), and if asked for with another engine's cluster: its llama-bench with
+ * servers that the caller has started.
  *
  * The cluster stays up over all rounds and sleeps while the single process computes; nothing spins. */
 #include "tools/bench_cluster.h"
@@ -13,6 +14,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "tools/bench_peer.h"
 #include "tools/bench_stats.h"
 #include "tools/chaos_run.h"
 #include "tools/http_client.h"
@@ -24,21 +26,31 @@ struct contest {
     int nodes, tokens, rounds;
     struct local_cluster cluster;
     struct chaos_prompt prompt;
-    struct bench_series single, clustered;
+    struct bench_series single, clustered, peers;
+    struct bench_peer peer; /* program NULL: none */
+    const char *rpc;
+    char *peer_args;
 };
 
 static void usage(FILE *out)
 {
-    fprintf(out,
-            "usage: polymath bench cluster --model DIR [OPTION]...\n\n"
-            "One stream's decode through a cluster of this machine, an expert node to a core, in\n"
-            "turn with the single process on as many cores.\n\n"
-            "  --model DIR   checkpoint, best one with the model's true sizes\n"
-            "  --format F    as for polymath up\n"
-            "  --nodes N     expert nodes, and threads of the single process (2)\n"
-            "  --tokens N    of each answer (%d)\n"
-            "  --rounds N    of both (%d)\n",
-            DEFAULT_TOKENS, DEFAULT_ROUNDS);
+    fprintf(
+        out,
+        "usage: polymath bench cluster --model DIR [OPTION]...\n\n"
+        "One stream's decode through a cluster of this machine, an expert node to a core, in\n"
+        "turn with the single process on as many cores.\n\n"
+        "  --model DIR   checkpoint, best one with the model's true sizes\n"
+        "  --format F    as for polymath up\n"
+        "  --nodes N     expert nodes, and threads of the single process (2)\n"
+        "  --tokens N    of each answer (%d)\n"
+        "  --rounds N    of each (%d)\n\n"
+        "In the same rounds, the same model in another engine's cluster on this machine:\n\n"
+        "  --llama-bench PROGRAM  llama.cpp's, built with RPC\n"
+        "  --model-gguf FILE      what polymath synth --gguf wrote of the same model\n"
+        "  --rpc HOST:PORT,...    its servers, which run: one to a core, as our nodes do\n"
+        "                         (taskset -c 0 ggml-rpc-server -t 1 -p PORT).  llama-bench sends\n"
+        "                         them the whole model in every round\n",
+        DEFAULT_TOKENS, DEFAULT_ROUNDS);
 }
 
 /* ---- the cluster --------------------------------------------------------------------------- */
@@ -144,7 +156,21 @@ static int decode_single(struct contest *c, double *tokens_s, struct err *e)
     return rc;
 }
 
-/* ---- both -------------------------------------------------------------------------------------- */
+/* ---- another engine's cluster --------------------------------------------------------------- */
+
+static int decode_peer(struct contest *c, double *tokens_s, struct err *e)
+{
+    struct bench_peer_sample sample;
+    if (!c->peer.program)
+        return 0;
+    int rc = bench_peer_run(&c->peer, &sample, e);
+    if (rc < 0)
+        return err_prefix(e, "--llama-bench");
+    *tokens_s = sample.decode;
+    return 0;
+}
+
+/* ---- all -------------------------------------------------------------------------------------- */
 
 static void print(const char *name, const struct bench_series *s)
 {
@@ -156,29 +182,60 @@ static int run(struct contest *c, struct err *e)
 {
     int rc = start(c, e);
     for (int i = 0; i <= c->rounds && rc == 0; i++) { /* the first warms up */
-        double single = 0, clustered = 0;
+        double single = 0, clustered = 0, peer = 0;
         rc = decode_single(c, &single, e);
         if (rc == 0)
             rc = decode_cluster(c, &clustered, e);
         if (rc < 0 || i == 0)
             continue;
+        rc = decode_peer(c, &peer, e);
         bench_series_add(&c->single, single);
         bench_series_add(&c->clustered, clustered);
-        fprintf(stderr, "bench cluster: round %d of %d: %.1f, %.1f tok/s\n", i, c->rounds, single,
+        bench_series_add(&c->peers, peer);
+        fprintf(stderr, "bench cluster: round %d of %d: %.1f, %.1f tok/s", i, c->rounds, single,
                 clustered);
+        if (c->peer.program)
+            fprintf(stderr, ", the other engine %.1f tok/s", peer);
+        fputc('\n', stderr);
     }
-    if (rc < 0)
-        return rc;
-    struct bench_series ratio = bench_ratio(&c->clustered, &c->single);
+    return rc;
+}
+
+static void print_ratio(const char *name, const struct bench_series *a,
+                        const struct bench_series *b)
+{
+    struct bench_series ratio = bench_ratio(a, b);
+    struct bench_summary v = bench_summarise(&ratio);
+    printf("%-32s %8.2f        [%.2f..%.2f]\n", name, v.median, v.least, v.most);
+}
+
+static void print_all(const struct contest *c)
+{
     char name[48];
     snprintf(name, sizeof name, "single process, %d threads", c->nodes);
     print(name, &c->single);
     snprintf(name, sizeof name, "cluster, %d expert nodes", c->nodes);
     print(name, &c->clustered);
-    struct bench_summary v = bench_summarise(&ratio);
-    printf("%-32s %8.2f        [%.2f..%.2f]\n", "cluster / single process", v.median, v.least,
-           v.most);
-    return 0;
+    if (c->peer.program)
+        print("the other engine's cluster", &c->peers);
+    print_ratio("cluster / single process", &c->clustered, &c->single);
+    if (c->peer.program)
+        print_ratio("cluster / the other engine's", &c->clustered, &c->peers);
+}
+
+/* All three of the other engine's options, or none. */
+static bool take_peer(struct contest *c)
+{
+    struct bench_peer *p = &c->peer;
+    if (!p->program && !p->model && !c->rpc)
+        return true;
+    if (!p->program || !p->model || !c->rpc || strchr(c->rpc, ' '))
+        return false;
+    c->peer_args = mem_format("-ngl 99 --rpc %s", c->rpc);
+    p->more_args = c->peer_args;
+    p->threads = 1;
+    p->tokens = c->tokens;
+    return true;
 }
 
 static bool take_count(const char *text, int least, int most, int *out)
@@ -196,6 +253,9 @@ int bench_cluster_main(int argc, char **argv)
                                             {"nodes", required_argument, NULL, 'n'},
                                             {"tokens", required_argument, NULL, 't'},
                                             {"rounds", required_argument, NULL, 'r'},
+                                            {"llama-bench", required_argument, NULL, 'l'},
+                                            {"model-gguf", required_argument, NULL, 'g'},
+                                            {"rpc", required_argument, NULL, 'p'},
                                             {"help", no_argument, NULL, 'h'},
                                             {0}};
     static struct contest c;
@@ -213,6 +273,12 @@ int bench_cluster_main(int argc, char **argv)
             c.model = optarg;
         if (o == 'f')
             c.format = optarg;
+        if (o == 'l')
+            c.peer.program = optarg;
+        if (o == 'g')
+            c.peer.model = optarg;
+        if (o == 'p')
+            c.rpc = optarg;
         if (o == 'n')
             fine = take_count(optarg, 1, 32, &c.nodes);
         if (o == 't')
@@ -220,15 +286,18 @@ int bench_cluster_main(int argc, char **argv)
         if (o == 'r')
             fine = take_count(optarg, 1, BENCH_MAX_REPEAT, &c.rounds);
     }
-    if (!fine || !c.model || optind < argc) {
+    if (!fine || !c.model || optind < argc || !take_peer(&c)) {
         usage(stderr);
         return 2;
     }
     chaos_prompts_make(&c.prompt, 1, c.tokens, 1);
     int rc = run(&c, &e);
+    if (rc == 0)
+        print_all(&c);
     local_cluster_stop(&c.cluster);
     local_cluster_close(&c.cluster, LOCAL_CLUSTER_DROP_LOGS);
     if (rc < 0)
         fprintf(stderr, "polymath bench cluster: %s\n", e.text);
+    mem_free(c.peer_args);
     return rc < 0 ? 1 : 0;
 }

@@ -73,9 +73,10 @@ struct scene {
     struct wire_forward forward;
     struct blob *payloads[2];
     struct buf message;
-    size_t request_bytes, reply_bytes; /* with headers: what bare TCP carries, too */
-    int first, end;                    /* variants that take part */
-    bool are_apart;                    /* each process has a CPU of its own */
+    size_t request_bytes, reply_bytes;               /* with headers: what bare TCP carries, too */
+    size_t sealed_request_bytes, sealed_reply_bytes; /* as CURVE and ZMTP send them */
+    int first, end;                                  /* variants that take part */
+    bool are_apart;                                  /* each process has a CPU of its own */
     int n_open, n_failed, n_broken;
     struct err why; /* of the last one that failed */
     char *scratch;
@@ -389,6 +390,14 @@ static void remove_keys(const struct scene *s)
         rmdir(s->dir);
 }
 
+/* A frame on a wire with keys: CURVE's command, nonce, flags and authenticator, ZMTP's flags and
+ * length. */
+static size_t sealed_bytes(size_t frame_bytes)
+{
+    size_t sealed = frame_bytes + 8 + 8 + 1 + 16;
+    return sealed + (sealed > 255 ? 9 : 2);
+}
+
 /* The frames of one parcel, and how many bytes both ways are with their headers. */
 static void make_call(struct scene *s)
 {
@@ -414,10 +423,14 @@ static void make_call(struct scene *s)
     wire_call_header_encode(&call, &header);
     wire_forward_encode(&s->forward, &buf);
     s->request_bytes = header.len + buf.len + sizes[0] + sizes[1];
+    s->sealed_request_bytes = sealed_bytes(header.len) + sealed_bytes(buf.len) +
+                              sealed_bytes(sizes[0]) + sealed_bytes(sizes[1]);
     wire_reply_header_encode(&reply, &header);
     buf_reset(&buf);
     encode_answer(s, &buf);
     s->reply_bytes = header.len + buf.len + answer_bytes(s);
+    s->sealed_reply_bytes =
+        sealed_bytes(header.len) + sealed_bytes(buf.len) + sealed_bytes(answer_bytes(s));
     for (int i = 0; i < 2; i++) {
         s->payloads[i] = blob_new(sizes[i]);
         memset(s->payloads[i]->data, 1, sizes[i]);
@@ -502,11 +515,19 @@ static void print_bytes(const struct scene *s)
     const struct options *o = &s->options;
     size_t row = (size_t)o->hidden + (size_t)(o->hidden / 128) * 4 + 2 * 2 + TOP_K * (2 + 4);
     double there = (double)row * o->rows, back = (double)answer_bytes(s);
-    printf(
-        "a Forward of %d row%s of %d and its answer: %zu bytes there, %zu back, headers included\n"
-        "must travel: %.0f and %.0f bytes; on the wire %+.1f %% and %+.1f %%\n",
-        o->rows, o->rows == 1 ? "" : "s", o->hidden, s->request_bytes, s->reply_bytes, there, back,
-        100 * ((double)s->request_bytes / there - 1), 100 * ((double)s->reply_bytes / back - 1));
+    printf("a Forward of %d row%s of %d and its answer: %.0f bytes must travel there, %.0f back\n",
+           o->rows, o->rows == 1 ? "" : "s", o->hidden, there, back);
+    const struct {
+        const char *what;
+        size_t request, reply;
+    } wires[] = {{"with headers", s->request_bytes, s->reply_bytes},
+                 {"with CURVE", s->sealed_request_bytes, s->sealed_reply_bytes}};
+    for (int i = 0; i < 2; i++) {
+        double request = (double)wires[i].request, reply = (double)wires[i].reply;
+        printf("%-12s  %.0f there (%+.1f %%), %.0f back (%+.1f %%), both ways %+.1f %%\n",
+               wires[i].what, request, 100 * (request / there - 1), reply, 100 * (reply / back - 1),
+               100 * ((request + reply) / (there + back) - 1));
+    }
 }
 
 static void print(struct scene *s)

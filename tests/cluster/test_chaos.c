@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -142,18 +143,53 @@ TEST_WITHIN(chaos_two_hosts_cut_off_cost_nothing, 90)
     COSTS_NOTHING("--scenario", "partition", "--hosts");
 }
 
+/* A script that says what llama-bench would, if it is asked as expected. */
+static void write_peer(void)
+{
+    struct buf text = {0};
+    buf_printf(&text, "#!/bin/sh\n"
+                      "[ \"$*\" = '-m m.gguf -t 1 -r 1 -o json -p 0 -n 16 -ngl 99 --rpc h:1,h:2' ] "
+                      "|| exit 3\n"
+                      "echo '[\n{\"n_gen\": 16, \"avg_ts\": 0.125}]'\n");
+    CHECK_INT(buf_write_file(&text, "peer.sh", NULL), 0);
+    CHECK_INT(chmod("peer.sh", 0755), 0);
+    buf_fini(&text);
+}
+
 TEST_WITHIN(bench_cluster_compares_a_cluster_with_one_process, 90)
 {
+    write_peer();
     const char *const arguments[] = {
-        "bench", "cluster", "--model", cluster_model(), "--rounds", "1", "--tokens", "16", NULL};
+        "bench",         "cluster",   "--model", cluster_model(), "--rounds",     "1",
+        "--tokens",      "16",        "--rpc",   "h:1,h:2",       "--model-gguf", "m.gguf",
+        "--llama-bench", "./peer.sh", NULL};
     struct buf output = {0};
     if (cluster_run("polymath", arguments, &output) != 0)
         test_fail(__FILE__, __LINE__, "%s", output.data);
     CHECK_HAS(output.data, "single process, 2 threads");
     CHECK_HAS(output.data, "cluster, 2 expert nodes");
     CHECK_HAS(output.data, "cluster / single process");
+    CHECK_HAS(output.data, "0.1 tok/s");
+    CHECK_HAS(output.data, "cluster / the other engine's");
     buf_fini(&output);
     CHECK_INT(cluster_run("polymath", (const char *const[]){"bench", "cluster", NULL}, &output), 2);
+    buf_fini(&output);
+}
+
+/* What travels for a row of MiniMax-M2, with all that is around it, is within 3 % of what must. */
+TEST(bench_rpc_counts_the_bytes_of_a_row)
+{
+    const char *const arguments[] = {"bench", "rpc",     "--nodes", "1", "--turns",
+                                     "1",     "--calls", "10",      NULL};
+    struct buf output = {0};
+    if (cluster_run("polymath", arguments, &output) != 0)
+        test_fail(__FILE__, __LINE__, "%s", output.data);
+    CHECK_HAS(output.data, "3220 bytes must travel there, 12288 back");
+    const char *sealed = strstr(output.data, "with CURVE");
+    double both = 100;
+    CHECK(sealed && sscanf(strstr(sealed, "both ways"), "both ways %lf", &both) == 1);
+    CHECK(both > 0 && both < 3);
+    CHECK_HAS(output.data, "CURVE spinning");
     buf_fini(&output);
 }
 

@@ -122,7 +122,9 @@ TEST_WITHIN(a_cluster_with_keys_answers_with_the_same_bits, 120)
     check_same(&c, &want);
     CHECK_INT(cluster_ask(&c, "/metrics", NULL), 200);
     CHECK_HAS(c.answer.data, "polymath_auth_keys 4");
-    CHECK_HAS(c.answer.data, "polymath_auth_accepted_total 2");
+    /* On a busy machine a connection may break and come back. */
+    const char *accepted = strstr(c.answer.data, "\npolymath_auth_accepted_total ");
+    CHECK(accepted && atoi(strchr(accepted, ' ')) >= 2);
     cluster_stop(&c);
     buf_fini(&want);
 }
