@@ -34,7 +34,7 @@ INLINE void multiply(const struct sketch_block *b, const char *codes, const char
         for (int g = first; g < end && g < first + IN_16_BITS; g++) {
             const char *at = codes + (size_t)g * LINE;
             __m256i x = _mm256_load_si256((const __m256i *)(const void *)at);
-            _mm_prefetch(ahead + (size_t)g * LINE, _MM_HINT_T0);
+            _mm_prefetch(ahead + (size_t)g * LINE, _MM_HINT_T1);
             __m256i x0 = _mm256_and_si256(x, low);
             __m256i x1 = _mm256_and_si256(_mm256_srli_epi16(x, 4), low);
 #pragma GCC unroll 4

@@ -28,7 +28,7 @@ INLINE void multiply(const struct sketch_block *b, const char *codes, const char
         sum[i] = high_sum[i] = _mm512_setzero_si512();
     for (int d = 0; d < b->head_dim; d += SKETCH_DIMS, codes += LINE, ahead += LINE) {
         __m512i x = _mm512_load_si512(codes);
-        _mm_prefetch(ahead, _MM_HINT_T0);
+        _mm_prefetch(ahead, _MM_HINT_T1);
         __m512i x0 = _mm512_and_si512(x, low);
         __m512i x1 = _mm512_and_si512(_mm512_srli_epi16(x, 4), low);
 #pragma GCC unroll 4
@@ -50,7 +50,7 @@ INLINE void bound_unit(const struct sketch_block *b, const char *unit, const cha
     __m512i sum[TILE];
     multiply(b, unit + sizeof(*head), ahead + sizeof(*head), b->q + (size_t)first * b->q_stride, n,
              sum);
-    _mm_prefetch(ahead, _MM_HINT_T0);
+    _mm_prefetch(ahead, _MM_HINT_T1);
     __m512i half = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i *)(const void *)head));
     __m512 step = _mm512_castsi512_ps(_mm512_slli_epi32(half, 16));
     __m512 error = _mm512_cvtepi32_ps(

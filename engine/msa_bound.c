@@ -18,6 +18,7 @@ enum {
     FIRST_PENALTY = 16,
     LARGEST_PENALTY = 256,
     TRIES_PER_THREAD = 4,
+    FETCH_PAGES = 2,
 };
 
 static int n_tries(const struct msa *m)
@@ -73,8 +74,9 @@ static void bound_keys(const struct msa *m, int group, int block, int first_key,
                              .n_keys = n_keys,
                              .largest_stride = (size_t)m->n_blocks};
     b.sketch = sketch + (size_t)unit * b.unit_bytes;
-    if (page + 1 < g->seq->n_pages)
-        b.next = kv_index_sketch(m->kv, g->seq, m->layer, page + 1);
+    /* A page's sketches are too short for what fetches ahead by itself. */
+    if (page + FETCH_PAGES < g->seq->n_pages)
+        b.next = kv_index_sketch(m->kv, g->seq, m->layer, page + FETCH_PAGES);
     for (int row = 0; row < g->n_rows; row++) {
         b.q = row_integers(m, g->first_row + row);
         b.queries = row_sketches(m, g->first_row + row);
