@@ -339,3 +339,12 @@ test('openai: completions with best_of, echo and several prompts', async (contex
     await assert.rejects(ask({ prompt: 'a', echo: true, logprobs: 1 }),
         (e) => e instanceof OpenAI.BadRequestError && e.param === 'echo');
 });
+
+test('openai: urgency by service_tier or priority', async (context) => {
+    const ask = (more) => client(context).chat.completions.create(
+        { model: 'demo', messages: SUM, max_tokens: 4, ...more });
+    for (const more of [{ service_tier: 'flex' }, { service_tier: 'priority' }, { priority: 3 }])
+        assert.equal((await ask(more)).usage.completion_tokens, 4);
+    await assert.rejects(ask({ service_tier: 'flex', priority: -1 }),
+        (e) => e instanceof OpenAI.BadRequestError && e.param === 'service_tier');
+});
