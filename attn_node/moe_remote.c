@@ -163,12 +163,20 @@ static int check_table(const struct moe_remote *m, const struct wire_table *t, s
 static struct round_node *list_nodes(const struct moe_remote *m, const struct wire_table *t)
 {
     struct round_node *nodes = mem_array(t->n_nodes + 1, sizeof(*nodes));
+    uint64_t *speeds = mem_array(t->n_nodes + 1, sizeof(*speeds));
+    int *costs = mem_array(t->n_nodes + 1, sizeof(*costs));
+    for (uint32_t i = 0; i < t->n_nodes; i++)
+        speeds[i] = t->nodes[i].read_bytes_s;
+    choice_costs(speeds, (int)t->n_nodes, costs);
     uint32_t most = (uint32_t)m->options.max_rows;
     for (uint32_t i = 0; i < t->n_nodes; i++)
         nodes[i] = (struct round_node){
             .name = t->nodes[i].name,
             .max_rows = (int)(t->nodes[i].max_rows < most ? t->nodes[i].max_rows : most),
-            .standing = expert_peer_standing(m->peers.items[i])};
+            .standing = expert_peer_standing(m->peers.items[i]),
+            .cost = costs[i]};
+    mem_free(costs);
+    mem_free(speeds);
     return nodes;
 }
 

@@ -61,11 +61,12 @@ void round_free(struct round **round)
         return;
     *round = NULL;
     choice_free(&r->choice);
-    void *const owned[] = {r->nodes,         r->standing,    r->load,       r->parcels,
-                           r->entry_rows,    r->entry_route, r->slot_books, r->entry_exponents,
-                           r->first_routes,  r->route_slots, r->wanted,     r->route_experts,
-                           r->route_weights, r->sums,        r->scaled,     r->is_overflowed,
-                           r->slots,         r->has_slot,    r->first_said, r->witness_said};
+    void *const owned[] = {r->nodes,           r->standing,      r->load,        r->cost,
+                           r->parcels,         r->entry_rows,    r->entry_route, r->slot_books,
+                           r->entry_exponents, r->first_routes,  r->route_slots, r->wanted,
+                           r->route_experts,   r->route_weights, r->sums,        r->scaled,
+                           r->is_overflowed,   r->slots,         r->has_slot,    r->first_said,
+                           r->witness_said};
     for (size_t i = 0; i < sizeof(owned) / sizeof(owned[0]); i++)
         mem_free(owned[i]);
     mem_free(r);
@@ -79,6 +80,7 @@ static void reserve_nodes(struct round *r, int n_nodes)
     r->nodes = mem_resize(r->nodes, n * sizeof(*r->nodes));
     r->standing = mem_resize(r->standing, n * sizeof(*r->standing));
     r->load = mem_resize(r->load, n * sizeof(*r->load));
+    r->cost = mem_resize(r->cost, n * sizeof(*r->cost));
     r->nodes_size = n_nodes;
 }
 

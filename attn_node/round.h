@@ -55,6 +55,7 @@ struct round_node {
     const char *name; /* borrowed until the next table */
     int max_rows;     /* of one parcel */
     enum standing standing;
+    int cost; /* of reading an expert: choice_costs(); 0: all are equal */
 };
 
 enum round_state { ROUND_IDLE, ROUND_RUNNING, ROUND_WAITING, ROUND_DONE, ROUND_FAILED };

@@ -47,6 +47,7 @@ struct round {
     struct node_books *nodes;
     uint8_t *standing; /* [n_nodes] what choice.c is told */
     int *load;         /* [n_nodes] */
+    int *cost;         /* [n_nodes], likewise */
     int n_nodes, nodes_size;
     struct choice *choice;
 

@@ -19,6 +19,7 @@ static void tell_standing(struct round *r, const struct round_wish *w)
         if (n->grudge == GRUDGE_FAILED || i == w->without_node || i == w->nor_node)
             standing = STANDING_AWAY;
         r->standing[i] = standing;
+        r->cost[i] = n->node.cost > 0 ? n->node.cost : CHOICE_COST;
         if (n->n_out == 0)
             r->load[i] = 0;
     }
@@ -37,6 +38,7 @@ static int choose(struct round *r, const struct round_wish *w)
         .worst = w->worst,
         .is_whole = w->is_whole,
         .load = r->load,
+        .cost = r->cost,
     };
     return choice_make(r->choice, &q);
 }

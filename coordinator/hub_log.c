@@ -39,7 +39,8 @@ int hub_log_admits(const struct hub *h, size_t body_bytes, struct openai_error *
 
 static bool is_durable(const struct hub *h, const struct hub_request *r)
 {
-    return !h->journal || (r->logged <= journal_durable(h->journal) && hub_ship_has(h, r->shipped));
+    return !h->journal || (r->logged <= journal_durable(h->journal) &&
+                           r->marked <= journal_durable(h->journal) && hub_ship_has(h, r->shipped));
 }
 
 /* Who does not lead any more may have written to a file that nobody will read. */
@@ -73,7 +74,9 @@ static void write_token(const struct hub_request *r, const struct request *choic
                                      .is_full = choice->samples != NULL,
                                      .sampled = *sampled,
                                      .choice = (uint32_t)choice->index,
-                                     .n_cached = choice->n_cached};
+                                     .n_cached = choice->n_cached,
+                                     .is_degraded =
+                                         choice->is_degraded && i >= choice->degraded_from};
     token_log_write_token(&record, out);
 }
 
@@ -101,7 +104,7 @@ void hub_log_request(struct hub *h, struct hub_request *r)
     buf_fini(&record);
 }
 
-void hub_log_token(struct hub *h, const struct hub_request *r, const struct request *choice,
+void hub_log_token(struct hub *h, struct hub_request *r, const struct request *choice,
                    const struct sampled *sampled)
 {
     struct buf record = {0};
@@ -109,8 +112,13 @@ void hub_log_token(struct hub *h, const struct hub_request *r, const struct requ
     if (!h->journal || !r->is_kept || journal_why_stopped(h->journal))
         return;
     write_token(r, choice, choice->output.len - 1, sampled, &record);
-    journal_append(h->journal, TOKEN_LOG_TOKEN, buf_str(&record));
-    hub_ship_add(h, TOKEN_LOG_TOKEN, buf_str(&record));
+    uint64_t logged = journal_append(h->journal, TOKEN_LOG_TOKEN, buf_str(&record));
+    uint64_t shipped = hub_ship_add(h, TOKEN_LOG_TOKEN, buf_str(&record));
+    /* Without the experts that were left out it would not come again: it is said when it is safe. */
+    if (choice->is_degraded) {
+        r->marked = logged;
+        r->shipped = shipped;
+    }
     buf_fini(&record);
 }
 
@@ -218,14 +226,17 @@ static void on_stopped(void *ud, const char *why)
     snprintf(text, sizeof text, "the token log has stopped: %.400s", why);
     for (struct list *l = h->kept.next; l != &h->kept; l = l->next) {
         struct hub_request *r = LIST_ITEM(l, struct hub_request, link);
-        r->logged = r->shipped = 0;
+        r->logged = r->shipped = r->marked = 0;
         hub_request_release(h, r);
     }
     for (struct list *l = h->requests.next, *next; l != &h->requests; l = next) {
         next = l->next;
         struct hub_request *r = LIST_ITEM(l, struct hub_request, link);
-        if (r->logged <= journal_durable(h->journal))
+        r->marked = 0;
+        if (r->logged <= journal_durable(h->journal)) {
+            hub_request_release(h, r);
             continue;
+        }
         r->logged = r->shipped = 0;
         hub_request_stop(h, r);
         hub_request_unsay(r); /* tokens of an answer that cannot be asked for again */
@@ -308,6 +319,10 @@ static void load_token(struct loading *g, const struct token_log_token *t)
         return;
     if (t->index == 0 && t->n_cached <= q->prompt.len)
         q->n_cached = t->n_cached;
+    if (t->is_degraded && !q->is_degraded) {
+        q->is_degraded = true;
+        q->degraded_from = t->index;
+    }
     hub_request_feed(g->hub, r, q, &t->sampled, t->finish);
 }
 

@@ -387,6 +387,7 @@ static void mark_degraded(struct hub *h, struct hub_request *r, struct request *
     for (const struct request *c = &r->request; c; c = c->next)
         is_first = is_first && !c->is_degraded;
     choice->is_degraded = true;
+    choice->degraded_from = choice->output.len;
     h->counters.degraded += is_first;
     log_warn("request.degraded", "request=%s choice=%d after_tokens=%zu", r->request.id,
              choice->index, choice->output.len);
@@ -469,6 +470,7 @@ static void repeat_choice(const struct hub *h, struct request *out, struct reque
     for (size_t i = 0; i < q->output.len; i++) {
         struct sampled plain = {.token = q->output.ids[i]};
         bool last = i + 1 == q->output.len;
+        choice->is_degraded = q->is_degraded && i >= q->degraded_from;
         feed(h, out, choice, q->samples ? &q->samples[i] : &plain, last ? q->given : SCHED_GOES_ON,
              events);
     }

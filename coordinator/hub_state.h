@@ -63,8 +63,9 @@ struct hub_request {
     char *key;                 /* Idempotency-Key; NULL: none */
     struct buf body;
     uint64_t logged, shipped; /* where the journal has it, and the way to the standbys */
-    int64_t over_us;          /* since 1970 */
-    int retry_s;              /* of one that was refused; 0: no idea */
+    uint64_t marked; /* where it has the newest token that cannot be computed again; 0: none */
+    int64_t over_us; /* since 1970 */
+    int retry_s;     /* of one that was refused; 0: no idea */
     struct hub_request *next; /* while the journal is read */
 };
 
@@ -237,7 +238,7 @@ void hub_log_release(struct hub *h);
 /* May a request of this size be admitted?  E_UNAVAILABLE: the log has stopped; E_BUSY: it is full. */
 int hub_log_admits(const struct hub *h, size_t body_bytes, struct openai_error *e);
 void hub_log_request(struct hub *h, struct hub_request *r);
-void hub_log_token(struct hub *h, const struct hub_request *r, const struct request *choice,
+void hub_log_token(struct hub *h, struct hub_request *r, const struct request *choice,
                    const struct sampled *sampled);
 void hub_log_end(struct hub *h, const struct hub_request *r, enum token_log_outcome outcome);
 /* Is it safe to tell a client about it? */

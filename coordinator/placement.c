@@ -421,6 +421,7 @@ void placement_join(struct placement *p, const struct placement_newcomer *n, int
                                            .threads = n->threads > 0 ? n->threads : 1,
                                            .capacity = n->capacity > 0 ? n->capacity : 0,
                                            .changed = true};
+    p->nodes[at].table.read_bytes_s = (uint64_t)speed;
     if (was_restored)
         take_back(p, at);
     p->last_join_ns = now_ns;

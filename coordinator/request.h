@@ -96,7 +96,8 @@ struct request {
     struct request_part part; /* that the next event goes on with, if it is of its kind */
     uint64_t seen;            /* events up to this id need not be written: openai_write_events() */
     uint64_t seen_past;       /* of the first of several: of the events after the last token */
-    bool is_degraded;         /* experts were left out: the answer is marked, from there on */
+    bool is_degraded;         /* experts were left out: the answer is marked, */
+    size_t degraded_from;     /* from this token on */
     enum sched_finish finish, given; /* with the newest token: ours, and as the scheduler gave it */
     int code;                        /* of a failure */
     char error[SCHED_TEXT_BYTES];

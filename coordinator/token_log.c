@@ -133,10 +133,12 @@ void token_log_write_token(const struct token_log_token *t, struct buf *out)
             put_float(out, s->top[i].logprob);
         }
     }
-    if (t->index > 0 && t->choice == 0)
+    if (t->index > 0 && t->choice == 0 && !t->is_degraded)
         return;
     put(out, t->choice, 2);
     put(out, t->n_cached, 4);
+    if (t->is_degraded)
+        put(out, 1, 1);
 }
 
 /* Most tokens have none of this, and earlier versions wrote it for none. */
@@ -146,6 +148,8 @@ static bool read_place(struct reader *r, struct token_log_token *out)
         return !r->bad;
     out->choice = (uint32_t)get(r, 2);
     out->n_cached = (uint32_t)get(r, 4);
+    if (!r->bad && r->left.len > 0)
+        out->is_degraded = get(r, 1) != 0;
     return !r->bad;
 }
 

@@ -45,6 +45,7 @@ struct token_log_token {
     struct sampled sampled;
     uint32_t choice;   /* of a request with several, from 0; `seq` is the first one's */
     uint32_t n_cached; /* with index 0: tokens of the prompt that were not computed */
+    bool is_degraded;  /* experts were left out of it, or of one before */
 };
 enum token_log_outcome { TOKEN_LOG_DONE, TOKEN_LOG_FAILED, TOKEN_LOG_FORGOTTEN };
 struct token_log_end {

@@ -132,6 +132,7 @@ struct wire_table_node {
     uint64_t incarnation;
     uint32_t max_rows;
     char public_key[KEY_TEXT_BYTES]; /* "": none */
+    uint64_t read_bytes_s;           /* how fast it reads experts; 0: not known */
 };
 enum { WIRE_NO_HOLDER = 0xffff, WIRE_MAX_REPLICAS = 4 };
 struct wire_table {

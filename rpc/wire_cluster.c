@@ -401,6 +401,7 @@ void wire_table_encode(const struct wire_table *m, struct buf *message, struct b
         items[i].incarnation = m->nodes[i].incarnation;
         items[i].max_rows = m->nodes[i].max_rows;
         items[i].public_key = wire_borrow(m->nodes[i].public_key);
+        items[i].read_bytes_s = m->nodes[i].read_bytes_s;
         pointers[i] = &items[i];
     }
     Polymath__V1__TableReply p;
@@ -429,6 +430,7 @@ static int read_node(const Polymath__V1__TableNode *p, struct wire_table_node *o
     out->node_id = p->node_id;
     out->incarnation = p->incarnation;
     out->max_rows = p->max_rows;
+    out->read_bytes_s = p->read_bytes_s;
     return rc;
 }
 

@@ -42,6 +42,16 @@ static void join_nodes(struct forecast *f)
     }
 }
 
+/* What nodes say of themselves; who is slower than that is not known. */
+static void set_costs(struct forecast *f)
+{
+    uint64_t *said = mem_array((size_t)f->n_nodes, sizeof *said);
+    for (int i = 0; i < f->n_nodes && !f->options.ignores_speed; i++)
+        said[i] = f->placement.nodes[i].table.read_bytes_s;
+    choice_costs(said, f->n_nodes, f->cost);
+    mem_free(said);
+}
+
 /* What the routers of a running cluster would have told. */
 static void observe(struct forecast *f)
 {
@@ -97,8 +107,10 @@ int forecast_open(const struct plan_model *m, const struct plan_hosts *h, struct
     f->bytes_s = mem_array(n, sizeof *f->bytes_s);
     f->is_lost = mem_array(n, sizeof *f->is_lost);
     f->holders = mem_array((size_t)f->placement.n_total * COPIES, sizeof *f->holders);
+    f->cost = mem_array(n, sizeof *f->cost);
     f->choice = choice_new(m->n_experts);
     join_nodes(f);
+    set_costs(f);
     observe(f);
     int64_t begun_ns = clock_now_ns();
     placement_plan(&f->placement);
@@ -122,6 +134,7 @@ void forecast_close(struct forecast *f)
 {
     placement_fini(&f->placement);
     choice_free(&f->choice);
+    mem_free(f->cost);
     mem_free(f->host_of);
     mem_free(f->bytes_s);
     mem_free(f->is_lost);
@@ -163,7 +176,8 @@ static void run_layer(struct forecast *f, struct bench_of_steps *b, int layer, i
                                 .n_replicas = COPIES,
                                 .standing = b->standing,
                                 .worst = STANDING_DOUBTFUL,
-                                .load = b->load};
+                                .load = b->load,
+                                .cost = f->cost};
     sum->n_missing += choice_make(f->choice, &q);
     for (int i = 0; i < f->n_nodes; i++) {
         b->rows[i] = 0;

@@ -29,6 +29,7 @@ struct forecast_options {
     double fan_out_ns;                       /* for each node of a round after the first */
     double jitter_ns;                        /* mean of what a node's answer is late, exponential */
     double straggler_share, straggler_speed; /* nodes that are slower than they said */
+    bool ignores_speed;                      /* when it chooses among copies */
     uint64_t seed;
 };
 
@@ -47,6 +48,7 @@ struct forecast {
     int n_copies_least, n_copies_most;
     int64_t n_copies;
     struct choice *choice;
+    int *cost; /* [n_nodes] as attention sides know them */
 };
 
 /* Joins all nodes, lets them see what the trace chooses, and plans.  E_NOMEM: the machines cannot

@@ -22,6 +22,7 @@ struct list {
 struct simulation {
     struct plan_options plan;
     struct list nodes, streams, losses;
+    bool ignores_speed;
     double memory_gib, read_gb_s, jitter_us, straggler_share, straggler_speed;
     int racks, steps, trials;
     bool validates, is_given; /* machines by --hosts or --config */
@@ -43,6 +44,7 @@ static void usage(FILE *out)
         "  --streams LIST    streams that are served at once (default 1,8,32)\n"
         "  --jitter US       mean of what a node's answer comes late (default 0)\n"
         "  --stragglers X@S  a share X of the nodes reads at S times the speed that it said\n"
+        "  --equal-choice    choose among copies as if all machines read alike, to compare\n"
         "  --lose LIST       so many machines lost at once (default 1,2,3)\n"
         "  --racks N         or racks, where the machines stand in N of them\n"
         "  --trials N        losses that are tried, at random (default 500)\n"
@@ -194,6 +196,7 @@ static int run_size(struct simulation *s, struct plan_hosts *h, struct progress 
     o.jitter_ns = s->jitter_us * 1e3;
     o.straggler_share = s->straggler_share;
     o.straggler_speed = s->straggler_speed;
+    o.ignores_speed = s->ignores_speed;
     set_racks(s, h);
     int rc = forecast_open(&s->model, h, s->trace, &o, &f, e);
     if (rc < 0)
@@ -276,7 +279,19 @@ static int simulate(struct simulation *s, struct err *e)
 
 /* ---- options ----------------------------------------------------------------------------- */
 
-enum letter { NODES = 1, MEMORY, READ, STREAMS, JITTER, STRAGGLERS, LOSE, RACKS, TRIALS, STEPS };
+enum letter {
+    NODES = 1,
+    MEMORY,
+    READ,
+    STREAMS,
+    JITTER,
+    STRAGGLERS,
+    EQUAL_CHOICE,
+    LOSE,
+    RACKS,
+    TRIALS,
+    STEPS
+};
 
 static bool read_list(const char *text, int most, struct list *out)
 {
@@ -330,6 +345,8 @@ static bool take(struct simulation *s, int letter, const char *value)
         return sscanf(value, "%lf@%lf%n", &s->straggler_share, &s->straggler_speed, &used) == 2 &&
                value[used] == '\0' && s->straggler_share >= 0 && s->straggler_share <= 1 &&
                s->straggler_speed > 0 && s->straggler_speed <= 1;
+    case EQUAL_CHOICE:
+        return s->ignores_speed = true;
     case RACKS:
         return read_one(value, 2000, &s->racks);
     case TRIALS:
@@ -349,6 +366,7 @@ static int parse(struct simulation *s, int argc, char **argv)
                                             {"streams", required_argument, NULL, STREAMS},
                                             {"jitter", required_argument, NULL, JITTER},
                                             {"stragglers", required_argument, NULL, STRAGGLERS},
+                                            {"equal-choice", no_argument, NULL, EQUAL_CHOICE},
                                             {"lose", required_argument, NULL, LOSE},
                                             {"racks", required_argument, NULL, RACKS},
                                             {"trials", required_argument, NULL, TRIALS},

@@ -24,7 +24,8 @@ struct stream {
     void (*act)(struct cluster *c);
     int n_tokens;
     int tokens[TOKENS];
-    int n_degraded; /* chunks that say so */
+    int n_degraded;         /* chunks that say so */
+    char id[64], again[96]; /* of the answer; where it is asked for again, "": it is new */
     bool is_marked_last;
     int64_t last_ns, longest_ns;
     char trouble[256];
@@ -37,6 +38,8 @@ static void take_event(struct stream *s, const char *text)
         snprintf(s->trouble, sizeof(s->trouble), "%s", text);
     s->is_marked_last = json_is_true(json_object_get(event, "degraded"));
     s->n_degraded += s->is_marked_last;
+    const char *name = json_string_value(json_object_get(event, "id"));
+    snprintf(s->id, sizeof s->id, "%s", name ? name : "");
     json_t *ids = cluster_at(event, "choices.0.token_ids");
     size_t i;
     json_t *id;
@@ -69,9 +72,9 @@ static void run_stream(struct cluster *c, struct stream *s)
 {
     s->c = c;
     struct http_client *client = http_client_new();
-    char *url = mem_format("%s/v1/completions", c->url);
+    char *url = mem_format("%s%s", c->url, s->again[0] ? s->again : "/v1/completions");
     struct http_exchange x = {.url = url,
-                              .body = BODY(",\"stream\":true"),
+                              .body = s->again[0] ? NULL : BODY(",\"stream\":true"),
                               .timeout_ns = 60 * CLOCK_S,
                               .on_line = on_line,
                               .ud = s};
@@ -232,7 +235,8 @@ TEST_WITHIN(a_node_that_lies_is_found_by_samples_and_asked_no_more, 120)
 TEST_WITHIN(an_answer_without_lost_experts_is_marked, 120)
 {
     struct cluster c;
-    static const char *const settings[] = {"placement.replicas=1", "round.degraded=true", NULL};
+    static const char *const settings[] = {"placement.replicas=1", "round.degraded=true",
+                                           "state.dir=state", NULL};
     cluster_start(&c, 3, 0, settings);
     cluster_wait_value(&c, "coverage.copies", EXPERTS, 40);
     struct stream calm = {0}, rough = {.act = kill_one};
@@ -256,6 +260,14 @@ TEST_WITHIN(an_answer_without_lost_experts_is_marked, 120)
     buf_fini(&metrics);
     http_client_free(&client);
     mem_free(url);
+    /* The mark outlives the coordinator, and begins where it did. */
+    cluster_kill(&c, "coordinator", SIGKILL);
+    cluster_start_coordinator(&c);
+    struct stream again = {0};
+    snprintf(again.again, sizeof again.again, "/v1/streams/%s", rough.id);
+    run_stream(&c, &again);
+    CHECK_INT(again.n_degraded, rough.n_degraded);
+    CHECK_BYTES(again.tokens, rough.tokens, sizeof(again.tokens));
     cluster_stop(&c);
 }
 

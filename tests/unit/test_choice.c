@@ -15,7 +15,7 @@ struct scene {
     uint16_t holders[EXPERTS * REPLICAS], experts[MAX_SLOTS];
     int32_t slots[MAX_SLOTS];
     uint8_t standing[MAX_NODES];
-    int load[MAX_NODES];
+    int load[MAX_NODES], cost[MAX_NODES];
     int n_nodes, n_replicas, n_slots;
 };
 
@@ -63,6 +63,7 @@ static int choose(struct scene *s)
                                 .n_replicas = s->n_replicas,
                                 .standing = s->standing,
                                 .worst = STANDING_DOUBTFUL,
+                                .cost = s->cost[0] > 0 ? s->cost : NULL,
                                 .load = s->load};
     memset(s->load, 0, sizeof(s->load));
     return choice_make(s->choice, &q);
@@ -205,4 +206,79 @@ TEST(choice_loads_nodes_evenly_with_many_rows)
     CHECK(slowest(s) <= 33);
     choice_free(&s->choice);
     mem_free(s);
+}
+
+/* Until the last node has read what it is asked for, in experts of the median node. */
+static double longest(const struct scene *s, const int *load)
+{
+    double most = 0;
+    for (int i = 0; i < s->n_nodes; i++) {
+        double time = (double)load[i] * s->cost[i] / CHOICE_COST;
+        most = time > most ? time : most;
+    }
+    return most;
+}
+
+/* The shortest that any assignment of the experts reaches. */
+static double shortest(const struct scene *s, int slot, int *load)
+{
+    double best = 1e9;
+    if (slot == s->n_slots)
+        return longest(s, load);
+    for (int k = 0; k < s->n_replicas; k++) {
+        int node = s->holders[s->experts[slot] * s->n_replicas + k];
+        load[node]++;
+        double rest = shortest(s, slot + 1, load);
+        load[node]--;
+        best = rest < best ? rest : best;
+    }
+    return best;
+}
+
+TEST(choice_gives_slow_nodes_less_to_read)
+{
+    enum { N = 300 };
+    static const uint64_t speeds[MAX_NODES] = {40, 40, 40, 40, 20, 20, 10, 40};
+    struct rng r = test_rng();
+    struct scene *s = mem_alloc(sizeof(*s));
+    int costs[MAX_NODES];
+    double aware = 0, blind = 0, best = 0;
+    s->choice = choice_new(EXPERTS);
+    choice_costs(speeds, 8, costs);
+    for (int i = 0; i < N; i++) {
+        int load[MAX_NODES] = {0};
+        place(s, &r, 8, 2);
+        route(s, &r, 1);
+        s->cost[0] = 0;
+        CHECK_INT(choose(s), 0);
+        memcpy(s->cost, costs, sizeof(costs));
+        blind += longest(s, s->load);
+        CHECK_INT(choose(s), 0);
+        aware += longest(s, s->load);
+        best += shortest(s, 0, load);
+    }
+    test_say("8 nodes, one at a quarter and two at half the others' speed, one row, two copies: "
+             "the last node reads for %.2f experts' time, %.2f if speed does not count, %.2f at "
+             "best",
+             aware / N, blind / N, best / N);
+    CHECK(aware < 0.9 * blind);
+    CHECK(aware < 1.25 * best);
+    choice_free(&s->choice);
+    mem_free(s);
+}
+
+TEST(choice_costs_are_equal_where_speeds_are_nearly_or_nobody_knows)
+{
+    static const uint64_t unknown[4], near[4] = {1000, 1050, 0, 960}, far[4] = {1000, 1000, 500, 0};
+    int cost[4];
+    choice_costs(unknown, 4, cost);
+    for (int i = 0; i < 4; i++)
+        CHECK_INT(cost[i], CHOICE_COST);
+    choice_costs(near, 4, cost);
+    for (int i = 0; i < 4; i++)
+        CHECK_INT(cost[i], CHOICE_COST);
+    choice_costs(far, 4, cost);
+    CHECK_INT(cost[0], CHOICE_COST);
+    CHECK_INT(cost[2], 2 * CHOICE_COST);
+    CHECK_INT(cost[3], CHOICE_COST);
 }

@@ -117,7 +117,21 @@ TEST(token_log_token_comes_back)
     CHECK(token_log_read_token(buf_str(&record), &out));
     CHECK_INT(out.choice, 5);
     CHECK_INT(out.n_cached, 128);
+    CHECK(!out.is_degraded);
     damage_but(&record, 18, read_token);
+    size_t unmarked = record.len;
+    in.is_degraded = true;
+    buf_reset(&record);
+    token_log_write_token(&in, &record);
+    CHECK(token_log_read_token(buf_str(&record), &out) && out.is_degraded);
+    CHECK_INT(record.len, unmarked + 1);
+    /* Later ones of a single answer, too. */
+    in.index = 9;
+    in.choice = 0;
+    buf_reset(&record);
+    token_log_write_token(&in, &record);
+    CHECK(token_log_read_token(buf_str(&record), &out) && out.is_degraded);
+    CHECK_INT(out.choice, 0);
     buf_fini(&record);
 }
 

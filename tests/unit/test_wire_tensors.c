@@ -87,7 +87,7 @@ TEST(wire_table_comes_back)
         wire_random_text(&r, nodes[i].name, sizeof(nodes[i].name));
         wire_random_text(&r, nodes[i].endpoint, sizeof(nodes[i].endpoint));
         nodes[i].incarnation = wire_random_64(&r);
-        nodes[i].max_rows = wire_random_32(&r);
+        nodes[i].max_rows = wire_random_32(&r), nodes[i].read_bytes_s = wire_random_64(&r);
         wire_random_key(&r, nodes[i].public_key);
     }
     for (int i = 0; i < LAYERS * EXPERTS; i++)
@@ -98,14 +98,14 @@ TEST(wire_table_comes_back)
     wire_table_encode(&in, &message, &payload);
     struct frame frame = frame_of(payload);
     CHECK_INT(wire_table_decode(buf_str(&message), &frame, 1, &out, NULL), 0);
-    CHECK_INT(out->epoch, 77);
-    CHECK_INT(out->n_nodes, NODES);
+    CHECK(out->epoch == 77 && out->n_nodes == NODES);
     for (int i = 0; i < NODES; i++) {
         CHECK(out->nodes[i].node_id == nodes[i].node_id);
         CHECK_STR(out->nodes[i].name, nodes[i].name);
         CHECK_STR(out->nodes[i].endpoint, nodes[i].endpoint);
         CHECK(out->nodes[i].incarnation == nodes[i].incarnation);
-        CHECK(out->nodes[i].max_rows == nodes[i].max_rows);
+        CHECK(out->nodes[i].max_rows == nodes[i].max_rows &&
+              out->nodes[i].read_bytes_s == nodes[i].read_bytes_s);
         CHECK_STR(out->nodes[i].public_key, nodes[i].public_key);
     }
     CHECK_INT(out->n_replicas, REPLICAS);
