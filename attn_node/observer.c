@@ -13,6 +13,7 @@ struct observer {
     uint64_t n_lost;
     bool is_traced;
     int64_t step_ns, mark_ns; /* the engine thread computes since then */
+    int64_t attended_ns, router_ns; /* since when the router works; its time in this step */
     int64_t reported_ns;
 };
 
@@ -43,6 +44,8 @@ void observer_begin_step(struct observer *o, bool is_traced, int64_t now_ns)
     o->n_spans = 0;
     o->n_lost = 0;
     o->step_ns = o->mark_ns = now_ns;
+    o->attended_ns = 0;
+    o->router_ns = 0;
     if (is_traced && !o->spans)
         o->spans = mem_array(OBSERVER_SPANS, sizeof(*o->spans));
 }
@@ -78,10 +81,22 @@ static void end_attention(struct observer *o, int lane, int layer, int64_t now_n
              o->mark_ns, now_ns);
 }
 
+void observer_attended(struct observer *o, int64_t now_ns)
+{
+    o->attended_ns = now_ns;
+}
+
+int64_t observer_router_ns(const struct observer *o)
+{
+    return o->router_ns;
+}
+
 void observer_scattered(struct observer *o, int lane, int layer, int n_rows, int64_t begun_ns,
                         int64_t now_ns)
 {
     end_attention(o, lane, layer, begun_ns);
+    if (begun_ns > o->attended_ns && o->attended_ns >= o->mark_ns)
+        o->router_ns += begun_ns - o->attended_ns;
     o->sums[layer].rounds++;
     o->sums[layer].rows += (uint64_t)n_rows;
     o->mark_ns = now_ns;

@@ -21,6 +21,8 @@ struct observer *observer_new(int n_layers);
 void observer_free(struct observer **o);
 
 void observer_begin_step(struct observer *o, bool is_traced, int64_t now_ns);
+/* What is left until the rows are scattered is the router's: norm, quantising, choice of experts. */
+void observer_attended(struct observer *o, int64_t now_ns);
 /* A layer's rows go to the experts, since `begun_ns`. */
 void observer_scattered(struct observer *o, int lane, int layer, int n_rows, int64_t begun_ns,
                         int64_t now_ns);
@@ -30,6 +32,9 @@ void observer_gathered(struct observer *o, int lane, int layer, int64_t begun_ns
 void observer_called(struct observer *o, const struct wire_span *call, int64_t sent_ns,
                      int64_t now_ns);
 void observer_headed(struct observer *o, int64_t begun_ns, int64_t now_ns);
+
+/* The router's share of this step so far; it is part of attention everywhere else. */
+int64_t observer_router_ns(const struct observer *o);
 
 /* A traced step's reply has a report, and any other's if the last one is OBSERVER_REPORT_MS old. */
 bool observer_is_due(const struct observer *o, int64_t now_ns);

@@ -51,7 +51,7 @@ struct runner {
     struct wire_node_health *health;  /* [MAX_HEALTH] */
     struct observer *observer;
     struct wire_node_traffic *traffic; /* [MAX_HEALTH] */
-    int64_t layers_done_ns;
+    int64_t layers_done_ns, logits_done_ns;
 };
 
 void runner_job_fini(struct runner_job *j)
@@ -167,6 +167,13 @@ static void note_layer(void *ud, int layer, const struct routing *routing)
         r->layers_done_ns = clock_now_ns();
 }
 
+static void note_attended(void *ud, int layer)
+{
+    struct runner *r = ud;
+    (void)layer;
+    observer_attended(r->observer, clock_now_ns());
+}
+
 /* The token after the first n_tokens of the i-th sequence of the step.  One whose logits are not
  * finite fails alone. */
 static struct wire_step_sample *sample_row(struct runner *r, const struct wire_step *step,
@@ -253,6 +260,8 @@ static void encode_reply(struct runner *r, struct runner_job *job, uint32_t n_sa
         .attention_us = attention_ns > 0 ? (uint64_t)(attention_ns / CLOCK_US) : 0,
         .experts_us = (uint64_t)(experts_ns / CLOCK_US),
         .head_us = (uint64_t)((now_ns - r->layers_done_ns) / CLOCK_US),
+        .router_us = (uint64_t)(observer_router_ns(r->observer) / CLOCK_US),
+        .sampling_us = n_samples > 0 ? (uint64_t)((now_ns - r->logits_done_ns) / CLOCK_US) : 0,
         .kv_pages_free = (uint32_t)kv_pages_free(r->kv),
         .degraded = moe_remote_left_out(r->moe) > 0,
         .code = job->code,
@@ -279,6 +288,7 @@ static int run_layers(struct runner *r, const struct runner_job *job, const floa
     struct step step = {.n_seqs = (int)w->n_seqs,
                         .seqs = r->step_seqs,
                         .layer_done = note_layer,
+                        .attended = note_attended,
                         .layer_done_ud = r};
     int n_logits = 0;
     moe_remote_begin_step(r->moe, w->step, job->trace_id, job->deadline_ns);
@@ -353,6 +363,7 @@ static int run_step(struct runner *r, struct runner_job *job)
         seqs_roll_back(r->seqs);
         return fail_step(r, job, rc, begun_ns);
     }
+    r->logits_done_ns = clock_now_ns();
     uint32_t n_samples = sample_rows(r, job->step, logits);
     seqs_commit(r->seqs, moe_remote_left_out(r->moe) == 0);
     encode_reply(r, job, n_samples, begun_ns);

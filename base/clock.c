@@ -13,6 +13,13 @@ int64_t clock_now_ns(void)
     return (int64_t)t.tv_sec * CLOCK_S + t.tv_nsec;
 }
 
+int64_t clock_thread_ns(void)
+{
+    struct timespec t;
+    must_zero(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t));
+    return (int64_t)t.tv_sec * CLOCK_S + t.tv_nsec;
+}
+
 int64_t clock_unix_us(void)
 {
     struct timespec t;

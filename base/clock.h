@@ -13,6 +13,10 @@
 /* Nanoseconds since an arbitrary start; never goes back. */
 int64_t clock_now_ns(void);
 
+/* Processor time that the calling thread has used so far; two readings of one thread give what lies
+ * between them, whoever else ran meanwhile. */
+int64_t clock_thread_ns(void);
+
 /* Seconds and microseconds since 1970, for log lines and API timestamps only. */
 int64_t clock_unix_us(void);
 

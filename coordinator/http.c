@@ -30,6 +30,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/must.h"
+#include "coordinator/work.h"
 
 enum {
     HEADER_BYTES = 32768,    /* of one connection: request line, headers, one write */
@@ -116,7 +117,12 @@ static void turn(struct http *h, int64_t now_ns)
     MHD_UNSIGNED_LONG_LONG wait_ms;
     h->running = true;
     h->resumed = false;
+    enum work_kind before = WORK_OTHER;
+    if (h->o.work)
+        before = work_turn(h->o.work, WORK_HTTP, clock_thread_ns());
     MHD_run(h->daemon);
+    if (h->o.work)
+        work_turn(h->o.work, before, clock_thread_ns());
     h->running = false;
     if (h->resumed)
         loop_set_timer(h->loop, &h->timer, now_ns);

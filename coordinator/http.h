@@ -54,6 +54,7 @@ struct http_options {
     void (*on_refused)(void *ud, const struct http_exchange *x, int status, const char *why,
                        struct buf *body);
     void *ud;
+    struct work *work; /* coordinator/work.h; borrowed; NULL: nobody counts */
 };
 
 /* E_EXISTS: the port is in use; E_INVALID: no such address. */

@@ -17,6 +17,7 @@
 
 static void perform(struct hub *h, const struct sched_action *a)
 {
+    enum work_kind before;
     switch (a->kind) {
     case SCHED_SEND:
         hub_attention_flush(h);
@@ -32,7 +33,9 @@ static void perform(struct hub *h, const struct sched_action *a)
         hub_moved(h, a->seq, a->side);
         break;
     case SCHED_TOKEN:
+        before = hub_work(h, WORK_WRITING);
         hub_token(h, a);
+        hub_work(h, before);
         break;
     case SCHED_FAIL:
         hub_failed(h, a);
@@ -40,11 +43,18 @@ static void perform(struct hub *h, const struct sched_action *a)
     }
 }
 
+enum work_kind hub_work(struct hub *h, enum work_kind kind)
+{
+    return work_turn(&h->work, kind, clock_thread_ns());
+}
+
 void hub_event(struct hub *h, const struct sched_event *e)
 {
     /* An action may lead to another event, so each event has its own list. */
     struct sched_actions actions = {0};
+    enum work_kind before = hub_work(h, WORK_SCHEDULER);
     sched_step(&h->sched, e, &actions);
+    hub_work(h, before);
     for (int i = 0; i < actions.n; i++)
         perform(h, &actions.items[i]);
     sched_actions_fini(&actions);
@@ -251,6 +261,7 @@ int hub_open(struct loop *l, const struct coordinator_config *c, struct auth *au
     h->config = c;
     h->auth = auth;
     h->loop = l;
+    h->work.since_ns = clock_thread_ns();
     list_init(&h->requests);
     list_init(&h->kept);
     list_init(&h->attentions);

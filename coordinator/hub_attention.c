@@ -260,6 +260,8 @@ static void on_step_done(void *ud, const struct reply *r)
         h->counters.attention_us += (int64_t)reply->attention_us;
         h->counters.experts_us += (int64_t)reply->experts_us;
         h->counters.head_us += (int64_t)reply->head_us;
+        h->counters.router_us += (int64_t)reply->router_us;
+        h->counters.sampling_us += (int64_t)reply->sampling_us;
         hub_cluster_judge(h, reply);
         hub_watch_step(h, a, r, reply);
         stats_record(&h->counters.step_us,

@@ -254,7 +254,9 @@ static bool answer_again(struct hub *h, struct http_exchange *x, const struct ht
 static int admit(struct hub *h, struct hub_request *r, const struct http_message *m,
                  struct openai_error *e)
 {
+    enum work_kind before = hub_work(h, WORK_READING);
     int rc = hub_parse(h, m->body, &r->request, e);
+    hub_work(h, before);
     if (rc == 0 && !h->ready) {
         rc = E_UNAVAILABLE;
         openai_error_of(e, rc, h->why_not);
@@ -549,6 +551,7 @@ int hub_http_open(struct hub *h, struct err *e)
                              .admit = admit_headers,
                              .on_gone = on_gone,
                              .on_refused = on_refused,
+                             .work = &h->work,
                              .ud = h};
     int rc = http_open(h->loop, &o, &h->http, e);
     if (rc < 0)

@@ -112,7 +112,11 @@ static void write_steps(struct metrics *m, const struct hub *h)
     const struct {
         const char *name;
         int64_t us;
-    } parts[] = {{"attention", c->attention_us}, {"experts", c->experts_us}, {"head", c->head_us}};
+    } parts[] = {{"attention", c->attention_us - c->router_us},
+                 {"router", c->router_us},
+                 {"experts", c->experts_us},
+                 {"head", c->head_us - c->sampling_us},
+                 {"sampling", c->sampling_us}};
     counter(m, "steps_total", c->steps, "Forward passes.");
     counter(m, "step_rows_total", c->step_rows, "Tokens fed to them.");
     counter(m, "step_failures_total", c->step_failures, "Forward passes that failed.");
@@ -124,6 +128,16 @@ static void write_steps(struct metrics *m, const struct hub *h)
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         metrics_label(m, "part", parts[i].name);
         metrics_us(m, parts[i].us);
+    }
+}
+
+static void write_work(struct metrics *m, const struct hub *h)
+{
+    metrics_family(m, "coordinator_work_seconds_total", METRICS_COUNTER,
+                   "Processor time of the coordinator's loop, by what it was spent on.");
+    for (int i = 0; i < WORK_KINDS; i++) {
+        metrics_label(m, "work", work_name((enum work_kind)i));
+        metrics_us(m, h->work.ns[i] / CLOCK_US);
     }
 }
 
@@ -390,6 +404,7 @@ void hub_write_metrics(const struct hub *h, struct buf *out)
     write_http(&m, h);
     write_access(&m, h);
     write_steps(&m, h);
+    write_work(&m, h);
     write_layers(&m, &h->traffic);
     write_ladder(&m, &h->traffic.ladder);
     write_traffic(&m, &h->traffic);

@@ -21,6 +21,7 @@
 #include "coordinator/token_log.h"
 #include "coordinator/trace.h"
 #include "coordinator/traffic.h"
+#include "coordinator/work.h"
 #include "rpc/auth.h"
 #include "rpc/channel.h"
 #include "rpc/server.h"
@@ -101,6 +102,7 @@ struct hub_counters {
     int64_t prompt_tokens, output_tokens, steps, step_failures, step_rows;
     int64_t replays, replayed_tokens; /* sequences that moved, and what was fed again for it */
     int64_t attention_us, experts_us, head_us; /* where the steps' time went */
+    int64_t router_us, sampling_us;            /* of attention_us; of head_us */
     int64_t joins, joins_refused, nodes_lost, nodes_distrusted;
     struct stats_histogram queue_us, first_token_us, token_gap_us, request_us;
     struct stats_histogram step_us, rows_of_step;
@@ -151,6 +153,7 @@ struct hub {
     bool draining;
     int64_t drain_deadline_ns;
     struct hub_counters counters;
+    struct work work;
     struct traffic traffic;
     struct events events;
     struct trace *trace; /* NULL: nobody has asked for one */
@@ -160,6 +163,8 @@ struct hub {
 
 /* hub.c: an event for the scheduler, and what follows from it. */
 void hub_event(struct hub *h, const struct sched_event *e);
+/* What the loop does from here on, for hub.work; returns what it did before. */
+enum work_kind hub_work(struct hub *h, enum work_kind kind);
 /* Starts whatever steps can start. */
 void hub_run(struct hub *h);
 /* Is the cluster ready to work?  Call after anything that may change it. */

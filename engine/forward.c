@@ -389,6 +389,8 @@ int forward_step(struct forward *f, struct kv *kv, const struct step *s, const s
     probe(f, s, -1, n_rows);
     for (int layer = 0; layer < f->config.n_layers; layer++) {
         attention_layer(f->attention, &f->layers[layer].attention, kv, layer, f->x);
+        if (s->attended)
+            s->attended(s->layer_done_ud, layer);
         /* A probe wants to see every row. */
         if (layer == f->config.n_layers - 1 && !s->probe)
             n_rows = keep_wanted_rows(f, n_wanted);

@@ -51,7 +51,9 @@ struct step {
      * the rows that went through its experts, NULL if none did (a dense layer; the last one of a
      * step without logits).  Unlike a probe it changes nothing. */
     void (*layer_done)(void *ud, int layer, const struct routing *r);
-    void *layer_done_ud;
+    /* Optional, likewise: attention has been added to every row; norm and router follow. */
+    void (*attended)(void *ud, int layer);
+    void *layer_done_ud; /* of both */
 };
 
 struct forward;

@@ -379,6 +379,7 @@ struct wire_step_reply {
     uint32_t n_samples;
     const struct wire_step_sample *samples;     /* in order of the step's seqs with `sample` */
     uint64_t attention_us, experts_us, head_us; /* where the step's time went */
+    uint64_t router_us, sampling_us;            /* of attention_us; of head_us */
     uint32_t kv_pages_free;
     bool degraded; /* experts were left out: every answer of this step is to be marked */
     struct wire_ladder_counters ladder;

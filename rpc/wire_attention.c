@@ -431,6 +431,8 @@ void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message
     p.attention_us = m->attention_us;
     p.experts_us = m->experts_us;
     p.head_us = m->head_us;
+    p.router_us = m->router_us;
+    p.sampling_us = m->sampling_us;
     p.kv_pages_free = m->kv_pages_free;
     p.degraded = m->degraded;
     p.ladder = &ladder;
@@ -479,6 +481,12 @@ static int read_sample(const Polymath__V1__StepSample *p, struct wire_step_sampl
     return 0;
 }
 
+/* A part is not more than its whole, whatever a side says. */
+static uint64_t within(uint64_t part, uint64_t whole)
+{
+    return part < whole ? part : whole;
+}
+
 static int read_step_reply(const Polymath__V1__StepReply *p, struct wire_step_reply **out,
                            struct err *e)
 {
@@ -503,6 +511,8 @@ static int read_step_reply(const Polymath__V1__StepReply *p, struct wire_step_re
                                   .attention_us = p->attention_us,
                                   .experts_us = p->experts_us,
                                   .head_us = p->head_us,
+                                  .router_us = within(p->router_us, p->attention_us),
+                                  .sampling_us = within(p->sampling_us, p->head_us),
                                   .kv_pages_free = p->kv_pages_free,
                                   .degraded = p->degraded,
                                   .ladder = read_ladder(p->ladder),

@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "coordinator/traffic.h"
+#include "coordinator/work.h"
 #include "tests/lib/test.h"
 
 TEST(metrics_escape_labels)
@@ -113,4 +114,21 @@ TEST(traffic_names_are_bounded)
     CHECK_STR(t.nodes[TRAFFIC_NODES - 1].name, "other");
     CHECK_INT(t.nodes[TRAFFIC_NODES - 1].sums.calls, 2 * TRAFFIC_NODES + 1);
     traffic_fini(&t);
+}
+
+TEST(work_inside_other_work_counts_apart)
+{
+    struct work w = {.since_ns = 1000};
+    CHECK_INT(work_turn(&w, WORK_HTTP, 1100), WORK_OTHER);
+    CHECK_INT(work_turn(&w, WORK_READING, 1110), WORK_HTTP);
+    CHECK_INT(work_turn(&w, WORK_SCHEDULER, 1140), WORK_READING);
+    CHECK_INT(work_turn(&w, WORK_READING, 1145), WORK_SCHEDULER);
+    CHECK_INT(work_turn(&w, WORK_HTTP, 1150), WORK_READING);
+    CHECK_INT(work_turn(&w, WORK_OTHER, 1157), WORK_HTTP);
+    CHECK_INT(w.ns[WORK_OTHER], 100);
+    CHECK_INT(w.ns[WORK_HTTP], 17);
+    CHECK_INT(w.ns[WORK_READING], 35);
+    CHECK_INT(w.ns[WORK_SCHEDULER], 5);
+    CHECK_INT(w.ns[WORK_WRITING], 0);
+    CHECK_STR(work_name(WORK_WRITING), "writing");
 }

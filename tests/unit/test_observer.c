@@ -41,6 +41,20 @@ TEST(observer_sums_layers_and_begins_anew)
     observer_free(&o);
 }
 
+TEST(observer_router_begins_where_attention_has_been_added)
+{
+    struct observer *o = observer_new(2);
+    observer_begin_step(o, false, 10 * MS);
+    observer_attended(o, 15 * MS);
+    layer(o, 0, 17 * MS);
+    CHECK_INT(observer_router_ns(o), 2 * MS);
+    layer(o, 1, 25 * MS); /* nobody said where its attention ended */
+    CHECK_INT(observer_router_ns(o), 2 * MS);
+    observer_begin_step(o, false, 40 * MS);
+    CHECK_INT(observer_router_ns(o), 0);
+    observer_free(&o);
+}
+
 /* With two lanes the engine computes one while the other's rows are away. */
 TEST(observer_gives_attention_to_the_lane_that_it_was_for)
 {
