@@ -11,6 +11,7 @@
 #include "base/mem.h"
 #include "base/thread.h"
 #include "base/version.h"
+#include "tools/bench_batch.h"
 #include "tools/bench_cluster.h"
 #include "tools/bench_rpc.h"
 
@@ -271,6 +272,7 @@ static void usage(FILE *out)
         fprintf(out, "  %-10s %s\n", verbs[i].name, verbs[i].summary);
     fprintf(out,
             "  rpc        round trips and bytes of a call without its experts, beside bare TCP\n"
+            "  batch      many streams at once through a cluster of this machine, beside a peer\n"
             "  cluster    decode through a cluster of this machine, beside the single process\n"
             "\nEvery figure is the median of its repetitions, [smallest..largest] beside it.\n"
             "\"0.93 of read\" is its share of what this machine reads at most, measured right\n"
@@ -418,6 +420,8 @@ int bench_main(int argc, char **argv)
         return bench_rpc_main(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "cluster") == 0)
         return bench_cluster_main(argc - 1, argv + 1);
+    if (argc >= 2 && strcmp(argv[1], "batch") == 0)
+        return bench_batch_main(argc - 1, argv + 1);
     const struct verb *v = argc >= 2 ? find_verb(argv[1]) : NULL;
     if (!v) {
         if (argc >= 2)

@@ -5,6 +5,7 @@
  *   bench attention    one layer's attention over a full cache
  *   bench decode       tokens one by one, through the whole model
  *   bench prefill      a prompt, through the whole model
+ *   bench batch        many streams at once, and where a step's time goes (bench_batch.h)
  *   bench rpc          a call to nodes and back, beside bare TCP (bench_rpc.h)
  *   bench grammar      masks of answers that are held to a schema
  *   bench tokenizer    text to tokens and back

@@ -55,14 +55,14 @@ static void usage(FILE *out)
 
 /* ---- the cluster --------------------------------------------------------------------------- */
 
-static int wait_ready(struct contest *c, struct err *e)
+static int wait_ready(struct local_cluster *r, struct err *e)
 {
     struct http_client *http = http_client_new();
     int64_t deadline_ns = clock_now_ns() + READY_S * CLOCK_S;
     int status = 0;
     while (status != 200 && clock_now_ns() < deadline_ns) {
         struct buf answer = {0};
-        const char *url = local_cluster_url(&c->cluster);
+        const char *url = local_cluster_url(r);
         char *path = mem_format("%s/ready", url ? url : "");
         struct http_exchange x = {.url = path, .timeout_ns = CLOCK_S};
         clock_sleep_until(clock_now_ns() + 50 * CLOCK_MS);
@@ -76,24 +76,26 @@ static int wait_ready(struct contest *c, struct err *e)
                          : err_set(e, E_DEADLINE, "the cluster is not ready after %d s", READY_S);
 }
 
-static int start(struct contest *c, struct err *e)
+int bench_cluster_up(struct local_cluster *r, struct err *e)
 {
-    struct local_cluster *r = &c->cluster;
-    *r = (struct local_cluster){.model = c->model,
-                                .format = c->format,
-                                .host = "127.0.0.1",
-                                .n_experts = c->nodes,
-                                .threads = 1,
-                                .death_signal = SIGKILL};
+    r->host = "127.0.0.1";
+    r->death_signal = SIGKILL;
     int rc = local_cluster_open(r, NULL, e);
     if (rc < 0)
         return rc;
-    local_cluster_set(r, "coordinator.attention.kv_bytes=256MiB");
     local_cluster_set(r, "expert_node.memory.read_bytes_s=10GiB");
     local_cluster_plan(r);
     for (int i = 0; i < r->n_processes && rc == 0; i++)
         rc = local_cluster_start(r, &r->processes[i], e);
-    return rc < 0 ? rc : wait_ready(c, e);
+    return rc < 0 ? rc : wait_ready(r, e);
+}
+
+static int start(struct contest *c, struct err *e)
+{
+    c->cluster = (struct local_cluster){
+        .model = c->model, .format = c->format, .n_experts = c->nodes, .threads = 1};
+    local_cluster_set(&c->cluster, "coordinator.attention.kv_bytes=256MiB");
+    return bench_cluster_up(&c->cluster, e);
 }
 
 /* From the first token to the last. */

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "base/must.h"
 
 enum { MAX_ARGS = 64, NUMBER_BYTES = 32 };
 
@@ -70,25 +71,32 @@ static int read_all(int fd, struct buf *out, struct err *e)
     }
 }
 
-static int start(const struct arguments *a, int out_fd, pid_t *pid, struct err *e)
+/* llama-batched-bench writes its table to one or the other, depending on its age. */
+enum errors { DROP_ERRORS, WITH_ERRORS };
+
+static int start(const struct arguments *a, enum errors errors, int out_fd, pid_t *pid,
+                 struct err *e)
 {
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, out_fd, STDOUT_FILENO);
-    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
+    if (errors == WITH_ERRORS)
+        posix_spawn_file_actions_adddup2(&actions, out_fd, STDERR_FILENO);
+    else
+        posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
     int failed = posix_spawnp(pid, a->argv[0], &actions, NULL, a->argv, environ);
     posix_spawn_file_actions_destroy(&actions);
     return failed ? err_set_errno(e, failed, "%s", a->argv[0]) : 0;
 }
 
-/* Runs a program to its end; what it wrote to its standard output goes to `out`. */
-static int run(const struct arguments *a, struct buf *out, struct err *e)
+/* Runs a program to its end; what it wrote goes to `out`. */
+static int run(const struct arguments *a, enum errors errors, struct buf *out, struct err *e)
 {
     int ends[2], status = 0;
     pid_t pid;
     if (pipe2(ends, O_CLOEXEC) < 0)
         return err_set_errno(e, errno, "pipe");
-    int rc = start(a, ends[1], &pid, e);
+    int rc = start(a, errors, ends[1], &pid, e);
     close(ends[1]);
     if (rc < 0) {
         close(ends[0]);
@@ -112,7 +120,7 @@ int bench_peer_look(struct bench_peer *p, struct err *e)
     struct buf text = {0};
     add_text(&a, p->program);
     add_text(&a, "--help");
-    int rc = run(&a, &text, e);
+    int rc = run(&a, DROP_ERRORS, &text, e);
     p->has_depth = str_find(buf_str(&text), STR("--n-depth")) != SIZE_MAX;
     p->has_gp = str_find(buf_str(&text), STR("-gp <")) != SIZE_MAX;
     free_arguments(&a);
@@ -141,7 +149,7 @@ int bench_peer_run(const struct bench_peer *p, struct bench_peer_sample *out, st
             add_number(&a, "-d", p->depth);
     }
     add_words(&a, p->more_args);
-    int rc = run(&a, &text, e);
+    int rc = run(&a, DROP_ERRORS, &text, e);
     if (rc == 0)
         rc = bench_peer_parse(buf_str(&text), out, e);
     free_arguments(&a);
@@ -184,4 +192,74 @@ int bench_peer_parse(struct str text, struct bench_peer_sample *out, struct err 
     return out->decode > 0 || out->prefill > 0
                ? 0
                : err_set(e, E_CORRUPT, "the peer's JSON has no speed in it");
+}
+
+/* ---- llama-batched-bench ------------------------------------------------------------------ */
+
+int bench_peer_batches(const struct bench_peer *p, const int *streams, int n, double *tokens_s,
+                       struct err *e)
+{
+    struct arguments a = {0};
+    struct buf text = {0}, list = {0};
+    int most = 0;
+    must(n >= 1 && n <= BENCH_PEER_MAX_BATCHES);
+    for (int i = 0; i < n; i++) {
+        buf_printf(&list, "%s%d", i ? "," : "", streams[i]);
+        most = streams[i] > most ? streams[i] : most;
+    }
+    buf_putc(&list, '\0');
+    add_text(&a, p->program);
+    add_text(&a, "-m");
+    add_text(&a, p->model);
+    add_number(&a, "-t", p->threads);
+    add_number(&a, "-npp", p->prompt);
+    add_number(&a, "-ntg", p->tokens);
+    add_text(&a, "-npl");
+    add_text(&a, list.data);
+    add_number(&a, "-c", most * (p->prompt + p->tokens));
+    add_words(&a, p->more_args);
+    int rc = run(&a, WITH_ERRORS, &text, e);
+    if (rc == 0)
+        rc = bench_peer_parse_batches(buf_str(&text), streams, n, tokens_s, e);
+    free_arguments(&a);
+    buf_fini(&text);
+    buf_fini(&list);
+    return rc;
+}
+
+/* "|    16 |     32 |    4 |    192 |    0.226 |   282.89 |    1.142 |   112.06 | ...": prompt, tokens,
+ * streams, cache, seconds and rate of the prompts, seconds and rate of decoding. */
+static bool read_batch(const char *line, int *streams, double *tokens_s)
+{
+    double cache, prompt_s, prompt_rate, decode_s;
+    return sscanf(line, "|%*d |%*d |%d |%lf |%lf |%lf |%lf |%lf", streams, &cache, &prompt_s,
+                  &prompt_rate, &decode_s, tokens_s) == 6 &&
+           *tokens_s > 0;
+}
+
+int bench_peer_parse_batches(struct str text, const int *streams, int n, double *tokens_s,
+                             struct err *e)
+{
+    memset(tokens_s, 0, (size_t)n * sizeof(*tokens_s));
+    while (text.len > 0) {
+        size_t len = str_find(text, STR("\n"));
+        struct str rest = {0};
+        if (len == SIZE_MAX)
+            len = text.len;
+        else
+            rest = (struct str){text.ptr + len + 1, text.len - len - 1};
+        char *line = str_copy((struct str){text.ptr, len});
+        int batch;
+        double rate;
+        bool is_row = read_batch(line, &batch, &rate);
+        for (int i = 0; is_row && i < n; i++)
+            if (streams[i] == batch)
+                tokens_s[i] = rate;
+        mem_free(line);
+        text = rest;
+    }
+    for (int i = 0; i < n; i++)
+        if (!(tokens_s[i] > 0))
+            return err_set(e, E_CORRUPT, "the peer's table has no row of %d streams", streams[i]);
+    return 0;
 }

@@ -35,6 +35,8 @@ struct run {
     char *url;
     struct list flights, idle; /* idle ones keep their handle and its connection */
     int n_open;
+    int n_answering; /* that have had their first token, of all ever begun */
+    bool is_all_begun, is_one_over;
     uint64_t n_begun;
     int64_t begun_ns, next_ns, told_ns, n_over;
 };
@@ -85,6 +87,7 @@ static void take_tokens(struct flight *f, int n)
             f->worst_gap_ms = ms;
     } else {
         f->first_ns = now_ns;
+        f->run->n_answering++;
     }
     f->last_ns = now_ns;
     f->n_tokens += n;
@@ -290,6 +293,21 @@ static void take_ended(struct run *r)
     }
 }
 
+/* Who has said so is told at the turn's end, so that a callback may take its time. */
+static void tell_moments(struct run *r)
+{
+    const struct loadtest_options *o = r->o;
+    if (!r->is_all_begun && r->n_answering == o->n_clients) {
+        r->is_all_begun = true;
+        if (o->all_begun)
+            o->all_begun(o->ud);
+    } else if (r->is_all_begun && !r->is_one_over && r->n_over > 0) {
+        r->is_one_over = true;
+        if (o->one_over)
+            o->one_over(o->ud);
+    }
+}
+
 static int turn_until_over(struct run *r, struct err *e)
 {
     const struct loadtest_options *o = r->o;
@@ -300,6 +318,7 @@ static int turn_until_over(struct run *r, struct err *e)
         if (curl_multi_perform(r->multi, &running) != CURLM_OK)
             return err_set(e, E_IO, "libcurl's multi interface failed");
         take_ended(r);
+        tell_moments(r);
         if (r->n_open == 0 && !may_begin(r, clock_now_ns()))
             return 0;
         if (o->progress && now_ns - r->told_ns >= CLOCK_S) {

@@ -38,6 +38,10 @@ struct loadtest_options {
     int64_t timeout_ns;     /* of one request */
     /* Called once a second and at the end; false: end at once.  May be NULL. */
     bool (*progress)(void *ud, int64_t elapsed_ns, int64_t n_over, int n_open);
+    /* Of a closed loop of n_clients requests: every one has had its first token; then, the first answer
+     * is over.  What lies between is decoding by all of them.  Both may be NULL. */
+    void (*all_begun)(void *ud);
+    void (*one_over)(void *ud);
     void *ud;
 };
 

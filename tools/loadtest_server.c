@@ -7,7 +7,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 
-static double sample(const char *text, const char *name)
+double loadtest_server_value(const char *text, const char *name)
 {
     size_t n = strlen(name);
     for (const char *at = text; (at = strstr(at, name)); at += n)
@@ -19,12 +19,12 @@ static double sample(const char *text, const char *name)
 void loadtest_server_parse(const char *text, struct loadtest_server *out)
 {
     *out = (struct loadtest_server){
-        .resident_bytes = sample(text, "process_resident_memory_bytes"),
-        .connections = sample(text, "polymath_http_connections_open"),
-        .running = sample(text, "polymath_requests_running"),
-        .queued = sample(text, "polymath_requests_queued"),
-        .cancelled = sample(text, "polymath_requests_total{outcome=\"cancelled\"}"),
-        .failed = sample(text, "polymath_requests_total{outcome=\"failed\"}"),
+        .resident_bytes = loadtest_server_value(text, "process_resident_memory_bytes"),
+        .connections = loadtest_server_value(text, "polymath_http_connections_open"),
+        .running = loadtest_server_value(text, "polymath_requests_running"),
+        .queued = loadtest_server_value(text, "polymath_requests_queued"),
+        .cancelled = loadtest_server_value(text, "polymath_requests_total{outcome=\"cancelled\"}"),
+        .failed = loadtest_server_value(text, "polymath_requests_total{outcome=\"failed\"}"),
     };
     out->is_known = out->resident_bytes > 0;
 }

@@ -11,6 +11,8 @@ struct loadtest_server {
     bool is_known; /* false: the rest says nothing */
     double resident_bytes, connections, running, queued, cancelled, failed;
 };
+/* A value of the text of /metrics by its whole name with labels; 0 if it is not there. */
+double loadtest_server_value(const char *text, const char *name);
 /* From the text of /metrics. */
 void loadtest_server_parse(const char *text, struct loadtest_server *out);
 /* E_DENIED: it needs an admin's key. */

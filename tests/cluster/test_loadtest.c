@@ -138,3 +138,53 @@ TEST_WITHIN(a_cluster_asked_for_twice_what_it_can_stays_well, 240)
     buf_fini(&output);
     cluster_stop(&c);
 }
+
+/* A value of a report's row; fails the test if it is not there. */
+static double of_row(const json_t *root, const char *row, const char *key)
+{
+    const json_t *rows = json_object_get(root, "rows"), *found = NULL;
+    for (size_t i = 0; i < json_array_size(rows); i++) {
+        const json_t *one = json_array_get(rows, i);
+        if (strcmp(json_string_value(json_object_get(one, "name")), row) == 0)
+            found = one;
+    }
+    const json_t *median = json_object_get(json_object_get(found, key), "median");
+    test_note("%s: %s", row, key);
+    CHECK(json_is_number(median));
+    return json_number_value(median);
+}
+
+TEST_WITHIN(bench_batch_tells_what_many_streams_get, 120)
+{
+    const char *const run[] = {
+        "bench", "batch",    "--model", cluster_model(), "--streams", "1,3",    "--repeat",
+        "1",     "--tokens", "24",      "--prompt",      "4",         "--json", NULL};
+    const char *const misused[] = {"bench", "batch", "--streams", "1", NULL};
+    const char *const halved[] = {"bench",        "batch", "--model", cluster_model(),
+                                  "--model-gguf", "x",     NULL};
+    struct buf output = {0};
+    json_error_t error;
+    int code = cluster_run("polymath", run, &output);
+    buf_putc(&output, '\0');
+    if (code != 0)
+        test_fail(__FILE__, __LINE__, "%s", output.data);
+    const char *begin = strstr(output.data, "{\n"); /* behind the progress */
+    CHECK(begin);
+    json_t *root = json_loads(begin, 0, &error);
+    CHECK(root);
+    CHECK_NEAR(of_row(root, "1 stream", "rows"), 1, 1e-6);
+    CHECK_NEAR(of_row(root, "3 streams", "rows"), 3, 0.2);
+    CHECK(of_row(root, "3 streams", "tokens_s") > 0);
+    CHECK(of_row(root, "  attention", "attention_ms") > 0);
+    CHECK(of_row(root, "  router", "router_ms") > 0);
+    CHECK(of_row(root, "  experts and wire", "experts_ms") > 0);
+    CHECK(of_row(root, "  head", "head_ms") > 0);
+    CHECK(of_row(root, "  scheduler", "scheduler_ms") > 0);
+    CHECK(of_row(root, "  output parser, writing", "writing_ms") > 0);
+    CHECK(of_row(root, "  HTTP", "http_ms") > 0);
+    CHECK(of_row(root, "  scheduler to HTTP", "own_percent") < 100);
+    json_decref(root);
+    CHECK_INT(cluster_run("polymath", misused, &output), 2);
+    CHECK_INT(cluster_run("polymath", halved, &output), 2);
+    buf_fini(&output);
+}

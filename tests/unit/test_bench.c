@@ -6,8 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "base/mem.h"
 #include "tests/lib/test.h"
+#include "tools/bench_batch.h"
 #include "tools/bench_fill.h"
 #include "tools/bench_peer.h"
 #include "tools/bench_profile.h"
@@ -186,6 +188,75 @@ TEST(bench_asks_a_peer_for_what_it_knows)
         CHECK_INT(rc, 0);
         CHECK(s.decode == 12.5);
     }
+}
+
+/* One that writes its table to the standard error, among other lines, as older ones do. */
+static const char peer_table[] = "llama_model_loader: loaded\n\n"
+                                 "|    PP |     TG |    B |   N_KV |   T_PP s | S_PP t/s |   T_TG "
+                                 "s | S_TG t/s |      T s |    S t/s |\n"
+                                 "|-------|--------|------|--------|----------|----------|---------"
+                                 "-|----------|----------|----------|\n"
+                                 "|    16 |      8 |    1 |     24 |    0.226 |   282.89 |    "
+                                 "1.142 |    28.06 |    1.4 |    22.5 |\n"
+                                 "|    16 |      8 |    4 |     96 |    0.226 |   282.89 |    "
+                                 "1.142 |   112.25 |    1.4 |    22.5 |\n";
+
+TEST(bench_asks_a_peer_for_batches)
+{
+    struct buf script = {0};
+    struct bench_peer p = {.program = "./peer.sh",
+                           .model = "m.gguf",
+                           .threads = 2,
+                           .prompt = 16,
+                           .tokens = 8,
+                           .more_args = "-fa -fmoe"};
+    static const int streams[] = {4, 1, 2};
+    double rates[3];
+    struct err e = {0};
+    buf_printf(
+        &script,
+        "#!/bin/sh\n[ \"$*\" = '-m m.gguf -t 2 -npp 16 -ntg 8 -npl 4,1 -c 96 -fa -fmoe' ] || "
+        "exit 3\ncat >&2 <<END\n%sEND\n",
+        peer_table);
+    CHECK_INT(buf_write_file(&script, "peer.sh", NULL), 0);
+    CHECK_INT(system("chmod +x peer.sh"), 0);
+    int rc = bench_peer_batches(&p, streams, 2, rates, &e);
+    test_note("%s", e.text);
+    CHECK_INT(rc, 0);
+    CHECK(rates[0] == 112.25 && rates[1] == 28.06);
+    struct str table = {peer_table, sizeof peer_table - 1};
+    CHECK_INT(bench_peer_parse_batches(table, streams, 3, rates, &e), E_CORRUPT);
+    CHECK_INT(bench_peer_parse_batches(STR("|1|2|3|"), streams, 1, rates, NULL), E_CORRUPT);
+    p.threads = 3;
+    CHECK_INT(bench_peer_batches(&p, streams, 2, rates, &e), E_UNAVAILABLE);
+    buf_fini(&script);
+}
+
+TEST(bench_batch_divides_what_lies_between_two_readings)
+{
+    static const char first[] = "polymath_generated_tokens_total 100\n"
+                                "polymath_steps_total 10\n"
+                                "polymath_step_part_seconds_total{part=\"attention\"} 1.5\n"
+                                "polymath_coordinator_work_seconds_total{work=\"http\"} 0.25\n";
+    static const char second[] = "polymath_generated_tokens_total 420\n"
+                                 "polymath_steps_total 30\n"
+                                 "polymath_step_part_seconds_total{part=\"attention\"} 2.5\n"
+                                 "polymath_step_part_seconds_total{part=\"experts\"} 0.6\n"
+                                 "polymath_coordinator_work_seconds_total{work=\"http\"} 0.35\n"
+                                 "polymath_coordinator_work_seconds_total{work=\"other\"} 0.5\n";
+    struct bench_batch_count a, b;
+    struct bench_batch_sample s;
+    bench_batch_parse(first, 5 * CLOCK_S, &a);
+    bench_batch_parse(second, 7 * CLOCK_S, &b);
+    CHECK(bench_batch_between(&a, &b, &s));
+    CHECK_NEAR(s.tokens_s, 160, 1e-9);
+    CHECK_NEAR(s.step_ms, 100, 1e-9);
+    CHECK_NEAR(s.rows, 16, 1e-9);
+    CHECK_NEAR(s.part_ms[BENCH_BATCH_ATTENTION], 50, 1e-9);
+    CHECK_NEAR(s.part_ms[BENCH_BATCH_EXPERTS], 30, 1e-9);
+    CHECK_NEAR(s.between_ms, 20, 1e-9);
+    CHECK_NEAR(s.own_ms, 5, 1e-9); /* messages are not of what has a limit */
+    CHECK(!bench_batch_between(&b, &b, &s));
 }
 
 /* Every format's random weights are finite, of both signs, and spread about 1 / sqrt(cols). */
