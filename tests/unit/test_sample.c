@@ -205,6 +205,28 @@ TEST(sample_greedy_takes_the_lowest_of_the_largest)
     sampler_free(&s);
 }
 
+/* Whatever their number and wherever the largest and those like it stand. */
+TEST(sample_greedy_sees_every_place)
+{
+    struct rng r = test_rng();
+    float z[70];
+    for (int n = 1; n <= 70; n++) {
+        struct sampler *s = sampler_new(n);
+        for (int round = 0; round < 30; round++) {
+            int want = 0;
+            for (int i = 0; i < n; i++) {
+                z[i] = (float)rng_below(&r, 5) - 3.0f;
+                want = z[i] > z[want] ? i : want;
+            }
+            CHECK_INT(sample(s, z, &(struct sampling){0}, 0).token, want);
+            struct sampled out;
+            z[rng_below(&r, (uint64_t)n)] = round % 2 ? NAN : -INFINITY;
+            CHECK_INT(sample_token(s, z, &(struct sampling){0}, &no_history, 0, &out), E_CORRUPT);
+        }
+        sampler_free(&s);
+    }
+}
+
 TEST(sample_top_k_ties_go_to_the_lower_id)
 {
     struct sampler *s = sampler_new(6);

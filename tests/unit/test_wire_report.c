@@ -108,3 +108,16 @@ TEST(wire_step_report_comes_back)
     REFUSE_REPORT(spans[0].begin_us = 1ULL << 60);
     buf_fini(&message);
 }
+
+TEST(wire_step_reply_parts_are_not_more_than_their_whole)
+{
+    struct wire_step_reply in = {.attention_us = 7, .head_us = 9, .router_us = 3, .sampling_us = 44};
+    struct wire_step_reply *out = NULL;
+    struct buf message = {0};
+    wire_step_reply_encode(&in, &message);
+    CHECK_INT(wire_step_reply_decode(buf_str(&message), &out, NULL), 0);
+    CHECK_INT(out->router_us, 3);
+    CHECK_INT(out->sampling_us, 9);
+    mem_free(out);
+    buf_fini(&message);
+}
