@@ -21,7 +21,15 @@
 #include "base/thread.h"
 #include "model/prefix.h"
 
-enum { MAX_HEALTH = 512 /* nodes that one step's reply tells of */ };
+enum {
+    MAX_HEALTH = 512, /* nodes that one step's reply tells of */
+    MAX_SAMPLERS = 16 /* threads that sample: each needs 20 bytes for every word */
+};
+
+/* A sequence's samples of a step: from its first row with logits on, as many as it got. */
+struct drawn {
+    uint32_t first, n;
+};
 
 struct runner {
     struct runner_options options;
@@ -44,7 +52,9 @@ struct runner {
     struct kv *kv;
     struct seqs *seqs;
     struct moe_remote *moe;
-    struct sampler *sampler;
+    struct sampler *samplers[MAX_SAMPLERS];
+    int n_samplers;
+    struct drawn *drawn;              /* [max_seqs] */
     struct step_seq *step_seqs;       /* [max_seqs] */
     struct wire_step_sample *samples; /* [max_rows] */
     struct wire_step_opened *opened;  /* [max_seqs] */
@@ -104,7 +114,10 @@ static int set_up(struct runner *r, struct err *e)
     r->seqs = seqs_new(r->kv, o->max_seqs, o->keeps_prefixes,
                        prefix_seed(o->fingerprint, (int)o->formats.kv));
     seqs_set_words(r->seqs, o->words);
-    r->sampler = sampler_new(r->config->vocab_size);
+    r->n_samplers = o->threads < MAX_SAMPLERS ? o->threads : MAX_SAMPLERS;
+    for (int i = 0; i < r->n_samplers; i++)
+        r->samplers[i] = sampler_new(r->config->vocab_size);
+    r->drawn = mem_array((size_t)o->max_seqs, sizeof(*r->drawn));
     struct moe_remote_options m = {
         .kernels = o->kernels,
         .n_layers = config_expert_layers(r->config),
@@ -139,7 +152,9 @@ static int set_up(struct runner *r, struct err *e)
 static void tear_down(struct runner *r)
 {
     moe_remote_free(&r->moe);
-    sampler_free(&r->sampler);
+    for (int i = 0; i < r->n_samplers; i++)
+        sampler_free(&r->samplers[i]);
+    mem_free(r->drawn);
     seqs_free(&r->seqs);
     kv_close(&r->kv);
     forward_close(&r->forward);
@@ -174,53 +189,75 @@ static void note_attended(void *ud, int layer)
     observer_attended(r->observer, clock_now_ns());
 }
 
-/* The token after the first n_tokens of the i-th sequence of the step.  One whose logits are not
- * finite fails alone. */
-static struct wire_step_sample *sample_row(struct runner *r, const struct wire_step *step,
-                                           uint32_t i, int n_tokens, const float *logits,
-                                           uint32_t *n)
-{
-    struct wire_step_sample *s = &r->samples[(*n)++];
-    struct sample_history history = seqs_history(r->seqs, (int)i);
-    history.n_tokens = n_tokens;
-    *s = (struct wire_step_sample){.seq = step->seqs[i].seq};
-    s->code = sample_token(r->sampler, logits, seqs_sampling(r->seqs, (int)i), &history,
-                           (uint64_t)history.n_tokens, &s->sampled);
-    return s;
-}
+/* ---- sampling ------------------------------------------------------------------------ */
 
-/* As far as the guesses come true; the rest of the sequence's rows never were. */
-static void sample_drafts(struct runner *r, const struct wire_step *step, uint32_t i,
-                          const float *logits, uint32_t *n)
+struct sampling_job {
+    struct runner *runner;
+    const struct wire_step *step;
+    const float *logits; /* row by row, as the samples are before they are moved together */
+};
+
+/* The token after each of the i-th sequence's rows, as far as the guesses come true; the rest of them
+ * never were.  A row whose logits are not finite fails its sequence alone. */
+static void sample_seq(const struct sampling_job *job, struct sampler *sampler, uint32_t i)
 {
+    struct runner *r = job->runner;
     const struct step_seq *q = &r->step_seqs[i];
-    size_t vocab = (size_t)r->config->vocab_size;
-    int rows = 1;
-    for (;; rows++) {
-        const struct wire_step_sample *s =
-            sample_row(r, step, i, q->position + rows, logits + (size_t)(rows - 1) * vocab, n);
+    struct drawn *d = &r->drawn[i];
+    int rows = q->all_logits ? 1 : q->n_tokens; /* that the history goes up to */
+    for (d->n = 0;; rows++) {
+        size_t row = d->first + d->n++;
+        struct wire_step_sample *s = &r->samples[row];
+        struct sample_history history = seqs_history(r->seqs, (int)i);
+        history.n_tokens = q->position + rows;
+        *s = (struct wire_step_sample){.seq = job->step->seqs[i].seq};
+        s->code = sample_token(sampler, job->logits + row * (size_t)r->config->vocab_size,
+                               seqs_sampling(r->seqs, (int)i), &history, (uint64_t)history.n_tokens,
+                               &s->sampled);
         if (s->code < 0 || rows == q->n_tokens || s->sampled.token != q->tokens[rows])
             break;
     }
-    seqs_cut(r->seqs, (int)i, rows);
 }
 
+static bool has_grammar(const struct runner *r, uint32_t i)
+{
+    return seqs_sampling(r->seqs, (int)i)->grammar != NULL;
+}
+
+static void sample_task(void *ctx, int task)
+{
+    const struct sampling_job *job = ctx;
+    const struct runner *r = job->runner;
+    for (uint32_t i = (uint32_t)task; i < job->step->n_seqs; i += (uint32_t)r->n_samplers)
+        if (!r->step_seqs[i].no_logits && !has_grammar(r, i))
+            sample_seq(job, r->samplers[task], i);
+}
+
+/* Grammars have what they remember in common, so those sequences take turns. */
 static uint32_t sample_rows(struct runner *r, const struct wire_step *step, const float *logits)
 {
-    uint32_t n = 0;
-    size_t vocab = (size_t)r->config->vocab_size;
+    struct sampling_job job = {r, step, logits};
+    uint32_t row = 0, n = 0;
     for (uint32_t i = 0; i < step->n_seqs; i++) {
         const struct step_seq *q = &r->step_seqs[i];
-        if (q->no_logits)
-            continue;
-        if (q->all_logits)
-            sample_drafts(r, step, i, logits, &n);
-        else
-            sample_row(r, step, i, q->position + q->n_tokens, logits, &n);
-        logits += (q->all_logits ? (size_t)q->n_tokens : 1) * vocab;
+        r->drawn[i] = (struct drawn){.first = row};
+        row += q->no_logits ? 0 : q->all_logits ? (uint32_t)q->n_tokens : 1;
+    }
+    int n_tasks = (int)step->n_seqs < r->n_samplers ? (int)step->n_seqs : r->n_samplers;
+    pool_run(r->compute.pool, sample_task, &job, n_tasks);
+    for (uint32_t i = 0; i < step->n_seqs; i++) {
+        if (!r->step_seqs[i].no_logits && has_grammar(r, i))
+            sample_seq(&job, r->samplers[0], i);
+        const struct drawn *d = &r->drawn[i];
+        memmove(&r->samples[n], &r->samples[d->first], d->n * sizeof(*r->samples));
+        n += d->n;
+        if (r->step_seqs[i].all_logits)
+            seqs_cut(r->seqs, (int)i, (int)d->n);
     }
     return n;
 }
+
+/* ---- what is told -------------------------------------------------------------------- */
 
 static void encode_report(struct runner *r, struct runner_job *job, int64_t now_ns)
 {

@@ -18,6 +18,9 @@
 #include "model/grammar_tokens.h"
 #include "model/halves.h"
 
+/* Passes over a whole vocabulary go by so many values at once, which compilers make vectors of. */
+enum { LANES = 16 };
+
 struct candidate {
     float z; /* logit, or weight once it was softened */
     int32_t token;
@@ -68,10 +71,16 @@ uint64_t sample_logits_hash(const float *logits, int n)
 static bool has_finite_logits(const float *logits, int n)
 {
     const uint32_t exponent = 0x7f800000u;
-    uint32_t strange = 0;
-    for (int i = 0; i < n; i++)
-        strange |= (f32_to_bits(logits[i]) & exponent) == exponent;
-    return strange == 0;
+    uint32_t strange[LANES] = {0}, any = 0;
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++)
+            strange[j] |= (f32_to_bits(logits[i + j]) & exponent) == exponent;
+    for (; i < n; i++)
+        any |= (f32_to_bits(logits[i]) & exponent) == exponent;
+    for (int j = 0; j < LANES; j++)
+        any |= strange[j];
+    return any == 0;
 }
 
 static bool is_in_vocab(const struct sampler *s, int32_t token)
@@ -168,13 +177,30 @@ static const float *adjust(struct sampler *s, const float *logits, const struct 
     return s->adjusted;
 }
 
+static float largest(const float *z, int n)
+{
+    float lanes[LANES], most = z[0];
+    int i = 0;
+    for (int j = 0; j < LANES; j++)
+        lanes[j] = z[0];
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++)
+            lanes[j] = z[i + j] > lanes[j] ? z[i + j] : lanes[j];
+    for (; i < n; i++)
+        most = z[i] > most ? z[i] : most;
+    for (int j = 0; j < LANES; j++)
+        most = lanes[j] > most ? lanes[j] : most;
+    return most;
+}
+
+/* The first of the largest. */
 static int32_t argmax(const float *z, int n)
 {
-    int best = 0;
-    for (int i = 1; i < n; i++)
-        if (z[i] > z[best])
-            best = i;
-    return best;
+    float most = largest(z, n);
+    for (int i = 0; i < n; i++)
+        if (z[i] == most)
+            return i;
+    return 0; /* penalties beyond all measure have made it a NaN */
 }
 
 /* ---- heaps: the root is the worst that was kept ---- */

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
@@ -18,8 +19,9 @@
 #include "tools/bench_stats.h"
 #include "tools/chaos_run.h"
 #include "tools/http_client.h"
+#include "tools/loadtest_server.h"
 
-enum { READY_S = 180, DEFAULT_TOKENS = 128, DEFAULT_ROUNDS = 5 };
+enum { READY_S = 1800, TELL_S = 2, ANSWER_S = 180, DEFAULT_TOKENS = 128, DEFAULT_ROUNDS = 5 };
 
 struct contest {
     const char *model, *format;
@@ -55,25 +57,50 @@ static void usage(FILE *out)
 
 /* ---- the cluster --------------------------------------------------------------------------- */
 
+static bool is_ready(struct local_cluster *r, struct http_client *http, struct err *why)
+{
+    const char *url = local_cluster_url(r);
+    if (url)
+        return loadtest_server_is_ready(http, url, why) == 0;
+    err_set(why, E_UNAVAILABLE, "the coordinator starts");
+    return false;
+}
+
+/* One that ends now will not come back. */
+static int all_run(struct local_cluster *r, struct err *e)
+{
+    for (int i = 0; i < r->n_processes; i++) {
+        struct local_process *p = &r->processes[i];
+        if (waitpid(p->pid, NULL, WNOHANG) != p->pid)
+            continue;
+        p->pid = 0;
+        local_cluster_print_log_tail(p);
+        return err_set(e, E_UNAVAILABLE, "%s has ended; the lines above say why", p->name);
+    }
+    return 0;
+}
+
+/* Large models take minutes to load, so what is waited for is said now and then. */
 static int wait_ready(struct local_cluster *r, struct err *e)
 {
     struct http_client *http = http_client_new();
-    int64_t deadline_ns = clock_now_ns() + READY_S * CLOCK_S;
-    int status = 0;
-    while (status != 200 && clock_now_ns() < deadline_ns) {
-        struct buf answer = {0};
-        const char *url = local_cluster_url(r);
-        char *path = mem_format("%s/ready", url ? url : "");
-        struct http_exchange x = {.url = path, .timeout_ns = CLOCK_S};
-        clock_sleep_until(clock_now_ns() + 50 * CLOCK_MS);
-        if (url && http_exchange(http, &x, &status, &answer, NULL) < 0)
-            status = 0;
-        mem_free(path);
-        buf_fini(&answer);
+    int64_t begun_ns = clock_now_ns(), told_ns = begun_ns;
+    struct err why = {0};
+    int rc = 0;
+    while (rc == 0 && !is_ready(r, http, &why)) {
+        int64_t now_ns = clock_now_ns();
+        rc = all_run(r, e);
+        if (rc == 0 && now_ns - begun_ns > READY_S * CLOCK_S)
+            rc = err_set(e, E_DEADLINE, "not ready after %d s: %s", READY_S, why.text);
+        if (now_ns - told_ns > TELL_S * CLOCK_S) {
+            told_ns = now_ns;
+            fprintf(stderr, "bench: %lld s: %s\n", (long long)((now_ns - begun_ns) / CLOCK_S),
+                    why.text);
+        }
+        clock_sleep_until(now_ns + 50 * CLOCK_MS);
     }
     http_client_free(&http);
-    return status == 200 ? 0
-                         : err_set(e, E_DEADLINE, "the cluster is not ready after %d s", READY_S);
+    return rc;
 }
 
 int bench_cluster_up(struct local_cluster *r, struct err *e)
@@ -107,7 +134,7 @@ static int decode_cluster(struct contest *c, double *tokens_s, struct err *e)
                                    .n_prompts = 1,
                                    .n_clients = 1,
                                    .n_rounds = 1,
-                                   .timeout_ns = READY_S * CLOCK_S};
+                                   .timeout_ns = ANSWER_S * CLOCK_S};
     struct chaos_load *load;
     int n, rc = chaos_load_start(&o, &load, e);
     if (rc < 0)

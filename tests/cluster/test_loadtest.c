@@ -160,6 +160,7 @@ TEST_WITHIN(bench_batch_tells_what_many_streams_get, 120)
         "bench", "batch",    "--model", cluster_model(), "--streams", "1,3",    "--repeat",
         "1",     "--tokens", "24",      "--prompt",      "4",         "--json", NULL};
     const char *const misused[] = {"bench", "batch", "--streams", "1", NULL};
+    const char *const no_model[] = {"bench", "batch", "--model", "nowhere", NULL};
     const char *const halved[] = {"bench",        "batch", "--model", cluster_model(),
                                   "--model-gguf", "x",     NULL};
     struct buf output = {0};
@@ -186,5 +187,9 @@ TEST_WITHIN(bench_batch_tells_what_many_streams_get, 120)
     json_decref(root);
     CHECK_INT(cluster_run("polymath", misused, &output), 2);
     CHECK_INT(cluster_run("polymath", halved, &output), 2);
+    buf_reset(&output);
+    CHECK_INT(cluster_run("polymath", no_model, &output), 1);
+    buf_putc(&output, '\0');
+    CHECK(strstr(output.data, "has ended"));
     buf_fini(&output);
 }

@@ -111,7 +111,8 @@ TEST(wire_step_report_comes_back)
 
 TEST(wire_step_reply_parts_are_not_more_than_their_whole)
 {
-    struct wire_step_reply in = {.attention_us = 7, .head_us = 9, .router_us = 3, .sampling_us = 44};
+    struct wire_step_reply in = {
+        .attention_us = 7, .head_us = 9, .router_us = 3, .sampling_us = 44};
     struct wire_step_reply *out = NULL;
     struct buf message = {0};
     wire_step_reply_encode(&in, &message);
