@@ -12,7 +12,7 @@ struct observer {
     uint32_t n_spans;
     uint64_t n_lost;
     bool is_traced;
-    int64_t step_ns, mark_ns; /* the engine thread computes since then */
+    int64_t step_ns, mark_ns;       /* the engine thread computes since then */
     int64_t attended_ns, router_ns; /* since when the router works; its time in this step */
     int64_t reported_ns;
 };
