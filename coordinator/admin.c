@@ -114,6 +114,7 @@ static json_t *node_object(const struct hub *h, const struct node *n, int64_t no
     set(o, "incarnation", json_integer((json_int_t)(n->join.incarnation >> 1)));
     set(o, "endpoint", json_string(n->join.endpoint));
     set(o, "host", json_string(n->join.host));
+    set(o, "rack", json_string(n->join.rack));
     set(o, "pid", json_integer(n->join.pid));
     set(o, "kernels", json_string(n->join.kernels));
     set(o, "build", json_string(n->join.build));

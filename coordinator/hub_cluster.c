@@ -95,6 +95,7 @@ static void node_joined(struct hub *h, const struct node *n)
     struct placement_newcomer new = {
         .table = {.node_id = n->id, .incarnation = j->incarnation, .max_rows = j->max_rows},
         .host = j->host,
+        .rack = j->rack,
         .capacity = capacity_of(j),
         .threads = (int)(j->threads < 65536 ? j->threads : 65536),
         .speed = (double)j->read_bytes_s};

@@ -365,6 +365,7 @@ void placement_restore(struct placement *p, const char *name, const char *host, 
     int at = take_slot(p, name);
     p->nodes[at] = (struct placement_node){.presence = PLACEMENT_AWAY,
                                            .host = hash_text(host),
+                                           .rack = hash_text(host),
                                            .away_since_ns = until_ns,
                                            .is_reserved = true,
                                            .is_restored = true,
@@ -409,7 +410,7 @@ static bool awaits_restored(const struct placement *p, int64_t now_ns)
 void placement_join(struct placement *p, const struct placement_newcomer *n, int64_t now_ns)
 {
     int at = take_slot(p, n->table.name);
-    bool was_restored = p->nodes[at].is_restored;
+    bool was_restored = p->nodes[at].is_restored, has_rack = n->rack && n->rack[0];
     double before = p->nodes[at].speed, speed = n->speed > 0 ? n->speed : 0;
     /* Back again and nearly as fast: a measurement's noise, and no reason to move anything. */
     if (before > 0 && speed > 0 && fabs(speed / before - 1) < PLACEMENT_SAME_SPEED)
@@ -417,6 +418,7 @@ void placement_join(struct placement *p, const struct placement_newcomer *n, int
     p->nodes[at] = (struct placement_node){.presence = PLACEMENT_PRESENT,
                                            .table = n->table,
                                            .host = hash_text(n->host),
+                                           .rack = hash_text(has_rack ? n->rack : n->host),
                                            .speed = speed,
                                            .threads = n->threads > 0 ? n->threads : 1,
                                            .capacity = n->capacity > 0 ? n->capacity : 0,

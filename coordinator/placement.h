@@ -75,7 +75,7 @@ struct placement_node {
     enum placement_presence presence;
     enum node_trust trust;
     struct wire_table_node table; /* as tables name it */
-    uint64_t host;                /* equal for nodes that may die together */
+    uint64_t host, rack;          /* equal for nodes that may die together */
     double speed;                 /* how fast it reads experts, in any unit; 0: unknown */
     int threads;                  /* that read them; at least 1 */
     int64_t away_since_ns;        /* lost, or quarantined */
@@ -114,6 +114,7 @@ void placement_fini(struct placement *p);
 struct placement_newcomer {
     struct wire_table_node table;
     const char *host; /* its label; borrowed */
+    const char *rack; /* likewise; NULL or "": the host is its own */
     int64_t capacity; /* experts */
     double speed; /* measured, in bytes per second or any unit; 0: unknown, the others' median */
     int threads;  /* that it reads with; 0: unknown, taken as 1 */

@@ -34,8 +34,8 @@ struct plan {
     bool *is_open;     /* may be given something new */
     int64_t *capacity;
     struct placement_order *order;
-    uint64_t *hosts; /* [n_hosts] of open nodes, ascending */
-    size_t n_hosts;
+    uint64_t *hosts, *racks; /* [n_hosts], [n_racks] of open nodes, ascending */
+    size_t n_hosts, n_racks;
     bool is_stuck; /* a swap was looked for in vain */
 };
 
@@ -261,14 +261,20 @@ static void set_shares(struct plan *q)
 
 /* ---- who gets what ------------------------------------------------------------------------- */
 
-enum host_rule { OTHER_HOST, ANY_HOST };
+/* How far apart two copies are at least.  Where no racks are named each host is its own. */
+enum host_rule { OTHER_RACK, OTHER_HOST, ANY_HOST };
 enum room_rule { FREE_NOW, FREE_LATER };
+
+static bool is_apart(const struct placement_node *a, const struct placement_node *b,
+                     enum host_rule rule)
+{
+    return rule == ANY_HOST || (a->host != b->host && (rule == OTHER_HOST || a->rack != b->rack));
+}
 
 static bool may_join(const struct plan *q, const uint16_t *want, int node, enum host_rule rule)
 {
     for (int k = 0; k < MAX_COPIES && want[k] != NOBODY; k++)
-        if (want[k] == node ||
-            (rule == OTHER_HOST && q->p->nodes[want[k]].host == q->p->nodes[node].host))
+        if (want[k] == node || !is_apart(&q->p->nodes[want[k]], &q->p->nodes[node], rule))
             return false;
     return true;
 }
@@ -341,21 +347,23 @@ static int by_number(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* Is there an open node on a host that has no copy yet?  Asking every node would be slow where most
- * of them share few hosts. */
-static bool has_other_host(const struct plan *q, const uint16_t *want)
+/* Is there an open node in a rack, or on a host, that has no copy yet?  Asking every node would be
+ * slow where most of them share few. */
+static bool has_other(const struct plan *q, const uint16_t *want, enum host_rule rule)
 {
-    size_t n_taken = 0;
+    const uint64_t *labels = rule == OTHER_RACK ? q->racks : q->hosts;
+    size_t n_labels = rule == OTHER_RACK ? q->n_racks : q->n_hosts, n_taken = 0;
     uint64_t seen[MAX_COPIES];
     for (int k = 0; k < MAX_COPIES && want[k] != NOBODY; k++) {
-        uint64_t host = q->p->nodes[want[k]].host;
-        bool is_new = bsearch(&host, q->hosts, q->n_hosts, sizeof host, by_number) != NULL;
+        const struct placement_node *node = &q->p->nodes[want[k]];
+        uint64_t label = rule == OTHER_RACK ? node->rack : node->host;
+        bool is_new = bsearch(&label, labels, n_labels, sizeof label, by_number) != NULL;
         for (size_t m = 0; m < n_taken; m++)
-            is_new &= seen[m] != host;
+            is_new &= seen[m] != label;
         if (is_new)
-            seen[n_taken++] = host;
+            seen[n_taken++] = label;
     }
-    return n_taken < q->n_hosts;
+    return n_taken < n_labels;
 }
 
 static bool pack(struct plan *q, int64_t i, enum host_rule rule, enum room_rule room)
@@ -366,7 +374,7 @@ static bool pack(struct plan *q, int64_t i, enum host_rule rule, enum room_rule 
                                                 .now_only = room == FREE_NOW,
                                                 .accepts = accepts,
                                                 .ud = &asker};
-    if (rule == OTHER_HOST && !has_other_host(q, asker.want))
+    if (rule != ANY_HOST && !has_other(q, asker.want, rule))
         return false;
     int best = placement_order_best(q->order, &question);
     if (best >= 0)
@@ -392,8 +400,10 @@ static int movable(const struct plan *q, const struct placement_expert *x, int n
     if (rule == ANY_HOST)
         return at;
     /* Never closer together than it was. */
-    bool was_apart = may_join(q, others, node, OTHER_HOST);
-    return was_apart && !may_join(q, others, to, OTHER_HOST) ? -1 : at;
+    for (enum host_rule apart = OTHER_RACK; apart < ANY_HOST; apart++)
+        if (may_join(q, others, node, apart) && !may_join(q, others, to, apart))
+            return -1;
+    return at;
 }
 
 static void shift(struct plan *q, int64_t i, int at, int to)
@@ -460,9 +470,10 @@ static void pack_rest(struct plan *q, int round, struct heat *rest, size_t n)
         int64_t i = (int64_t)rest[k].layer * q->p->config.n_experts + rest[k].expert;
         /* Two copies that wait for each other's memory would wait for ever: what is there
          * moves only to where there is room now. */
-        bool is_placed = pack(q, i, OTHER_HOST, FREE_NOW) || keep_place(q, i, round, ANY_HOST) ||
-                         pack(q, i, OTHER_HOST, FREE_LATER) || pack(q, i, ANY_HOST, FREE_LATER) ||
-                         swap_in(q, i);
+        bool is_placed = pack(q, i, OTHER_RACK, FREE_NOW) || keep_place(q, i, round, OTHER_HOST) ||
+                         pack(q, i, OTHER_HOST, FREE_NOW) || keep_place(q, i, round, ANY_HOST) ||
+                         pack(q, i, OTHER_RACK, FREE_LATER) || pack(q, i, OTHER_HOST, FREE_LATER) ||
+                         pack(q, i, ANY_HOST, FREE_LATER) || swap_in(q, i);
         /* No room: then it may as well wait for whom it waits. */
         if (!is_placed && round == 0)
             keep_place(q, i, 1, ANY_HOST);
@@ -476,7 +487,7 @@ static void run_round(struct plan *q, int round)
     size_t n = 0;
     for (int64_t i = 0; i < p->n_total; i++) {
         if (q->n_copies[i] <= round || count_want(&p->experts[i]) < round ||
-            keep_place(q, i, round, OTHER_HOST))
+            keep_place(q, i, round, OTHER_RACK))
             continue;
         rest[n++] = (struct heat){.value = q->weight[i],
                                   .expert = (uint32_t)(i % p->config.n_experts),
@@ -575,6 +586,17 @@ static void even_out(struct plan *q, uint32_t layer, struct move *moves, uint16_
 
 /* ---- the plan ------------------------------------------------------------------------------ */
 
+/* Sorts, and leaves each once. */
+static size_t unite(uint64_t *labels, size_t n)
+{
+    size_t n_left = 0;
+    qsort(labels, n, sizeof *labels, by_number);
+    for (size_t k = 0; k < n; k++)
+        if (k == 0 || labels[k] != labels[k - 1])
+            labels[n_left++] = labels[k];
+    return n_left;
+}
+
 static void open_plan(struct plan *q, struct placement *p)
 {
     size_t n = (size_t)p->n_nodes + 1, total = (size_t)p->n_total;
@@ -590,20 +612,19 @@ static void open_plan(struct plan *q, struct placement *p)
     q->is_open = mem_array(n, sizeof *q->is_open);
     q->capacity = mem_array(n, sizeof *q->capacity);
     q->hosts = mem_array(n, sizeof *q->hosts);
+    q->racks = mem_array(n, sizeof *q->racks);
     for (int i = 0; i < p->n_nodes; i++) {
         q->is_open[i] =
             p->nodes[i].presence == PLACEMENT_PRESENT && p->nodes[i].trust == NODE_TRUSTED;
         q->free_now[i] = p->nodes[i].capacity - p->nodes[i].held;
         q->capacity[i] = p->nodes[i].capacity;
-        if (q->is_open[i])
+        if (q->is_open[i]) {
             q->hosts[q->n_hosts++] = p->nodes[i].host;
+            q->racks[q->n_racks++] = p->nodes[i].rack;
+        }
     }
-    qsort(q->hosts, q->n_hosts, sizeof *q->hosts, by_number);
-    size_t n_hosts = 0;
-    for (size_t k = 0; k < q->n_hosts; k++)
-        if (k == 0 || q->hosts[k] != q->hosts[k - 1])
-            q->hosts[n_hosts++] = q->hosts[k];
-    q->n_hosts = n_hosts;
+    q->n_hosts = unite(q->hosts, q->n_hosts);
+    q->n_racks = unite(q->racks, q->n_racks);
 }
 
 /* Once shares are known. */
@@ -635,6 +656,7 @@ static void close_plan(struct plan *q)
     mem_free(q->is_open);
     mem_free(q->capacity);
     mem_free(q->hosts);
+    mem_free(q->racks);
     placement_order_free(&q->order);
 }
 

@@ -4,7 +4,8 @@
  * 2. In rounds (every expert's first copy, then every second one, ...), so that a first copy
  *    never lacks the memory that a second one takes: a copy that is there already stays; the
  *    others are packed, heaviest first, onto the node that is then least busy for its speed
- *    and memory in that layer.  Two copies share a host only if no other host has room.
+ *    and memory in that layer.  Two copies share a rack only if no other rack
+ *    has room, and a host only if no other host has.
  * 3. Evenness: copies move from the busiest node of a layer to the idlest, if that makes
  *    the layer faster by PLAN_GAIN at least; because at small batch the time of a layer is
  *    that of the node with most distinct experts to read.

@@ -1,6 +1,8 @@
 /* expert_node/config.c - the option table of expert_node; configs/expert_node.cfg shows it. */
 #include "expert_node/config.h"
 
+#include <string.h>
+
 #include "engine/kernels.h"
 #include "rpc/wire.h"
 
@@ -11,6 +13,9 @@
 #define TIB (1024.0 * 1024 * 1024 * 1024)
 
 static const struct conf_option options[] = {
+    {"node.rack", CONF_STRING, AT(rack), "", 0, 0, NULL,
+     "what dies together beyond a host: copies of an expert go to different racks while there is "
+     "room; empty: the host is its own"},
     NODE_OPTIONS(AT_NODE, "expert-0", "Expert"),
     WEIGHTS_OPTIONS(AT_WEIGHTS),
     {"memory.bytes", CONF_BYTES, AT(memory_bytes), "0", 0, 64 * TIB, NULL,
@@ -45,5 +50,8 @@ int expert_node_check(const void *config, struct err *e)
         return err_set(e, E_INVALID,
                        "weights.kernels: \"%s\" is not in this build or does not run on this CPU",
                        c->weights.kernels);
+    if (strlen(c->rack) >= WIRE_NAME_BYTES)
+        return err_set(e, E_INVALID, "node.rack: \"%.80s\" has more than %d bytes", c->rack,
+                       WIRE_NAME_BYTES - 1);
     return fault_check(&c->fault, e);
 }

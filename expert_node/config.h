@@ -11,6 +11,7 @@
 struct expert_node_config {
     struct node_options node;
     struct weights_options weights;
+    char *rack; /* "": the host */
     int64_t drain_timeout_ns;
     int64_t memory_bytes, read_bytes_s, threads, max_rows, spin_us;
     struct fault_options fault;

@@ -214,6 +214,7 @@ static int join(struct node *n, struct err *e)
         .ud = n,
     };
     snprintf(o.join.name, sizeof(o.join.name), "%s", n->config->node.name);
+    snprintf(o.join.rack, sizeof(o.join.rack), "%s", n->config->rack);
     int rc = endpoint_advertise(worker_endpoint(n->worker), n->config->node.advertise,
                                 o.join.endpoint, e);
     if (rc < 0)

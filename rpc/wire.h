@@ -71,9 +71,9 @@ const char *node_trust_name(enum node_trust t);
 
 struct wire_join {
     enum node_role role;
-    char name[WIRE_NAME_BYTES];         /* unique in the cluster */
-    char endpoint[LINK_ENDPOINT_BYTES]; /* of its data service, as others dial it */
-    char host[WIRE_NAME_BYTES];
+    char name[WIRE_NAME_BYTES];                        /* unique in the cluster */
+    char endpoint[LINK_ENDPOINT_BYTES];                /* of its data service, as others dial it */
+    char host[WIRE_NAME_BYTES], rack[WIRE_NAME_BYTES]; /* rack "": the host is its own */
     uint32_t pid, threads;
     uint64_t incarnation; /* random per process start */
     uint32_t protocol_version;

@@ -59,6 +59,7 @@ void wire_join_encode(const struct wire_join *m, struct buf *message)
     p.name = wire_borrow(m->name);
     p.endpoint = wire_borrow(m->endpoint);
     p.host = wire_borrow(m->host);
+    p.rack = wire_borrow(m->rack);
     p.pid = m->pid;
     p.threads = m->threads;
     p.incarnation = m->incarnation;
@@ -101,6 +102,8 @@ static int read_join_texts(const Polymath__V1__JoinRequest *p, struct wire_join 
         rc = wire_text(out->endpoint, sizeof(out->endpoint), p->endpoint, "endpoint", e);
     if (rc == 0)
         rc = wire_text(out->host, sizeof(out->host), p->host, "host", e);
+    if (rc == 0)
+        rc = wire_text(out->rack, sizeof(out->rack), p->rack, "rack", e);
     if (rc == 0)
         rc = wire_text(out->kernels, sizeof(out->kernels), p->kernels, "kernels", e);
     if (rc == 0)

@@ -28,6 +28,7 @@ static void join_nodes(struct forecast *f)
             struct placement_newcomer new = {
                 .table.node_id = (uint32_t)n + 1,
                 .host = host->name,
+                .rack = host->rack,
                 .capacity =
                     (int64_t)((double)host->memory_bytes / host->nodes / f->model->expert_bytes),
                 .speed = speed,

@@ -72,6 +72,34 @@ static struct loss lose_one_host(struct forecast *f)
     return l;
 }
 
+static bool same_rack(const struct plan_hosts *h, int a, int b)
+{
+    return strcmp(h->hosts[a].rack, h->hosts[b].rack) == 0;
+}
+
+/* Nothing is tried where every machine is a rack of its own, or all are in one. */
+static struct loss lose_one_rack(struct forecast *f)
+{
+    const struct plan_hosts *h = f->hosts;
+    struct loss l = {.what = "any one rack"};
+    int n_racks = 0;
+    for (int i = 0; i < h->n_hosts; i++) {
+        int first = 0;
+        while (!same_rack(h, first, i))
+            first++;
+        n_racks += first == i;
+    }
+    for (int i = 0; i < h->n_hosts && n_racks > 1 && n_racks < h->n_hosts; i++) {
+        for (int k = 0; k < h->n_hosts; k++)
+            if (same_rack(h, i, k))
+                forecast_lose_host(f, k, true);
+        note_loss(&l, f);
+        for (int k = 0; k < h->n_hosts; k++)
+            forecast_lose_host(f, k, false);
+    }
+    return l;
+}
+
 static void lose_pair(struct forecast *f, int a, int b, struct loss *l)
 {
     forecast_lose_host(f, a, true);
@@ -98,7 +126,7 @@ static struct loss lose_two_hosts(struct forecast *f)
 }
 
 struct result {
-    struct loss losses[3];
+    struct loss losses[4];
     int n_losses;
     struct forecast_step steps[N_BATCHES], after[N_BATCHES];
     bool survives_one;
@@ -113,6 +141,9 @@ static void work_out(struct plan_scene *s, double context, struct result *r)
     r->losses[r->n_losses++] = lose_one_node(f);
     r->losses[r->n_losses++] = lose_one_host(f);
     r->survives_one = r->losses[1].n_bad == 0;
+    struct loss rack = lose_one_rack(f);
+    if (rack.n_tried > 0)
+        r->losses[r->n_losses++] = rack;
     if (s->hosts.n_hosts > 1)
         r->losses[r->n_losses++] = lose_two_hosts(f);
     forecast_lose_host(f, 0, true);

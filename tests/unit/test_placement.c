@@ -26,12 +26,18 @@ static void begin(int replicas)
     now = 1;
 }
 
-static void join_on(uint32_t id, const char *name, const char *host, int64_t capacity, double speed)
+static void join_in(uint32_t id, const char *name, const char *host, const char *rack,
+                    int64_t capacity, double speed)
 {
     struct placement_newcomer n = {
-        .table.node_id = id, .host = host, .capacity = capacity, .speed = speed};
+        .table.node_id = id, .host = host, .rack = rack, .capacity = capacity, .speed = speed};
     snprintf(n.table.name, sizeof n.table.name, "%s", name);
     placement_join(&place, &n, now);
+}
+
+static void join_on(uint32_t id, const char *name, const char *host, int64_t capacity, double speed)
+{
+    join_in(id, name, host, NULL, capacity, speed);
 }
 
 static void join(uint32_t id, const char *name, int64_t capacity)
@@ -188,6 +194,38 @@ TEST(placement_puts_two_copies_on_two_hosts)
     }
     for (int id = 1; id <= 4; id++)
         CHECK(firsts[id] > TOTAL / 8);
+    placement_fini(&place);
+}
+
+static void join_rack(uint32_t first, uint32_t last, const char *rack)
+{
+    for (uint32_t id = first; id <= last; id++) {
+        char name[2] = {(char)('a' + id), '\0'};
+        join_in(id, name, name, rack, TOTAL, 0);
+    }
+}
+
+/* Six hosts in two racks, one of them larger: a rack's loss loses nothing; where one rack is all
+ * that is left, two of its hosts have the copies. */
+TEST(placement_puts_two_copies_in_two_racks)
+{
+    begin(2);
+    uint32_t ids[] = {1, 2, 3, 4, 5, 6}, at[TOTAL][WIRE_MAX_REPLICAS];
+    join_rack(1, 4, "left");
+    converge(ids, 4);
+    CHECK_INT(place.lowest, 2);
+    join_rack(5, 6, "right");
+    converge(ids, 6);
+    CHECK_INT(place.lowest, 2);
+    CHECK_INT(place.n_copies, 2 * TOTAL);
+    CHECK_INT(table_of(at).n_replicas, 2);
+    for (int i = 0; i < TOTAL; i++)
+        CHECK((at[i][0] <= 4) != (at[i][1] <= 4));
+    placement_gone(&place, 5, PLACEMENT_LEFT, now);
+    placement_gone(&place, 6, PLACEMENT_LEFT, now);
+    CHECK_INT(place.n_live, TOTAL);
+    converge(ids, 4);
+    CHECK_INT(place.lowest, 2);
     placement_fini(&place);
 }
 

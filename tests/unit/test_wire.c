@@ -51,6 +51,7 @@ static void fill_join(struct rng *r, struct wire_join *m)
     wire_random_text(r, m->name, sizeof(m->name));
     wire_random_text(r, m->endpoint, sizeof(m->endpoint));
     wire_random_text(r, m->host, sizeof(m->host));
+    wire_random_text(r, m->rack, sizeof(m->rack));
     wire_random_text(r, m->kernels, sizeof(m->kernels));
     wire_random_text(r, m->build, sizeof(m->build));
     m->pid = wire_random_32(r);
@@ -72,6 +73,7 @@ static void same_join(const struct wire_join *a, const struct wire_join *b)
     SAME_TEXT(name);
     SAME_TEXT(endpoint);
     SAME_TEXT(host);
+    SAME_TEXT(rack);
     SAME_TEXT(kernels);
     SAME_TEXT(build);
     SAME(pid);
