@@ -122,6 +122,8 @@ static int start(struct contest *c, struct err *e)
     c->cluster = (struct local_cluster){
         .model = c->model, .format = c->format, .n_experts = c->nodes, .threads = 1};
     local_cluster_set(&c->cluster, "coordinator.attention.kv_bytes=256MiB");
+    /* No guesses, which the single process does not make either. */
+    local_cluster_set(&c->cluster, "coordinator.schedule.speculation=0");
     return bench_cluster_up(&c->cluster, e);
 }
 

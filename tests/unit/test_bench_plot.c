@@ -45,7 +45,7 @@ TEST(bench_plot_leaves_out_what_does_not_fit)
     bench_plot_write(&p, &out); /* of nothing: axes alone */
     CHECK_INT(count(out.data, "<circle"), 0);
     for (int i = 0; i < 2 * BENCH_PLOT_CURVES; i++) {
-        char name[16];
+        char name[32];
         snprintf(name, sizeof name, "curve %d", i);
         for (int k = 0; k < 2 * BENCH_PLOT_POINTS; k++)
             bench_plot_add(&p, name, 1 + k, 1);
