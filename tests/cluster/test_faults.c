@@ -155,7 +155,7 @@ static const struct bad_request bad_requests[] = {
     {"/v1/completions", "{\"prompt\":[5],\"top_p\":2}", 400, "top_p"},
     {"/v1/completions", "{\"prompt\":[5],\"stop\":[\"a\",\"b\",\"c\",\"d\",\"e\",\"f\"]}", 400,
      "stop"},
-    {"/v1/completions", "{\"prompt\":[5],\"n\":3}", 400, "n"},
+    {"/v1/completions", "{\"prompt\":[5],\"n\":1000}", 400, "n"},
     {"/v1/completions", "{\"prompt\":[5],\"model\":\"gpt-5\"}", 404, "gpt-5"},
     {"/v1/nothing", "{}", 404, ""},
     {"/v1/chat/completions", NULL, 405, ""},
