@@ -128,6 +128,11 @@ void thread_stop(struct thread **thread, void (*wake)(void *ud), void *wake_ud)
     free_thread(t);
 }
 
+void thread_abandon(struct thread *t)
+{
+    must_zero(pthread_detach(t->id));
+}
+
 void owner_take(struct owner *o)
 {
     o->id = (unsigned long)pthread_self();

@@ -19,6 +19,8 @@ typedef void (*thread_main)(struct thread *t, void *arg);
 int thread_start(const char *name, thread_main body, void *arg, struct thread **out, struct err *e);
 /* Asks it to stop, calls wake(wake_ud) if given (to end a wait), joins, frees, nulls. */
 void thread_stop(struct thread **t, void (*wake)(void *ud), void *wake_ud);
+/* For a process that ends at once although the thread runs: nobody will join it. */
+void thread_abandon(struct thread *t);
 
 /* Which thread owns an object.  All-zero is unowned. */
 struct owner {

@@ -118,6 +118,11 @@ bool embed_can_stop(const struct embed *m)
     return !m || m->finished;
 }
 
+void embed_abandon(struct embed *m)
+{
+    thread_abandon(m->thread);
+}
+
 void embed_stop(struct embed **mp)
 {
     struct embed *m = *mp;

@@ -24,5 +24,7 @@ struct embed_options {
 int embed_start(struct loop *l, const struct embed_options *o, struct embed **out, struct err *e);
 /* false while weights are still being loaded, which nothing can interrupt. */
 bool embed_can_stop(const struct embed *m);
+/* The process ends before the load does. */
+void embed_abandon(struct embed *m);
 /* Waits for a load in progress. */
 void embed_stop(struct embed **m);

@@ -81,6 +81,7 @@ static void stop(struct program *p)
     /* A load cannot be interrupted, and there is nothing that it could leave behind. */
     if (!embed_can_stop(p->embed)) {
         log_info("program.exit", "why=\"stopped while loading\"");
+        embed_abandon(p->embed);
         _exit(p->exit_status);
     }
     embed_stop(&p->embed);
