@@ -60,8 +60,8 @@ static struct {
     uint64_t seed;
     int jobs;
     bool is_list, is_verbose;
-    const char *filters[MAX_TESTS];
-    int n_filters;
+    const char *filters[MAX_TESTS], *exceptions[MAX_TESTS];
+    int n_filters, n_exceptions;
 } options;
 
 static char bin_dir[PATH_MAX], source_dir[PATH_MAX];
@@ -131,6 +131,9 @@ static bool is_meant(const struct test_case *t, const char *filter)
 
 static bool is_chosen(const struct test_case *t)
 {
+    for (int i = 0; i < options.n_exceptions; i++)
+        if (is_meant(t, options.exceptions[i]))
+            return false;
     for (int i = 0; i < options.n_filters; i++)
         if (is_meant(t, options.filters[i]))
             return true;
@@ -544,7 +547,8 @@ static void find_dirs(void)
 static _Noreturn void misuse(const char *why)
 {
     fprintf(stderr,
-            "%s\nusage: tests [SUITE | NAME-PART]... [--seed N] [--list] [--jobs N] [--verbose]\n",
+            "%s\nusage: tests [SUITE | NAME-PART]... [--except SUITE | NAME-PART]... [--seed N] "
+            "[--list] [--jobs N] [--verbose]\n",
             why);
     exit(2);
 }
@@ -568,6 +572,9 @@ static void parse_arguments(int argc, char **argv)
             options.seed = parse_number(argv[++i], 0, UINT64_MAX);
         else if (strcmp(argv[i], "--jobs") == 0)
             options.jobs = (int)parse_number(argv[++i], 1, MAX_JOBS);
+        else if (strcmp(argv[i], "--except") == 0 && i + 1 < argc &&
+                 options.n_exceptions < MAX_TESTS)
+            options.exceptions[options.n_exceptions++] = argv[++i];
         else if (strcmp(argv[i], "--list") == 0)
             options.is_list = true;
         else if (strcmp(argv[i], "--verbose") == 0)

@@ -7,7 +7,8 @@
  * the working directory and a time limit, so a crash or a hang fails one test only.
  * A failed CHECK prints both values and ends the test.
  *
- *   tests [SUITE | NAME-PART]... [--seed N] [--list] [--jobs N] [--verbose]
+ *   tests [SUITE | NAME-PART]... [--except SUITE | NAME-PART]... [--seed N] [--list] [--jobs N]
+ *         [--verbose]
  *
  * Suites `unit`, `kernel`, `sim` and `fuzz` run side by side; `cluster` and `reference`
  * one after another.  Ends with "N passed, N failed, N skipped". */
