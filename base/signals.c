@@ -2,8 +2,10 @@
 #include "base/signals.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/eventfd.h>
@@ -39,6 +41,16 @@ int signals_hangups(void)
     return atomic_load(&n_hangups);
 }
 
+static sigset_t held_signals(void)
+{
+    sigset_t set;
+    must_zero(sigemptyset(&set));
+    must_zero(sigaddset(&set, SIGTERM));
+    must_zero(sigaddset(&set, SIGINT));
+    must_zero(sigaddset(&set, SIGHUP));
+    return set;
+}
+
 int signals_open(void)
 {
     must(signal_fd < 0);
@@ -51,5 +63,14 @@ int signals_open(void)
     must_zero(sigaction(SIGHUP, &action, NULL));
     action.sa_handler = SIG_IGN;
     must_zero(sigaction(SIGPIPE, &action, NULL));
+    sigset_t held = held_signals();
+    must_zero(pthread_sigmask(SIG_UNBLOCK, &held, NULL));
     return signal_fd;
+}
+
+bool signals_hold(void)
+{
+    sigset_t held = held_signals();
+    must_zero(pthread_sigmask(SIG_BLOCK, &held, NULL));
+    return n_signals > 0;
 }

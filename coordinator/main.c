@@ -92,8 +92,12 @@ static void stop(struct program *p)
 
 /* Another coordinator leads.  What this process was it must not be for a moment longer, so nothing
  * is closed in good order (which would write and send); the same process begins anew. */
-static void begin_anew(char **argv)
+static void begin_anew(const struct program *p, char **argv)
 {
+    if (signals_hold()) {
+        log_info("program.exit", "why=\"told to end, and another coordinator leads\"");
+        _exit(p->exit_status);
+    }
     close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
     execv("/proc/self/exe", argv);
     log_error("program.exit", "why=\"cannot begin anew: %s\"", strerror(errno));
@@ -112,7 +116,7 @@ static void see_why(struct program *p, char **argv)
         p->exit_status = 1;
         return;
     case HUB_ANEW:
-        begin_anew(argv);
+        begin_anew(p, argv);
     }
 }
 

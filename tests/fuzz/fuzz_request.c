@@ -47,13 +47,17 @@ static void check_json(const char *text)
 static void answer(const struct openai_model *m, struct request *r)
 {
     struct buf out = {0};
-    r->max_tokens = 4;
+    for (struct request *c = r; c; c = c->next)
+        c->max_tokens = 4;
     request_queued(r);
-    request_started(r);
-    for (int i = 0; !request_is_over(r); i++) {
-        struct sampled s = {.token = r->prompt.ids[(size_t)i % r->prompt.len]};
-        request_token(r, &s, i == 3 ? SCHED_LENGTH : SCHED_GOES_ON);
+    for (struct request *c = r; c; c = c->next) {
+        request_started(c);
+        for (int i = 0; c->state != REQUEST_DONE; i++) {
+            struct sampled s = {.token = c->prompt.ids[(size_t)i % c->prompt.len]};
+            request_token(c, &s, i == 3 ? SCHED_LENGTH : SCHED_GOES_ON);
+        }
     }
+    must(request_is_over(r));
     dialect_write_events(m, r, &out);
     buf_reset(&out);
     dialect_write_reply(m, r, &out);
