@@ -7,7 +7,10 @@
 #include "base/log.h"
 #include "base/mem.h"
 
-enum { MAX_CALLS = 1024 /* open at a time per node; more wait in gather */ };
+enum {
+    MAX_CALLS = 1024, /* open at a time per node; more wait in gather */
+    SILENT_PARCELS = 3,
+};
 #define FRESH_NS (1 * CLOCK_S)
 #define PROBE_DEADLINE_NS (1 * CLOCK_S)
 #define PROBE_PAUSE_NS (50 * CLOCK_MS)
@@ -115,6 +118,29 @@ void expert_peer_suspect(struct expert_peer *p, const char *why)
     p->next_probe_ns = 0;
     p->probe_pause_ns = PROBE_PAUSE_NS;
     log_warn("peer.suspect", "peer=%s why=%s", log_quote(p->name).text, log_quote(why).text);
+}
+
+static int64_t n_heard(const struct expert_peer *p)
+{
+    struct channel_counters counters;
+    channel_count(p->channel, &counters);
+    return counters.replies + counters.late_replies;
+}
+
+bool expert_peer_outrun(struct expert_peer *p, int64_t late_ns, int64_t now_ns)
+{
+    int64_t heard = n_heard(p);
+    if (p->silence.n == 0 || p->silence.n_heard != heard) {
+        p->silence.n = 0;
+        p->silence.n_heard = heard;
+        p->silence.late_ns = late_ns;
+    }
+    p->silence.n++;
+    /* One alone may be a server's that heard of the cancelling first and did not answer. */
+    if (p->is_suspect || p->silence.n < SILENT_PARCELS || now_ns < p->silence.late_ns)
+        return false;
+    expert_peer_suspect(p, "no answer in time, others were quicker");
+    return true;
 }
 
 void expert_peer_ban(struct expert_peer *p, const char *why)

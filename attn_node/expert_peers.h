@@ -2,7 +2,9 @@
  * fast it usually is, and whether it is trusted to answer now (steps 9 and 11; cluster.md 2).
  *
  * A node that let a deadline pass, or whose connection broke, is suspect: it is asked nothing
- * that somebody else can do until it has answered a probe (Describe).  A node that gave a
+ * that somebody else can do until it has answered a probe (Describe).  So is one that has not said a
+ * word since before that deadline where others were quicker each time: hedges would hide that it
+ * is silent, and each would wait longer than the one before.  A node that gave a
  * wrong answer is banned: it is asked nothing until it comes back as a new process.
  *
  * Owner: engine thread.  Log events: peer.refused, peer.suspect, peer.well, peer.wrong. */
@@ -28,6 +30,11 @@ struct expert_peer {
     bool is_suspect, is_banned, is_probed;
     bool is_told_broken; /* the owner of the peers has been told that the connection broke */
     int64_t next_probe_ns, probe_pause_ns;
+    struct {
+        int64_t n_heard; /* of the channel's answers, when the first of them was given up */
+        int n;           /* parcels since then that others answered first; 0: none */
+        int64_t late_ns; /* when the first of them should have been answered */
+    } silence;
     uint64_t failovers;               /* parcels that were asked elsewhere because of it */
     uint64_t lates;                   /* of these, because of a deadline */
     uint64_t wrongs;                  /* answers that were wrong */
@@ -57,6 +64,9 @@ bool expert_peer_is_broken(const struct expert_peer *p);
 bool expert_peer_is_fresh(const struct expert_peer *p, int64_t now_ns);
 /* A deadline passed or a call failed. */
 void expert_peer_suspect(struct expert_peer *p, const char *why);
+/* Another node was quicker with a parcel that this one should have answered by late_ns, and its
+ * answer is not waited for.  true if the node has become suspect by it. */
+bool expert_peer_outrun(struct expert_peer *p, int64_t late_ns, int64_t now_ns);
 void expert_peer_ban(struct expert_peer *p, const char *why);
 /* Looks at the connections and sends the probes that are due; returns when to come again. */
 int64_t expert_peers_mind(struct expert_peers *ps, int64_t now_ns);

@@ -180,6 +180,18 @@ static struct round_node *list_nodes(const struct moe_remote *m, const struct wi
     return nodes;
 }
 
+/* Nobody waits for its answer any more, mostly because others were quicker. */
+static void give_up_trip(struct moe_remote *m, const struct trip *t, const struct round_parcel *p)
+{
+    int64_t now_ns = clock_now_ns();
+    pace_take_at_least(&t->peer->pace, t->n_routes, now_ns - t->sent_ns);
+    if (!p->is_asked_twice || t->is_late || !expert_peer_outrun(t->peer, t->late_ns, now_ns))
+        return;
+    m->counters.lates++;
+    t->peer->lates++;
+    t->peer->failovers++;
+}
+
 /* Ends the calls of a round whose answers nobody waits for: all that are open, or those of
  * parcels that were dropped. */
 enum which_calls { ALL_CALLS, DROPPED_CALLS };
@@ -194,7 +206,7 @@ static void cancel_calls(struct moe_remote *m, int lane, enum which_calls which)
             continue;
         uint64_t call_id = t->call_id;
         t->call_id = 0;
-        pace_take_at_least(&t->peer->pace, t->n_routes, clock_now_ns() - t->sent_ns);
+        give_up_trip(m, t, round_parcel(l->round, i));
         channel_cancel(t->peer->channel, call_id);
     }
 }

@@ -20,10 +20,12 @@ static int class_of(int n_routes)
 }
 
 /* The percentile goes up 19 small steps where it goes down one, so that it comes to rest where
- * one sample in twenty lies above. */
+ * one sample in twenty lies above.  Steps are parts of the percentile itself where that is far above
+ * the average: a node that was slow for a while is not waited for much longer than that. */
 static void move_p95(struct pace_class *c, int64_t took_ns)
 {
-    int64_t step_ns = c->usual_ns / STEPS_PER_MEAN;
+    int64_t of_ns = c->p95_ns / 2 > c->usual_ns ? c->p95_ns / 2 : c->usual_ns;
+    int64_t step_ns = of_ns / STEPS_PER_MEAN;
     if (step_ns < STEP_MIN_NS)
         step_ns = STEP_MIN_NS;
     if (took_ns > c->p95_ns)
@@ -34,18 +36,22 @@ static void move_p95(struct pace_class *c, int64_t took_ns)
         c->p95_ns = c->usual_ns;
 }
 
+static bool is_young(const struct pace_class *c)
+{
+    return c->n_samples < AVERAGE_OVER;
+}
+
 void pace_take(struct pace *p, int n_routes, int64_t took_ns)
 {
     struct pace_class *c = &p->classes[class_of(n_routes)];
     if (took_ns < 0)
         took_ns = 0;
-    if (c->n_samples++ == 0) {
-        c->usual_ns = took_ns;
-        c->p95_ns = 2 * took_ns;
-        return;
-    }
-    c->usual_ns += (took_ns - c->usual_ns) / AVERAGE_OVER;
-    move_p95(c, took_ns);
+    c->n_samples += c->n_samples < UINT32_MAX;
+    c->usual_ns += (took_ns - c->usual_ns) / (is_young(c) ? c->n_samples : AVERAGE_OVER);
+    if (is_young(c)) /* the first are about a process that has just begun */
+        c->p95_ns = 2 * c->usual_ns;
+    else
+        move_p95(c, took_ns);
 }
 
 void pace_take_at_least(struct pace *p, int n_routes, int64_t waited_ns)
@@ -84,12 +90,15 @@ int64_t pace_deadline_ns(const struct pace *p, const struct pace_limits *l, int 
     const struct pace_class *c = find_class(p, n_routes, &factor);
     if (!c)
         return l->max_ns;
-    int64_t deadline_ns = 4 * c->usual_ns * factor, floor_ns = c->p95_ns * factor * 3 / 2;
+    int64_t usual_ns = c->usual_ns * factor, floor_ns = c->p95_ns * factor * 3 / 2;
+    int64_t deadline_ns = 4 * usual_ns;
+    if (deadline_ns < floor_ns)
+        deadline_ns = floor_ns;
     if (deadline_ns < l->min_ns)
         deadline_ns = l->min_ns;
-    if (deadline_ns > l->max_ns)
-        deadline_ns = l->max_ns;
-    return deadline_ns > floor_ns ? deadline_ns : floor_ns;
+    /* Beyond the limit only where that is usual, and known from as large parcels. */
+    bool is_slow = usual_ns > l->max_ns / 4 && factor == 1 && !is_young(c);
+    return deadline_ns > l->max_ns && !is_slow ? l->max_ns : deadline_ns;
 }
 
 int64_t pace_hedge_ns(const struct pace *p, const struct pace_limits *l, int n_routes)

@@ -121,18 +121,28 @@ static int64_t longer(int64_t a, int64_t b)
     return a > b ? a : b;
 }
 
-/* Disjoint times in which some stream paused for longer than `least_ns`, after `since_ns`. */
-static int outages(const struct pauses *p, int64_t since_ns, int64_t least_ns)
+static void begin_outage(struct chaos_verdict *v, int64_t after_ns)
 {
-    int n = 0;
-    int64_t until_ns = INT64_MIN;
+    if (v->n_outages++ < CHAOS_KNOWN_OUTAGES)
+        v->outages[v->n_outages - 1].after_ns = after_ns;
+}
+
+/* Disjoint times in which some stream paused for longer than `least_ns`, after `since_ns`. */
+static void list_outages(const struct pauses *p, int64_t since_ns, int64_t least_ns,
+                         struct chaos_verdict *v)
+{
+    int64_t from_ns = 0, until_ns = INT64_MIN;
     for (int i = 0; i < p->n; i++) {
         if (p->all[i].to_ns <= since_ns || length(p->all[i]) <= least_ns)
             continue;
-        n += p->all[i].from_ns > until_ns;
+        if (p->all[i].from_ns > until_ns) {
+            from_ns = p->all[i].from_ns;
+            begin_outage(v, from_ns - since_ns);
+        }
         until_ns = longer(until_ns, p->all[i].to_ns);
+        if (v->n_outages <= CHAOS_KNOWN_OUTAGES)
+            v->outages[v->n_outages - 1].length_ns = until_ns - from_ns;
     }
-    return n;
 }
 
 static int by_size(const void *a, const void *b)
@@ -185,7 +195,7 @@ static void judge_pauses(const struct chaos_record *r, struct chaos_verdict *v)
         *longest = longer(*longest, length(p.all[i]));
     }
     v->pause_p99_ns = fault_p99(r, &p);
-    v->n_outages = outages(&p, first_ns, CHAOS_OUTAGE_NS + v->still_pause_ns);
+    list_outages(&p, first_ns, CHAOS_OUTAGE_NS + v->still_pause_ns, v);
     mem_free(p.all);
 }
 
@@ -254,6 +264,17 @@ static struct buf *clause(struct buf *out)
     return out;
 }
 
+static void miss_once(const struct chaos_verdict *v, struct buf *out)
+{
+    buf_printf(clause(out), "%d pauses for %d fault%s", v->n_outages, v->n_faults,
+               v->n_faults == 1 ? "" : "s");
+    for (int i = 0; i < v->n_outages && i < CHAOS_KNOWN_OUTAGES; i++)
+        buf_printf(out, "%s %lld ms at %.2f s", i == 0 ? ":" : ",",
+                   (long long)(v->outages[i].length_ns / CLOCK_MS),
+                   (double)v->outages[i].after_ns / CLOCK_S);
+    buf_puts(out, " after the first fault");
+}
+
 static void miss_streams(const struct chaos_verdict *v, const struct chaos_target *t,
                          struct buf *out)
 {
@@ -269,8 +290,7 @@ static void miss_streams(const struct chaos_verdict *v, const struct chaos_targe
         buf_printf(clause(out), "a pause of %lld ms, at most %lld",
                    (long long)(v->pause_p99_ns / CLOCK_MS), (long long)(most_ns / CLOCK_MS));
     if (t->outage_once && v->n_outages > v->n_faults)
-        buf_printf(clause(out), "%d pauses for %d fault%s", v->n_outages, v->n_faults,
-                   v->n_faults == 1 ? "" : "s");
+        miss_once(v, out);
     if (t->refusal && v->n_refused == 0)
         buf_printf(clause(out), "nobody was refused because \"%s\"", t->refusal);
 }

@@ -11,6 +11,7 @@
 #include "base/buf.h"
 
 enum { CHAOS_ERROR_BYTES = 112, CHAOS_ERROR_KINDS = 8, CHAOS_MAX_FAULTS = 1024 };
+enum { CHAOS_KNOWN_OUTAGES = 8 };
 
 /* One request, as its client saw it.  Owner: the client's thread, then the judge. */
 struct chaos_stream {
@@ -51,6 +52,10 @@ struct chaos_verdict {
     int64_t first_token_ns; /* longest wait for a first token */
     int64_t still_first_ns; /* the same undisturbed: what feeding a sequence takes */
     int n_outages;          /* separate times with pauses above CHAOS_OUTAGE_NS and one step */
+    /* The first of them: since the first fault, and how long. */
+    struct {
+        int64_t after_ns, length_ns;
+    } outages[CHAOS_KNOWN_OUTAGES];
     double still_tokens_per_s, tokens_per_s;
     struct {
         char text[CHAOS_ERROR_BYTES];

@@ -169,7 +169,7 @@ static void set(json_t *object, const char *key, json_t *value)
 
 static json_t *verdict_object(const struct chaos_verdict *v)
 {
-    json_t *o = json_object(), *errors = json_object();
+    json_t *o = json_object(), *errors = json_object(), *outages = json_array();
     set(o, "requests", json_integer(v->n_requests));
     set(o, "lost", json_integer(v->n_lost));
     set(o, "other_tokens", json_integer(v->n_changed));
@@ -177,6 +177,11 @@ static json_t *verdict_object(const struct chaos_verdict *v)
     set(o, "refused", json_integer(v->n_refused));
     set(o, "faults", json_integer(v->n_faults));
     set(o, "pauses", json_integer(v->n_outages));
+    for (int i = 0; i < v->n_outages && i < CHAOS_KNOWN_OUTAGES; i++)
+        must_zero(json_array_append_new(outages, json_pack("{s:f,s:f}", "after_ms",
+                                                           ms(v->outages[i].after_ns), "length_ms",
+                                                           ms(v->outages[i].length_ns))));
+    set(o, "outages", outages);
     set(o, "pause_ms", json_real(ms(v->pause_ns)));
     set(o, "pause_p99_ms", json_real(ms(v->pause_p99_ns)));
     set(o, "still_pause_ms", json_real(ms(v->still_pause_ns)));

@@ -108,6 +108,10 @@ TEST(chaos_outages_are_counted_once)
     };
     struct chaos_verdict v = judge(streams, 3, (const int64_t[]){15 * CLOCK_MS}, 1);
     CHECK_INT(v.n_outages, 2);
+    CHECK_INT(v.outages[0].after_ns, -5 * CLOCK_MS);
+    CHECK_INT(v.outages[0].length_ns, 410 * CLOCK_MS);
+    CHECK_INT(v.outages[1].after_ns, 995 * CLOCK_MS);
+    CHECK_INT(v.outages[1].length_ns, 290 * CLOCK_MS);
 }
 
 /* 99 faults cost 20 ms and one costs 2 s: within the percentile, not within the longest. */
@@ -184,7 +188,11 @@ TEST(chaos_promises_are_checked_one_by_one)
     CHECK_HAS(misses(v, t, CLOCK_S), "a pause of 110 ms, at most 110");
     v = fine;
     v.n_outages = 2;
-    CHECK_HAS(misses(v, t, CLOCK_S), "2 pauses for 1 fault");
+    v.outages[0].length_ns = 133 * CLOCK_MS;
+    v.outages[1].length_ns = 190 * CLOCK_MS;
+    v.outages[1].after_ns = 2300 * CLOCK_MS;
+    CHECK_HAS(misses(v, t, CLOCK_S),
+              "2 pauses for 1 fault: 133 ms at 0.00 s, 190 ms at 2.30 s after the first fault");
     CHECK_HAS(misses(fine, t, -1), "did not come back");
     CHECK_HAS(misses(fine, t, 3 * CLOCK_S), "after 3.0 s, at most 2");
     CHECK_HAS(misses((struct chaos_verdict){0}, t, 0), "no request");

@@ -58,6 +58,23 @@ TEST(pace_finds_the_95th_percentile_and_follows_it)
     }
 }
 
+/* A process that begins, or a machine that is busy for a moment, is slow for a while, and afterwards
+ * a silent node is not waited for as long. */
+TEST(pace_forgets_that_a_node_was_slow_once)
+{
+    struct pace p = {0};
+    pace_take(&p, 8, 2 * CLOCK_S); /* the first of all */
+    CHECK_INT(pace_deadline_ns(&p, &limits, 8), limits.max_ns);
+    for (int k = 0; k < 100; k++)
+        pace_take(&p, 8, CLOCK_MS);
+    CHECK_INT(pace_deadline_ns(&p, &limits, 8), limits.max_ns);
+    CHECK_INT(pace_deadline_ns(&p, &limits, 512), limits.max_ns); /* borrowed */
+    for (int k = 0; k < 5000; k++)
+        pace_take(&p, 8, CLOCK_MS);
+    CHECK_INT(pace_deadline_ns(&p, &limits, 8), limits.min_ns);
+    CHECK(pace_hedge_ns(&p, &limits, 8) < 3 * CLOCK_MS);
+}
+
 TEST(pace_borrows_from_other_sizes)
 {
     struct pace p = {0};
