@@ -182,6 +182,7 @@ void admin_cluster(const struct hub *h, struct buf *out)
         must_zero(json_array_append_new(nodes, node_object(h, h->members.nodes[i], now_ns)));
     set(requests, "running", json_integer(h->sched.n_running));
     set(requests, "queued", json_integer(h->sched.n_queued));
+    set(requests, "reading", json_integer(h->n_admissions));
     set(tokens, "prompt", json_integer(h->counters.prompt_tokens));
     set(tokens, "generated", json_integer(h->counters.output_tokens));
     set(o, "epoch", json_integer((json_int_t)h->placement.epoch));

@@ -133,7 +133,7 @@ static void on_tick(void *ud, int64_t now_ns)
     hub_log_tick(h);
     hub_ship_tick(h, now_ns);
     hub_leader_tick(h, now_ns);
-    if (h->draining && (h->n_requests == 0 || now_ns >= h->drain_deadline_ns))
+    if (h->draining && (h->n_requests + h->n_admissions == 0 || now_ns >= h->drain_deadline_ns))
         loop_stop(h->loop);
     loop_set_timer(h->loop, &h->tick, now_ns + HUB_TICK_MS * CLOCK_MS);
 }
@@ -161,7 +161,7 @@ void hub_drain(struct hub *h)
         return;
     h->draining = true;
     h->drain_deadline_ns = clock_now_ns() + h->config->http_drain_ns;
-    log_info("hub.draining", "requests=%d", h->n_requests);
+    log_info("hub.draining", "requests=%d reading=%d", h->n_requests, h->n_admissions);
     http_stop_accepting(h->http);
 }
 
@@ -264,6 +264,7 @@ int hub_open(struct loop *l, const struct coordinator_config *c, struct auth *au
     h->work.since_ns = clock_thread_ns();
     list_init(&h->requests);
     list_init(&h->kept);
+    list_init(&h->admissions);
     list_init(&h->attentions);
     list_init(&h->sched.queue);
     list_init(&h->sched.lost);
@@ -289,6 +290,8 @@ int hub_open(struct loop *l, const struct coordinator_config *c, struct auth *au
     if (rc == 0)
         rc = hub_cluster_open(h, e);
     if (rc == 0)
+        rc = hub_admit_open(h, e);
+    if (rc == 0)
         rc = hub_http_open(h, e);
     if (rc == 0 && !h->leads)
         rc = hub_leader_open(h, e);
@@ -311,6 +314,7 @@ void hub_close(struct hub **hp)
     if (h->tick.added)
         loop_remove_timer(h->loop, &h->tick);
     http_close(&h->http);
+    hub_admit_close(h);
     hub_attention_close(h);
     for (int i = 0; i < 2; i++) {
         if (h->servers[i])

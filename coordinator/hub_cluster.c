@@ -209,7 +209,7 @@ static bool is_busy(struct hub *h)
     bool is_stepping = false;
     for (struct list *l = h->attentions.next; l != &h->attentions; l = l->next)
         is_stepping |= LIST_ITEM(l, struct hub_attention, link)->stepping;
-    return is_stepping || h->n_requests > 0;
+    return is_stepping || h->n_requests + h->n_admissions > 0;
 }
 
 /* When the whole cluster ends nobody takes anything over, but what runs needs its experts. */

@@ -283,7 +283,9 @@ static void load_request(struct loading *g, const struct token_log_request *q)
     struct openai_error e;
     if (loaded(g, q->seq))
         return;
-    struct hub_request *r = hub_request_new(h, q->kind, q->seq, q->created_s);
+    struct request fresh;
+    request_init(&fresh, q->kind, q->seq, q->created_s);
+    struct hub_request *r = hub_request_new(h, &fresh);
     struct hub_request **bucket = bucket_of(g, q->seq);
     r->next = *bucket;
     *bucket = r;

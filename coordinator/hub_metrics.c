@@ -62,6 +62,9 @@ static void write_requests(struct metrics *m, const struct hub *h)
     counter(m, "replays_total", c->replays,
             "Sequences that were fed again to another attention side, or to the same.");
     counter(m, "replayed_tokens_total", c->replayed_tokens, "Tokens of theirs.");
+    gauge(m, "requests_reading", h->n_admissions, "Requests whose bodies are being read.");
+    seconds(m, "prepare_seconds", &c->prepare_us,
+            "From a body's arrival until it was read and tokenised.");
     seconds(m, "queue_seconds", &c->queue_us, "From a request's arrival to its place in a batch.");
     seconds(m, "first_token_seconds", &c->first_token_us,
             "From a request's arrival to its first token.");
@@ -133,8 +136,10 @@ static void write_steps(struct metrics *m, const struct hub *h)
 
 static void write_work(struct metrics *m, const struct hub *h)
 {
-    metrics_family(m, "coordinator_work_seconds_total", METRICS_COUNTER,
-                   "Processor time of the coordinator's loop, by what it was spent on.");
+    metrics_family(
+        m, "coordinator_work_seconds_total", METRICS_COUNTER,
+        "Processor time of the coordinator's loop and of its reading threads, by what it "
+        "was spent on.");
     for (int i = 0; i < WORK_KINDS; i++) {
         metrics_label(m, "work", work_name((enum work_kind)i));
         metrics_us(m, h->work.ns[i] / CLOCK_US);

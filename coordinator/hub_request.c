@@ -19,13 +19,13 @@ enum { KEPT_OVERHEAD_BYTES = 1024 };
 
 /* ---- birth, look-up, death --------------------------------------------------------------- */
 
-struct hub_request *hub_request_new(struct hub *h, enum request_kind kind, uint64_t seq,
-                                    int64_t created_s)
+struct hub_request *hub_request_new(struct hub *h, struct request *q)
 {
     struct hub_request *r = mem_alloc(sizeof *r);
     list_init(&r->clients);
     r->received_ns = clock_now_ns();
-    request_init(&r->request, kind, seq, created_s);
+    r->request = *q;
+    *q = (struct request){0};
     list_push_back(&h->requests, &r->link);
     h->n_requests++;
     return r;

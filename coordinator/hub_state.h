@@ -15,6 +15,7 @@
 #include "coordinator/members.h"
 #include "coordinator/openai.h"
 #include "coordinator/placement.h"
+#include "coordinator/prepare.h"
 #include "coordinator/request.h"
 #include "coordinator/sched.h"
 #include "coordinator/ship.h"
@@ -104,7 +105,7 @@ struct hub_counters {
     int64_t attention_us, experts_us, head_us; /* where the steps' time went */
     int64_t router_us, sampling_us;            /* of attention_us; of head_us */
     int64_t joins, joins_refused, nodes_lost, nodes_distrusted;
-    struct stats_histogram queue_us, first_token_us, token_gap_us, request_us;
+    struct stats_histogram prepare_us, queue_us, first_token_us, token_gap_us, request_us;
     struct stats_histogram step_us, rows_of_step;
 };
 
@@ -138,7 +139,9 @@ struct hub {
     struct hub_ship *ship;         /* NULL: there are no standbys with a log of their own */
     struct hub_follow *follow;     /* NULL: it leads, or knows nobody who does */
     struct list attentions;        /* struct hub_attention */
-    int n_requests;
+    struct preparer *preparer;
+    struct list admissions; /* whose bodies are being read; hub_admit.c */
+    int n_requests, n_admissions;
     uint64_t id_base, n_ids;
     uint64_t last_session; /* highest that any attention side has heard of */
 
@@ -188,18 +191,33 @@ json_t *hub_leader_object(const struct hub *h);
 /* What all coordinators have in common of which one at a time leads; "": there is no etcd. */
 void hub_leader_label(const struct hub *h, char *text, size_t bytes);
 
-/* hub_http.c: routes and admission. */
+/* hub_http.c: routes and small answers. */
 int hub_http_open(struct hub *h, struct err *e);
 void hub_count_bad(struct hub *h, const char *reason);
 void hub_reply_error(struct http_exchange *x, const struct openai_error *e);
-/* Sets up and hands to the scheduler what is not over. */
+void hub_refuse(struct hub *h, struct http_exchange *x, const struct openai_error *e);
+void hub_point_to_leader(struct hub *h, struct http_exchange *x);
+struct access_key *hub_key_of(struct hub *h, const struct http_exchange *x);
+
+/* hub_admit.c: requests on their way in. */
+#define HUB_STREAMS "/v1/streams/"
+int hub_admit_open(struct hub *h, struct err *e);
+void hub_admit_close(struct hub *h);
+/* true: its body was being read, and nothing comes of it. */
+bool hub_admit_gone(struct hub *h, const struct http_exchange *x);
+void hub_admit_generate(struct hub *h, struct http_exchange *x, const struct http_message *m);
+void hub_admit_count_tokens(struct hub *h, struct http_exchange *x, const struct http_message *m);
+void hub_admit_tokenize(struct hub *h, struct http_exchange *x, const struct http_message *m);
+void hub_admit_detokenize(struct hub *h, struct http_exchange *x, const struct http_message *m);
+void hub_admit_again(struct hub *h, struct http_exchange *x, const struct http_message *m);
+/* Hands to the scheduler what is not over. */
 void hub_submit(struct hub *h, struct hub_request *r, bool is_resumed);
-/* Reads the body into the request. */
+/* Reads the body into the request, here and now. */
 int hub_parse(const struct hub *h, struct str body, struct request *r, struct openai_error *e);
 
 /* hub_request.c: requests and their clients. */
-struct hub_request *hub_request_new(struct hub *h, enum request_kind kind, uint64_t seq,
-                                    int64_t created_s);
+/* Takes `q` over, which is all-zero afterwards. */
+struct hub_request *hub_request_new(struct hub *h, struct request *q);
 void hub_request_free(struct hub *h, struct hub_request **r);
 /* Whose sequence is it?  NULL: it is over. */
 struct hub_request *hub_request_of(const struct hub *h, uint64_t seq);

@@ -12,17 +12,21 @@
 
 void request_init(struct request *r, enum request_kind kind, uint64_t seq, int64_t created_s)
 {
-    *r = (struct request){.seq = seq,
-                          .kind = kind,
-                          .created_s = created_s,
-                          .n_wanted = 1,
-                          .n_tried = 1,
-                          .n_choices = 1};
+    *r = (struct request){
+        .kind = kind, .created_s = created_s, .n_wanted = 1, .n_tried = 1, .n_choices = 1};
+    request_number(r, seq);
+}
+
+void request_number(struct request *r, uint64_t seq)
+{
     static const char *const prefixes[REQUEST_KINDS] = {[REQUEST_CHAT] = "chatcmpl-",
                                                         [REQUEST_COMPLETION] = "cmpl-",
                                                         [REQUEST_MESSAGES] = "msg_",
                                                         [REQUEST_RESPONSES] = "resp_"};
-    snprintf(r->id, sizeof r->id, "%s%016" PRIx64, prefixes[kind], seq);
+    for (struct request *c = r; c; c = c->next) {
+        c->seq = seq + (uint64_t)c->index;
+        snprintf(c->id, sizeof c->id, "%s%016" PRIx64, prefixes[r->kind], seq);
+    }
 }
 
 static void free_choice(struct request *r)

@@ -105,6 +105,8 @@ struct request {
 
 void request_init(struct request *r, enum request_kind kind, uint64_t seq, int64_t created_s);
 void request_fini(struct request *r);
+/* Its number, and with it the id that the client sees; of the whole chain. */
+void request_number(struct request *r, uint64_t seq);
 
 /* Once it is understood: one choice becomes n_tried for its prompt, and as many for each of `more`
  * prompts, whose ids are taken over. */

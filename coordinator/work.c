@@ -16,3 +16,8 @@ enum work_kind work_turn(struct work *w, enum work_kind kind, int64_t thread_ns)
     w->kind = kind;
     return before;
 }
+
+void work_add(struct work *w, enum work_kind kind, int64_t ns)
+{
+    w->ns[kind] += ns;
+}

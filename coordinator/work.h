@@ -11,7 +11,7 @@
 enum work_kind {
     WORK_OTHER,     /* nodes, timers, the log, messages */
     WORK_SCHEDULER, /* what runs in the next step */
-    WORK_READING,   /* JSON, templates and tokenizer: requests */
+    WORK_READING,   /* JSON, templates and tokenizer: requests; on threads of its own */
     WORK_WRITING,   /* parser and JSON: answers */
     WORK_HTTP,      /* connections */
     WORK_KINDS
@@ -26,3 +26,5 @@ struct work {
 };
 /* What was done until now was the kind before, which is returned. */
 enum work_kind work_turn(struct work *w, enum work_kind kind, int64_t thread_ns);
+/* That another thread did for the loop. */
+void work_add(struct work *w, enum work_kind kind, int64_t ns);
