@@ -103,7 +103,7 @@ test('dashboard: reasoning is folded, tool calls are shown and answered', (clust
 
 test('dashboard: stop ends an answer, and the cluster forgets it', (cluster) => withPage(cluster, {}, async (page) => {
     await page.route('**/v1/chat/completions', (route) => route.continue({
-        postData: JSON.stringify({ ...route.request().postDataJSON(), ignore_eos: true, max_tokens: 900 }),
+        postData: JSON.stringify({ ...route.request().postDataJSON(), ignore_eos: true, max_tokens: 100000 }),
     }));
     await ask(page, 'Count.');
     await page.waitForFunction(() => document.querySelector('.writing')?.innerText.length > 20);
