@@ -30,19 +30,38 @@ static void *scratch(struct attention *a, size_t count, size_t unit, size_t unit
     return mem_try_aligned(bytes);
 }
 
+static bool take_plan(struct attention *a, struct attention_plan *p)
+{
+    size_t rows = (size_t)a->max_rows, half = (size_t)a->rope.half;
+    p->groups = mem_array(rows, sizeof(*p->groups));
+    p->row_group = mem_array(rows, sizeof(*p->row_group));
+    for (int i = 0; i < N_LISTS; i++)
+        p->lists[i].groups = mem_array(rows, sizeof(*p->lists[i].groups));
+    p->sine = scratch(a, rows, half, sizeof(float));
+    p->cosine = scratch(a, rows, half, sizeof(float));
+    return p->sine && p->cosine;
+}
+
+static void free_plan(struct attention_plan *p)
+{
+    for (int i = 0; i < N_LISTS; i++)
+        mem_free(p->lists[i].groups);
+    mem_free(p->groups);
+    mem_free(p->row_group);
+    mem_free(p->sine);
+    mem_free(p->cosine);
+}
+
 static bool take_scratch(struct attention *a)
 {
     size_t rows = (size_t)a->max_rows, heads = (size_t)a->n_heads;
     size_t partials = (size_t)a->n_partials;
     size_t all_heads, wide;
+    for (int i = 0; i < FORWARD_LANES; i++)
+        if (!take_plan(a, &a->plans[i]))
+            return false;
     if (!mem_mul(partials, heads, &all_heads) || !mem_mul(rows, heads, &wide))
         return false;
-    a->groups = mem_array(rows, sizeof(*a->groups));
-    a->row_group = mem_array(rows, sizeof(*a->row_group));
-    for (int i = 0; i < N_LISTS; i++)
-        a->lists[i].groups = mem_array(rows, sizeof(*a->lists[i].groups));
-    a->sine = scratch(a, rows, (size_t)a->rope.half, sizeof(float));
-    a->cosine = scratch(a, rows, (size_t)a->rope.half, sizeof(float));
     a->h = scratch(a, rows, a->hidden_stride, sizeof(float));
     a->q = scratch(a, rows, a->q_stride, sizeof(float));
     a->k = scratch(a, rows, a->kv_stride, sizeof(float));
@@ -58,8 +77,8 @@ static bool take_scratch(struct attention *a)
     a->o = scratch(a, all_heads, a->head_stride, sizeof(float));
     a->merged = scratch(a, wide, 1, sizeof(*a->merged));
     a->merged_o = scratch(a, wide, a->head_stride, sizeof(float));
-    return a->sine && a->cosine && a->h && a->q && a->k && a->v && a->queries && a->queries8 &&
-           a->query_scales && a->state && a->o && a->merged && a->merged_o;
+    return a->h && a->q && a->k && a->v && a->queries && a->queries8 && a->query_scales &&
+           a->state && a->o && a->merged && a->merged_o;
 }
 
 int attention_open(const struct model_config *config, const struct attention_options *o,
@@ -115,13 +134,13 @@ void attention_close(struct attention **attention)
         return;
     rope_fini(&a->rope);
     msa_close(&a->msa);
-    for (int i = 0; i < N_LISTS; i++)
-        mem_free(a->lists[i].groups);
+    for (int i = 0; i < FORWARD_LANES; i++)
+        free_plan(&a->plans[i]);
     rows_room_close(&a->h_room);
     rows_room_close(&a->q_room);
     void *const blocks[] = {
-        a->groups,  a->row_group, a->sine,         a->cosine, a->h, a->q,      a->k,       a->v,
-        a->queries, a->queries8,  a->query_scales, a->state,  a->o, a->merged, a->merged_o};
+        a->h,     a->q, a->k,      a->v,       a->queries, a->queries8, a->query_scales,
+        a->state, a->o, a->merged, a->merged_o};
     for (size_t i = 0; i < sizeof(blocks) / sizeof(blocks[0]); i++)
         mem_free(blocks[i]);
     mem_free(a);
@@ -138,7 +157,7 @@ static void angles_task(void *ctx, int row)
 {
     struct attention *a = ctx;
     size_t at = (size_t)row * (size_t)a->rope.half;
-    rope_angles(&a->rope, row_position(a, row), a->sine + at, a->cosine + at);
+    rope_angles(&a->rope, row_position(a, row), a->plan->sine + at, a->plan->cosine + at);
 }
 
 static void plan_seq(struct attention *a, const struct step_seq *q)
@@ -148,12 +167,12 @@ static void plan_seq(struct attention *a, const struct step_seq *q)
         int n = GROUP_ROWS - position % GROUP_ROWS;
         if (n > q->n_tokens - done)
             n = q->n_tokens - done;
-        must(a->n_rows + n <= a->max_rows);
-        a->groups[a->n_groups] = (struct row_group){
-            .seq = q->kv, .first_row = a->n_rows, .n_rows = n, .position = position};
+        must(a->plan->n_rows + n <= a->max_rows);
+        a->plan->groups[a->plan->n_groups] = (struct row_group){
+            .seq = q->kv, .first_row = a->plan->n_rows, .n_rows = n, .position = position};
         for (int i = 0; i < n; i++)
-            a->row_group[a->n_rows++] = a->n_groups;
-        a->n_groups++;
+            a->plan->row_group[a->plan->n_rows++] = a->plan->n_groups;
+        a->plan->n_groups++;
         done += n;
     }
 }
@@ -164,7 +183,7 @@ static void plan_tasks(struct attention *a, struct group_list *list, int most_ch
     int64_t all = 0, heaviest = 0;
     list->n_chunks = 0;
     for (int i = 0; i < list->n; i++) {
-        const struct row_group *g = &a->groups[list->groups[i]];
+        const struct row_group *g = &a->plan->groups[list->groups[i]];
         int chunks = min_int(group_chunks(g), most_chunks);
         int64_t cost = (int64_t)chunks * g->n_rows;
         all += cost;
@@ -179,31 +198,32 @@ static void plan_tasks(struct attention *a, struct group_list *list, int most_ch
 static void plan_lists(struct attention *a)
 {
     for (int i = 0; i < N_LISTS; i++)
-        a->lists[i].n = 0;
-    for (int i = 0; i < a->n_groups; i++) {
-        struct group_list *all = &a->lists[LIST_ALL];
+        a->plan->lists[i].n = 0;
+    for (int i = 0; i < a->plan->n_groups; i++) {
+        struct group_list *all = &a->plan->lists[LIST_ALL];
         struct group_list *own =
-            &a->lists[group_chooses(a, &a->groups[i]) ? LIST_CHOOSING : LIST_SEEING];
+            &a->plan->lists[group_chooses(a, &a->plan->groups[i]) ? LIST_CHOOSING : LIST_SEEING];
         all->groups[all->n++] = i;
         own->groups[own->n++] = i;
     }
-    plan_tasks(a, &a->lists[LIST_ALL], INT_MAX);
-    plan_tasks(a, &a->lists[LIST_SEEING], INT_MAX);
-    struct group_list *choosing = &a->lists[LIST_CHOOSING];
+    plan_tasks(a, &a->plan->lists[LIST_ALL], INT_MAX);
+    plan_tasks(a, &a->plan->lists[LIST_SEEING], INT_MAX);
+    struct group_list *choosing = &a->plan->lists[LIST_CHOOSING];
     plan_tasks(a, choosing, a->max_slots);
     /* Partial results of every row must have room at once. */
-    if ((int64_t)a->n_rows * a->max_slots > a->n_partials)
+    if ((int64_t)a->plan->n_rows * a->max_slots > a->n_partials)
         choosing->is_whole = true;
 }
 
-void attention_begin(struct attention *a, const struct step *s)
+void attention_begin(struct attention *a, int lane, const struct step_seq *seqs, int n_seqs)
 {
-    a->n_rows = a->n_groups = 0;
-    for (int i = 0; i < s->n_seqs; i++)
-        plan_seq(a, &s->seqs[i]);
-    must(a->n_rows >= 1);
+    a->plan = &a->plans[lane];
+    a->plan->n_rows = a->plan->n_groups = 0;
+    for (int i = 0; i < n_seqs; i++)
+        plan_seq(a, &seqs[i]);
+    must(a->plan->n_rows >= 1);
     plan_lists(a);
-    attention_run(a, angles_task, a->n_rows);
+    attention_run(a, angles_task, a->plan->n_rows);
 }
 
 const struct msa_counts *attention_msa_counts(const struct attention *a)
@@ -218,9 +238,10 @@ const int32_t *attention_blocks(const struct attention *a, int row, int kv_head)
     return msa_blocks(&a->msa, row, kv_head);
 }
 
-void attention_layer(struct attention *a, const struct attention_weights *w, struct kv *kv,
-                     int layer, float *x)
+void attention_layer(struct attention *a, int lane, const struct attention_weights *w,
+                     struct kv *kv, int layer, float *x)
 {
+    a->plan = &a->plans[lane];
     a->weights = w;
     a->kv = kv;
     a->layer = layer;

@@ -49,7 +49,7 @@ static struct walk walk_begin(const struct attention *a, int row, int kv_head)
 static struct segment fold_seen(struct attention *a, struct walk *w, struct segment s, int row,
                                 int kv_head, size_t first_partial)
 {
-    const struct row_group *g = &a->groups[a->row_group[row]];
+    const struct row_group *g = &a->plan->groups[a->plan->row_group[row]];
     size_t query = query_index(a, kv_head, row);
     struct attend_block b =
         attention_begin_chunk(a, query, (size_t)a->group_heads, first_partial + query);
@@ -68,7 +68,7 @@ static void choosing_whole_task(void *ctx, int task)
 {
     struct attention *a = ctx;
     const struct group_list *l = a->list;
-    const struct row_group *g = &a->groups[l->groups[l->n - 1 - task % l->n]];
+    const struct row_group *g = &a->plan->groups[l->groups[l->n - 1 - task % l->n]];
     int kv_head = task / l->n;
     for (int row = g->first_row; row < g->first_row + g->n_rows; row++) {
         struct walk w = walk_begin(a, row, kv_head);
@@ -98,8 +98,8 @@ static struct segment find_slot(struct walk *w, int slot)
 static void choosing_slot_task(void *ctx, int task)
 {
     struct attention *a = ctx;
-    int row = task % a->n_rows, kv_head = task / a->n_rows % a->n_kv_heads;
-    int slot = task / a->n_rows / a->n_kv_heads;
+    int row = task % a->plan->n_rows, kv_head = task / a->plan->n_rows % a->n_kv_heads;
+    int slot = task / a->plan->n_rows / a->n_kv_heads;
     if (!row_chooses(a, row))
         return;
     struct walk w = walk_begin(a, row, kv_head);
@@ -112,7 +112,7 @@ static void choosing_slot_task(void *ctx, int task)
 static void choosing_merge_task(void *ctx, int task)
 {
     struct attention *a = ctx;
-    int row = task % a->n_rows, kv_head = task / a->n_rows;
+    int row = task % a->plan->n_rows, kv_head = task / a->plan->n_rows;
     if (!row_chooses(a, row))
         return;
     struct walk w = walk_begin(a, row, kv_head);
@@ -128,14 +128,14 @@ static void choosing_merge_task(void *ctx, int task)
 
 void attention_attend_chosen(struct attention *a)
 {
-    const struct group_list *l = a->list = &a->lists[LIST_CHOOSING];
+    const struct group_list *l = a->list = &a->plan->lists[LIST_CHOOSING];
     if (l->n == 0)
         return;
-    msa_choose(&a->msa, &a->compute, a->kv, a->layer, a->groups, l->groups, l->n);
+    msa_choose(&a->msa, &a->compute, a->kv, a->layer, a->plan->groups, l->groups, l->n);
     if (l->is_whole) {
         attention_run(a, choosing_whole_task, a->n_kv_heads * l->n);
         return;
     }
-    attention_run(a, choosing_slot_task, a->max_slots * a->n_kv_heads * a->n_rows);
-    attention_run(a, choosing_merge_task, a->n_kv_heads * a->n_rows);
+    attention_run(a, choosing_slot_task, a->max_slots * a->n_kv_heads * a->plan->n_rows);
+    attention_run(a, choosing_merge_task, a->n_kv_heads * a->plan->n_rows);
 }

@@ -137,7 +137,7 @@ static void whole_task(void *ctx, int task)
 {
     struct attention *a = ctx;
     const struct group_list *l = a->list;
-    const struct row_group *g = &a->groups[l->groups[l->n - 1 - task % l->n]];
+    const struct row_group *g = &a->plan->groups[l->groups[l->n - 1 - task % l->n]];
     struct fold f = {.group = g, .kv_head = task / l->n};
     int n_chunks = group_chunks(g);
     f.end_page = pages_until(g, n_chunks);
@@ -154,7 +154,7 @@ static void span_task(void *ctx, int task)
 {
     struct attention *a = ctx;
     const struct group_list *l = a->list;
-    const struct row_group *g = &a->groups[l->groups[task % l->n]];
+    const struct row_group *g = &a->plan->groups[l->groups[task % l->n]];
     struct fold f = {.group = g, .kv_head = task / l->n % a->n_kv_heads};
     int first = task / l->n / a->n_kv_heads * a->span_chunks;
     int end = first + a->span_chunks;
@@ -173,7 +173,8 @@ static void merge_task(void *ctx, int task)
     struct attention *a = ctx;
     int row = task / a->n_kv_heads;
     int last = row_position(a, row) / ATTENTION_CHUNK;
-    if (a->list == &a->lists[LIST_SEEING] && group_chooses(a, &a->groups[a->row_group[row]]))
+    if (a->list == &a->plan->lists[LIST_SEEING] &&
+        group_chooses(a, &a->plan->groups[a->plan->row_group[row]]))
         return;
     for (int i = 0; i < a->wave_chunks && a->first_chunk + i <= last; i++)
         attention_merge_row(a, row, task % a->n_kv_heads, chunk_place(a, row, a->first_chunk + i),
@@ -182,7 +183,7 @@ static void merge_task(void *ctx, int task)
 
 static void attend_spans(struct attention *a)
 {
-    int wave = a->n_partials / a->n_rows;
+    int wave = a->n_partials / a->plan->n_rows;
     int tasks_wanted = 2 * TASKS_PER_THREAD * pool_threads(a->compute.pool);
     int n_chunks = a->list->n_chunks, n_groups = a->list->n;
     for (a->first_chunk = 0; a->first_chunk < n_chunks; a->first_chunk += wave) {
@@ -193,13 +194,13 @@ static void attend_spans(struct attention *a)
         a->span_chunks = span < 1 ? 1 : span > a->wave_chunks ? a->wave_chunks : (int)span;
         int n_spans = (a->wave_chunks + a->span_chunks - 1) / a->span_chunks;
         attention_run(a, span_task, n_spans * a->n_kv_heads * n_groups);
-        attention_run(a, merge_task, a->n_rows * a->n_kv_heads);
+        attention_run(a, merge_task, a->plan->n_rows * a->n_kv_heads);
     }
 }
 
 void attention_attend_all(struct attention *a, int list)
 {
-    a->list = &a->lists[list];
+    a->list = &a->plan->lists[list];
     if (a->list->n == 0)
         return;
     if (a->list->is_whole)

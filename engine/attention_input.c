@@ -27,8 +27,8 @@ static struct rows step_rows(const struct attention *a, const struct rows_room *
 {
     struct rows x = {0};
     if (a->group != 0)
-        x = rows_room_view(r, a->n_rows);
-    x.n_rows = a->n_rows;
+        x = rows_room_view(r, a->plan->n_rows);
+    x.n_rows = a->plan->n_rows;
     x.cols = cols;
     x.f32 = f32;
     x.f32_stride = f32_stride;
@@ -90,7 +90,8 @@ static void project(struct attention *a)
     int64_t panels = 0;
     for (int i = 0; i < p.n; i++)
         panels += p.all[i].m->n_panels;
-    if (a->n_rows > FUSED_ROWS || panels * PANEL_ROWS * a->hidden * a->n_rows < FUSED_MACS) {
+    if (a->plan->n_rows > FUSED_ROWS ||
+        panels * PANEL_ROWS * a->hidden * a->plan->n_rows < FUSED_MACS) {
         for (int i = 0; i < p.n; i++)
             matmul(&a->compute, p.all[i].m, &p.h, p.all[i].y, p.all[i].y_stride);
         return;
@@ -132,7 +133,7 @@ static void prepare_index(struct attention *a, const struct row_group *g, int ro
     const struct attention_weights *w = a->weights;
     int dim = a->sparse.head_dim;
     size_t angle = (size_t)row * (size_t)a->rope.half;
-    const float *sine = a->sine + angle, *cosine = a->cosine + angle;
+    const float *sine = a->plan->sine + angle, *cosine = a->plan->cosine + angle;
     float *key = a->msa.keys + (size_t)row * a->msa.key_stride;
     a->compute.kernels->rms_norm(key, w->index_k_norm, dim, a->eps, key);
     rope_turn(&a->rope, sine, cosine, key);
@@ -148,7 +149,7 @@ static void prepare_index(struct attention *a, const struct row_group *g, int ro
 static void prepare_row(struct attention *a, const struct row_group *g, int row)
 {
     size_t dim = (size_t)a->head_dim, angle = (size_t)row * (size_t)a->rope.half;
-    const float *sine = a->sine + angle, *cosine = a->cosine + angle;
+    const float *sine = a->plan->sine + angle, *cosine = a->plan->cosine + angle;
     float *q = a->q + (size_t)row * a->q_stride, *k = a->k + (size_t)row * a->kv_stride;
 
     norm_heads(a, a->weights->q_norm, a->n_heads, q);
@@ -169,16 +170,16 @@ static void prepare_row(struct attention *a, const struct row_group *g, int row)
 static void prepare_task(void *ctx, int group)
 {
     struct attention *a = ctx;
-    const struct row_group *g = &a->groups[group];
+    const struct row_group *g = &a->plan->groups[group];
     for (int row = g->first_row; row < g->first_row + g->n_rows; row++)
         prepare_row(a, g, row);
 }
 
 void attention_input(struct attention *a)
 {
-    attention_run(a, input_task, a->n_rows);
+    attention_run(a, input_task, a->plan->n_rows);
     project(a);
-    attention_run(a, prepare_task, a->n_groups);
+    attention_run(a, prepare_task, a->plan->n_groups);
 }
 
 static void quantise_task(void *ctx, int row)
@@ -197,8 +198,8 @@ static void add_task(void *ctx, int row)
 void attention_output(struct attention *a)
 {
     if (a->group != 0)
-        attention_run(a, quantise_task, a->n_rows);
+        attention_run(a, quantise_task, a->plan->n_rows);
     struct rows o = step_rows(a, &a->q_room, a->q, a->q_stride, a->n_heads * a->head_dim);
     matmul(&a->compute, &a->weights->wo, &o, a->h, a->hidden_stride);
-    attention_run(a, add_task, a->n_rows);
+    attention_run(a, add_task, a->plan->n_rows);
 }

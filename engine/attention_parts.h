@@ -41,6 +41,15 @@ struct merged {
     float max, sum;
 };
 
+/* One lane's rows of the present step. */
+struct attention_plan {
+    int n_rows, n_groups;
+    struct group_list lists[N_LISTS];
+    struct row_group *groups; /* [max_rows] */
+    int32_t *row_group;       /* [max_rows]: index into groups */
+    float *sine, *cosine;     /* [max_rows, rope.half] */
+};
+
 struct attention {
     struct compute compute;
     int hidden, n_heads, n_kv_heads, head_dim;
@@ -55,12 +64,8 @@ struct attention {
     int group; /* columns per activation scale of the projections, or 0 */
     enum kv_format kv_format;
 
-    /* The plan of the present step. */
-    int n_rows, n_groups;
-    struct group_list lists[N_LISTS];
-    struct row_group *groups; /* [max_rows] */
-    int32_t *row_group;       /* [max_rows]: index into groups */
-    float *sine, *cosine;     /* [max_rows, rope.half] */
+    struct attention_plan plans[FORWARD_LANES];
+    struct attention_plan *plan; /* of the lane whose turn it is: all below serves it alone */
 
     /* Strides in floats, rounded up so that every row is aligned and zero-padded. */
     size_t hidden_stride, q_stride, kv_stride, head_stride;
@@ -99,7 +104,7 @@ static inline int min_int(int a, int b)
 
 static inline int row_position(const struct attention *a, int row)
 {
-    const struct row_group *g = &a->groups[a->row_group[row]];
+    const struct row_group *g = &a->plan->groups[a->plan->row_group[row]];
     return g->position + (row - g->first_row);
 }
 
@@ -117,13 +122,13 @@ static inline bool group_chooses(const struct attention *a, const struct row_gro
 
 static inline bool row_chooses(const struct attention *a, int row)
 {
-    return group_chooses(a, &a->groups[a->row_group[row]]);
+    return group_chooses(a, &a->plan->groups[a->plan->row_group[row]]);
 }
 
 /* Index of a row's first query for a KV head, within one chunk. */
 static inline size_t query_index(const struct attention *a, int kv_head, int row)
 {
-    return ((size_t)kv_head * (size_t)a->n_rows + (size_t)row) * (size_t)a->group_heads;
+    return ((size_t)kv_head * (size_t)a->plan->n_rows + (size_t)row) * (size_t)a->group_heads;
 }
 
 /* to = from * by, or from / by, in pieces that the compiler makes vectors of. */
@@ -162,7 +167,7 @@ void attention_merge_row(struct attention *a, int row, int kv_head, struct place
 /* Partial results of one chunk for all rows and heads. */
 static inline size_t chunk_partials(const struct attention *a)
 {
-    return (size_t)a->n_rows * (size_t)a->n_heads;
+    return (size_t)a->plan->n_rows * (size_t)a->n_heads;
 }
 
 /* The rows of a list, which see every key. */

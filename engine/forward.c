@@ -8,10 +8,11 @@
 #include "base/must.h"
 #include "engine/attention.h"
 #include "engine/combine.h"
+#include "engine/lanes.h"
 #include "engine/matrix.h"
 #include "engine/mlp.h"
 
-enum { FLOATS_UNIT = 16, LANE = 0 };
+enum { FLOATS_UNIT = 16 };
 
 struct layer {
     struct attention_weights attention;
@@ -19,6 +20,19 @@ struct layer {
     bool has_experts, has_mlp;
     struct router router; /* has_experts */
     struct expert mlp;    /* has_mlp: with experts the shared one */
+};
+
+/* Consecutive rows of a step on their way through the layers. */
+struct lane {
+    int index;
+    int first_row, n_rows; /* n_rows: those that still go on */
+    int first_wanted, n_wanted;
+    const struct step_seq *seqs;
+    int n_seqs;
+    struct routing routing;
+    struct moe_rows rows; /* while they are out */
+    struct mlp *shared;   /* NULL where the model has none */
+    bool is_out;
 };
 
 struct forward {
@@ -29,7 +43,9 @@ struct forward {
     float *final_norm;
     struct matrix lm_head;
     struct attention *attention;
-    struct mlp *dense, *shared; /* NULL where the model has no such MLP */
+    struct mlp *dense; /* NULL where the model has no such MLP */
+    struct lane lanes[FORWARD_LANES];
+    struct step_seq *lane_seqs; /* [max_rows + 1]: the lanes' one behind the other */
     int max_rows;
 
     size_t h_stride;                         /* floats; hidden with padding that stays zero */
@@ -38,7 +54,7 @@ struct forward {
     struct rows_room expert_room, head_room; /* h quantised, where that format reads it so */
     int16_t *exponents;                      /* [max_rows] */
     float *scores;                           /* [max_rows, n_experts] */
-    struct routing routing;
+    struct routing routing;                  /* [max_rows] */
     int32_t *row_tokens;
     int32_t *logit_rows; /* [max_rows]: the rows whose logits are wanted */
     float *logits;       /* [logits_rows, vocab]; grows with what is asked for */
@@ -47,6 +63,7 @@ struct forward {
 
     /* The call in progress. */
     const float *norm;
+    int first_row; /* of the lane whose turn it is */
 };
 
 /* ---- loading ---- */
@@ -106,17 +123,20 @@ static void *scratch(struct forward *f, size_t count, size_t unit_bytes)
     return mem_try_aligned(bytes);
 }
 
-static bool take_mlp(struct forward *f, int size, int group, struct mlp **out)
+static bool take_mlp(struct forward *f, int rows, int size, int group, struct mlp **out)
 {
-    *out = size > 0 ? mlp_new(f->max_rows, f->config.hidden_size, size, group) : NULL;
+    *out = size > 0 ? mlp_new(rows, f->config.hidden_size, size, group) : NULL;
     f->scratch_bytes += mlp_bytes(*out);
     return size == 0 || *out;
 }
 
 static bool take_mlps(struct forward *f, int group)
 {
-    return take_mlp(f, f->config.n_dense_layers > 0 ? f->config.dense_size : 0, group, &f->dense) &&
-           take_mlp(f, f->config.shared_size, group, &f->shared);
+    int dense = f->config.n_dense_layers > 0 ? f->config.dense_size : 0;
+    int shared = f->config.shared_size, second = lanes_most_rows(f->max_rows);
+    return take_mlp(f, f->max_rows, dense, group, &f->dense) &&
+           take_mlp(f, f->max_rows, shared, group, &f->lanes[0].shared) &&
+           take_mlp(f, second, shared, group, &f->lanes[1].shared);
 }
 
 static int take_scratch(struct forward *f, const struct format_set *formats, struct err *e)
@@ -131,6 +151,7 @@ static int take_scratch(struct forward *f, const struct format_set *formats, str
     f->routing.weights = scratch(f, top_k, sizeof(*f->routing.weights));
     f->row_tokens = scratch(f, 1, sizeof(*f->row_tokens));
     f->logit_rows = scratch(f, 1, sizeof(*f->logit_rows));
+    f->lane_seqs = mem_array((size_t)f->max_rows + 1, sizeof(*f->lane_seqs));
     if (!f->x || !f->h || !f->exponents || !f->scores || !f->routing.experts ||
         !f->routing.weights || !f->row_tokens || !f->logit_rows ||
         !rows_room_open(&f->expert_room, f->max_rows, f->config.hidden_size,
@@ -181,7 +202,9 @@ void forward_close(struct forward **forward)
     matrix_fini(&f->lm_head);
     attention_close(&f->attention);
     mlp_free(&f->dense);
-    mlp_free(&f->shared);
+    for (int i = 0; i < FORWARD_LANES; i++)
+        mlp_free(&f->lanes[i].shared);
+    mem_free(f->lane_seqs);
     rows_room_close(&f->expert_room);
     rows_room_close(&f->head_room);
     void *const blocks[] = {f->x,
@@ -289,10 +312,10 @@ static struct rows normed_rows(const struct forward *f, const struct rows_room *
     return rows;
 }
 
-static void expert_input_task(void *ctx, int row)
+static void expert_input_task(void *ctx, int lane_row)
 {
     struct forward *f = ctx;
-    int hidden = f->config.hidden_size;
+    int hidden = f->config.hidden_size, row = f->first_row + lane_row;
     float *h = f->h + (size_t)row * f->h_stride;
     f->compute.kernels->rms_norm(x_row(f, row), f->norm, hidden, f->config.rms_norm_eps, h);
     f->exponents[row] = (int16_t)combine_exponent(x_row(f, row), hidden);
@@ -301,51 +324,159 @@ static void expert_input_task(void *ctx, int row)
 
 /* Attention of the last layer has written every key and value; from there on only the rows
  * whose logits are wanted go on, and they move together. */
-static int keep_wanted_rows(struct forward *f, int n_wanted)
+static void keep_wanted_rows(struct forward *f, struct lane *l)
 {
     size_t row_bytes = (size_t)f->config.hidden_size * sizeof(*f->x);
-    for (int i = 0; i < n_wanted; i++) {
-        memmove(x_row(f, i), x_row(f, f->logit_rows[i]), row_bytes);
-        f->logit_rows[i] = i;
+    int32_t *wanted = f->logit_rows + l->first_wanted;
+    for (int i = 0; i < l->n_wanted; i++) {
+        memmove(x_row(f, l->first_row + i), x_row(f, wanted[i]), row_bytes);
+        wanted[i] = l->first_row + i;
     }
-    return n_wanted;
+    l->n_rows = l->n_wanted;
 }
 
-static int run_experts(struct forward *f, int layer, int n_rows, const struct moe_ops *ops,
-                       void *ud)
+/* The step in progress, for all lanes. */
+struct pass {
+    struct kv *kv;
+    const struct step *step;
+    const struct moe_ops *ops;
+    void *ud;
+    int n_lanes;
+};
+
+/* Rows go out; the shared expert works meanwhile. */
+static int send_rows(struct forward *f, const struct pass *p, struct lane *l, int layer)
 {
-    const struct layer *l = &f->layers[layer];
-    router_route(&f->compute, &l->router, f->h, f->h_stride, n_rows, f->scores, &f->routing);
-    struct moe_rows rows = {.layer = layer - f->config.n_dense_layers,
-                            .n_rows = n_rows,
-                            .hidden = f->config.hidden_size,
-                            .rows = normed_rows(f, &f->expert_room, n_rows),
-                            .exponents = f->exponents,
-                            .routing = &f->routing};
-    int rc = ops->scatter(ud, LANE, &rows);
+    const struct layer *weights = &f->layers[layer];
+    size_t first = (size_t)l->first_row, route = first * (size_t)f->config.top_k;
+    l->routing.experts = f->routing.experts + route;
+    l->routing.weights = f->routing.weights + route;
+    router_route(&f->compute, &weights->router, f->h + first * f->h_stride, f->h_stride, l->n_rows,
+                 f->scores, &l->routing);
+    struct rows all = normed_rows(f, &f->expert_room, l->first_row + l->n_rows);
+    l->rows = (struct moe_rows){.layer = layer - f->config.n_dense_layers,
+                                .n_rows = l->n_rows,
+                                .hidden = f->config.hidden_size,
+                                .rows = rows_part(&all, l->first_row, l->n_rows),
+                                .exponents = f->exponents + first,
+                                .routing = &l->routing};
+    int rc = p->ops->scatter(p->ud, l->index, &l->rows);
     if (rc < 0)
         return rc;
-    /* While the parcels are out. */
-    if (l->has_mlp)
-        mlp_run(f->shared, &f->compute, &l->mlp, &rows.rows);
-    rc = ops->gather(ud, LANE, f->x);
-    if (rc == 0 && l->has_mlp)
-        mlp_add(f->shared, &f->compute, f->x);
+    l->is_out = true;
+    if (weights->has_mlp)
+        mlp_run(l->shared, &f->compute, &weights->mlp, &l->rows.rows);
+    return 0;
+}
+
+/* What follows attention in a layer, as far as it goes without waiting. */
+static int begin_mlp(struct forward *f, const struct pass *p, struct lane *l, int layer)
+{
+    const struct layer *weights = &f->layers[layer];
+    f->norm = weights->post_norm;
+    f->first_row = l->first_row;
+    pool_run(f->compute.pool, expert_input_task, f, l->n_rows);
+    if (weights->has_experts)
+        return send_rows(f, p, l, layer);
+    struct rows all = normed_rows(f, &f->expert_room, l->first_row + l->n_rows);
+    struct rows x = rows_part(&all, l->first_row, l->n_rows);
+    mlp_run(f->dense, &f->compute, &weights->mlp, &x);
+    mlp_add(f->dense, &f->compute, x_row(f, l->first_row));
+    return 0;
+}
+
+static int begin_layer(struct forward *f, const struct pass *p, struct lane *l, int layer)
+{
+    attention_layer(f->attention, l->index, &f->layers[layer].attention, p->kv, layer,
+                    x_row(f, l->first_row));
+    if (p->step->attended)
+        p->step->attended(p->step->layer_done_ud, layer);
+    /* A probe wants to see every row. */
+    if (layer == f->config.n_layers - 1 && !p->step->probe)
+        keep_wanted_rows(f, l);
+    return l->n_rows > 0 ? begin_mlp(f, p, l, layer) : 0;
+}
+
+static void probe(struct forward *f, const struct step *s, int layer, int n_rows)
+{
+    for (int row = 0; s->probe_blocks && layer >= 0 && row < n_rows; row++)
+        for (int head = 0; config_is_sparse(&f->config, layer) && head < f->config.n_kv_heads;
+             head++)
+            s->probe_blocks(s->probe_ud, layer, row, head,
+                            attention_blocks(f->attention, row, head));
+    if (s->probe)
+        s->probe(s->probe_ud, layer, f->x, n_rows,
+                 layer < f->config.n_dense_layers ? NULL : &f->lanes[0].routing);
+}
+
+static int end_layer(struct forward *f, const struct pass *p, struct lane *l, int layer)
+{
+    const struct step *s = p->step;
+    if (l->is_out) {
+        l->is_out = false;
+        int rc = p->ops->gather(p->ud, l->index, x_row(f, l->first_row));
+        if (rc < 0)
+            return rc;
+        if (f->layers[layer].has_mlp)
+            mlp_add(l->shared, &f->compute, x_row(f, l->first_row));
+    }
+    probe(f, s, layer, l->n_rows);
+    if (s->layer_done)
+        s->layer_done(s->layer_done_ud, layer,
+                      l->n_rows > 0 && layer >= f->config.n_dense_layers ? &l->routing : NULL);
+    return 0;
+}
+
+/* Every lane attends while the other's experts work, the first one always ahead. */
+static int run_layers(struct forward *f, const struct pass *p)
+{
+    int rc = 0;
+    for (int layer = 0; rc == 0 && layer <= f->config.n_layers; layer++)
+        for (int i = 0; rc == 0 && i < p->n_lanes; i++) {
+            if (layer > 0)
+                rc = end_layer(f, p, &f->lanes[i], layer - 1);
+            if (rc == 0 && layer < f->config.n_layers)
+                rc = begin_layer(f, p, &f->lanes[i], layer);
+        }
+    for (int i = 0; i < p->n_lanes; i++) {
+        if (f->lanes[i].is_out)
+            p->ops->abandon(p->ud, i);
+        f->lanes[i].is_out = false;
+    }
     return rc;
 }
 
-/* What follows attention in a layer. */
-static int run_mlp(struct forward *f, int layer, int n_rows, const struct moe_ops *ops, void *ud)
+/* Whose rows and wanted logits lie where; returns how many lanes there are. */
+static int plan_lanes(struct forward *f, const struct step *s, int n_rows, int n_wanted)
 {
-    const struct layer *l = &f->layers[layer];
-    f->norm = l->post_norm;
-    pool_run(f->compute.pool, expert_input_task, f, n_rows);
-    if (l->has_experts)
-        return run_experts(f, layer, n_rows, ops, ud);
-    struct rows x = normed_rows(f, &f->expert_room, n_rows);
-    mlp_run(f->dense, &f->compute, &l->mlp, &x);
-    mlp_add(f->dense, &f->compute, f->x);
-    return 0;
+    bool may_cut = s->has_two_lanes && !s->probe && !s->probe_blocks;
+    int cut = may_cut ? lanes_cut(s->seqs, s->n_seqs) : 0, n_before = 0;
+    struct lane *a = &f->lanes[0], *b = &f->lanes[1];
+    *a = (struct lane){.n_rows = n_rows,
+                       .n_wanted = n_wanted,
+                       .seqs = s->seqs,
+                       .n_seqs = s->n_seqs,
+                       .shared = a->shared};
+    if (cut == 0)
+        return 1;
+    while (n_before < n_wanted && f->logit_rows[n_before] < cut)
+        n_before++;
+    int n_first = lanes_deal(s->seqs, s->n_seqs, cut, f->lane_seqs), n_all = s->n_seqs;
+    const struct step_seq *last = &f->lane_seqs[n_first - 1];
+    n_all += last->n_tokens < s->seqs[n_first - 1].n_tokens;
+    a->n_rows = cut;
+    a->n_wanted = n_before;
+    a->seqs = f->lane_seqs;
+    a->n_seqs = n_first;
+    *b = (struct lane){.index = 1,
+                       .first_row = cut,
+                       .n_rows = n_rows - cut,
+                       .first_wanted = n_before,
+                       .n_wanted = n_wanted - n_before,
+                       .seqs = f->lane_seqs + n_first,
+                       .n_seqs = n_all - n_first,
+                       .shared = b->shared};
+    return 2;
 }
 
 static void output_task(void *ctx, int i)
@@ -363,18 +494,6 @@ static void run_head(struct forward *f, int n_logits)
     matmul(&f->compute, &f->lm_head, &x, f->logits, (size_t)f->config.vocab_size);
 }
 
-static void probe(struct forward *f, const struct step *s, int layer, int n_rows)
-{
-    for (int row = 0; s->probe_blocks && layer >= 0 && row < n_rows; row++)
-        for (int head = 0; config_is_sparse(&f->config, layer) && head < f->config.n_kv_heads;
-             head++)
-            s->probe_blocks(s->probe_ud, layer, row, head,
-                            attention_blocks(f->attention, row, head));
-    if (s->probe)
-        s->probe(s->probe_ud, layer, f->x, n_rows,
-                 layer < f->config.n_dense_layers ? NULL : &f->routing);
-}
-
 int forward_step(struct forward *f, struct kv *kv, const struct step *s, const struct moe_ops *ops,
                  void *ud, const float **logits, int *n_logits)
 {
@@ -384,24 +503,15 @@ int forward_step(struct forward *f, struct kv *kv, const struct step *s, const s
         rc = grow_logits(f, n_wanted);
     if (rc < 0)
         return rc;
-    attention_begin(f->attention, s);
+    struct pass pass = {
+        .kv = kv, .step = s, .ops = ops, .ud = ud, .n_lanes = plan_lanes(f, s, n_rows, n_wanted)};
+    for (int i = 0; i < pass.n_lanes; i++)
+        attention_begin(f->attention, i, f->lanes[i].seqs, f->lanes[i].n_seqs);
     pool_run(f->compute.pool, embed_task, f, n_rows);
     probe(f, s, -1, n_rows);
-    for (int layer = 0; layer < f->config.n_layers; layer++) {
-        attention_layer(f->attention, &f->layers[layer].attention, kv, layer, f->x);
-        if (s->attended)
-            s->attended(s->layer_done_ud, layer);
-        /* A probe wants to see every row. */
-        if (layer == f->config.n_layers - 1 && !s->probe)
-            n_rows = keep_wanted_rows(f, n_wanted);
-        rc = n_rows > 0 ? run_mlp(f, layer, n_rows, ops, ud) : 0;
-        if (rc < 0)
-            return rc;
-        probe(f, s, layer, n_rows);
-        if (s->layer_done)
-            s->layer_done(s->layer_done_ud, layer,
-                          n_rows > 0 && layer >= f->config.n_dense_layers ? &f->routing : NULL);
-    }
+    rc = run_layers(f, &pass);
+    if (rc < 0)
+        return rc;
     if (n_wanted > 0)
         run_head(f, n_wanted);
     for (int i = 0; i < s->n_seqs; i++)

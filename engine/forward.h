@@ -10,7 +10,11 @@
 #include "engine/router.h"
 #include "model/checkpoint.h"
 
-/* The rows of one lane on their way to the experts.  Borrowed until gather() returned. */
+/* A lane is half of a step's rows; with one, all of them. */
+enum { FORWARD_LANES = 2 };
+
+/* The rows of one lane on their way to the experts.  Borrowed until gather() or abandon()
+ * returned. */
 struct moe_rows {
     int layer; /* of those with experts, from 0 */
     int n_rows, hidden;
@@ -25,6 +29,9 @@ struct moe_ops {
     int (*scatter)(void *ud, int lane, const struct moe_rows *rows);
     /* Waits for that lane's experts, up to the step's deadline; adds into x [n_rows, hidden]. */
     int (*gather)(void *ud, int lane, float *x);
+    /* The step has failed elsewhere: that lane's rows are wanted no more.  Never blocks; never
+     * called, and may be NULL, where steps have one lane. */
+    void (*abandon)(void *ud, int lane);
 };
 
 /* Consecutive positions of one sequence. */
@@ -40,6 +47,9 @@ struct step_seq {
 struct step {
     int n_seqs;
     const struct step_seq *seqs;
+    /* Halves the rows, where they can be halved (engine/lanes.h), so that one lane attends while the
+     * other's experts work; the bits are the same.  Not with a probe. */
+    bool has_two_lanes;
     /* Optional: sees the residual stream after the embedding (layer -1, routing NULL) and
      * after every layer (routing NULL where it has no experts).  For tests. */
     void (*probe)(void *ud, int layer, const float *x, int n_rows, const struct routing *r);
@@ -47,7 +57,7 @@ struct step {
      * layer sees, ascending; NULL where that is all of them. */
     void (*probe_blocks)(void *ud, int layer, int row, int kv_head, const int32_t *blocks);
     void *probe_ud;
-    /* Optional, for whoever counts and measures: after every layer; `r` is what the router chose for
+    /* Optional, for whoever counts and measures: after every layer of every lane; `r` is what the router chose for
      * the rows that went through its experts, NULL if none did (a dense layer; the last one of a
      * step without logits).  Unlike a probe it changes nothing. */
     void (*layer_done)(void *ud, int layer, const struct routing *r);

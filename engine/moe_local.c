@@ -21,8 +21,8 @@ struct moe_local {
 
     int32_t *first_route; /* [max_rows + 1]: every row has top_k */
     struct parcel_result result;
-    struct moe_rows rows; /* of the round that is out */
-    bool is_out;
+    struct moe_rows rows[FORWARD_LANES]; /* of rounds that are out */
+    bool is_out[FORWARD_LANES];
 };
 
 /* ---- loading ---- */
@@ -153,44 +153,47 @@ void moe_local_close(struct moe_local **moe)
 static int scatter(void *ud, int lane, const struct moe_rows *rows)
 {
     struct moe_local *m = ud;
-    must(lane == 0 && !m->is_out);
+    must(lane >= 0 && lane < FORWARD_LANES && !m->is_out[lane]);
     must(rows->n_rows >= 1 && rows->n_rows <= m->max_rows && rows->hidden == m->hidden);
-    m->rows = *rows;
-    m->is_out = true;
+    m->rows[lane] = *rows;
+    m->is_out[lane] = true;
     return 0;
 }
 
-static void run_experts(struct moe_local *m, int first_row, int n_rows, enum combine_mode mode)
+static void run_experts(struct moe_local *m, const struct moe_rows *rows, int first_row, int n_rows,
+                        enum combine_mode mode)
 {
-    const struct routing *routing = m->rows.routing;
+    const struct routing *routing = rows->routing;
     size_t first = (size_t)first_row, route = first * (size_t)m->top_k;
-    struct parcel p = {.layer = m->rows.layer,
+    struct parcel p = {.layer = rows->layer,
                        .n_rows = n_rows,
                        .hidden = m->hidden,
                        .n_routes = n_rows * m->top_k,
                        .mode = mode,
-                       .rows = rows_part(&m->rows.rows, first_row, n_rows),
-                       .exponents = m->rows.exponents + first,
+                       .rows = rows_part(&rows->rows, first_row, n_rows),
+                       .exponents = rows->exponents + first,
                        .first_route = m->first_route,
                        .experts = routing->experts + route,
                        .weights = routing->weights + route};
-    const struct expert *const *held = m->held + (size_t)m->rows.layer * (size_t)m->n_experts;
+    const struct expert *const *held = m->held + (size_t)rows->layer * (size_t)m->n_experts;
     expert_forward(&m->compute, m->scratch, held, m->n_experts, &p, &m->result);
 }
 
 /* Adds row `from` of by_expert to row `row` of x. */
-static void fold_expert_row(struct moe_local *m, int row, int from, float *x)
+static void fold_expert_row(struct moe_local *m, const struct moe_rows *rows, int row, int from,
+                            float *x)
 {
     const void *slots[MODEL_MAX_TOP_K];
     size_t slot_floats = (size_t)m->hidden, first = (size_t)from * (size_t)m->top_k;
     for (int slot = 0; slot < m->top_k; slot++)
         slots[slot] = m->result.by_expert + (first + (size_t)slot) * slot_floats;
-    moe_fold_expert(slots, m->rows.routing->weights + (size_t)row * (size_t)m->top_k, m->top_k,
+    moe_fold_expert(slots, rows->routing->weights + (size_t)row * (size_t)m->top_k, m->top_k,
                     m->hidden, x + (size_t)row * slot_floats);
 }
 
 struct fold_job {
     struct moe_local *moe;
+    const struct moe_rows *rows;
     float *x;
 };
 
@@ -200,29 +203,36 @@ static void fold_task(void *ctx, int row)
     struct moe_local *m = job->moe;
     size_t at = (size_t)row * (size_t)m->hidden;
     if (m->mode == COMBINE_EXPERT)
-        fold_expert_row(m, row, row, job->x);
+        fold_expert_row(m, job->rows, row, row, job->x);
     else if (m->mode == COMBINE_NODE)
         moe_fold_node(m->result.node + at, m->hidden, job->x + at);
     else if (!m->result.overflow[row])
-        moe_fold_fixed(m->compute.kernels, m->result.fixed + at, m->rows.exponents[row], m->hidden,
-                       job->x + at);
+        moe_fold_fixed(m->compute.kernels, m->result.fixed + at, job->rows->exponents[row],
+                       m->hidden, job->x + at);
 }
 
 static int gather(void *ud, int lane, float *x)
 {
     struct moe_local *m = ud;
-    must(lane == 0 && m->is_out);
-    m->is_out = false;
-    run_experts(m, 0, m->rows.n_rows, m->mode);
-    struct fold_job job = {.moe = m, .x = x};
-    pool_run(m->compute.pool, fold_task, &job, m->rows.n_rows);
-    for (int row = 0; m->mode == COMBINE_FIXED && row < m->rows.n_rows; row++) {
+    must(lane >= 0 && lane < FORWARD_LANES && m->is_out[lane]);
+    const struct moe_rows *rows = &m->rows[lane];
+    m->is_out[lane] = false;
+    run_experts(m, rows, 0, rows->n_rows, m->mode);
+    struct fold_job job = {.moe = m, .rows = rows, .x = x};
+    pool_run(m->compute.pool, fold_task, &job, rows->n_rows);
+    for (int row = 0; m->mode == COMBINE_FIXED && row < rows->n_rows; row++) {
         if (!m->result.overflow[row])
             continue;
-        run_experts(m, row, 1, COMBINE_EXPERT);
-        fold_expert_row(m, row, 0, x);
+        run_experts(m, rows, row, 1, COMBINE_EXPERT);
+        fold_expert_row(m, rows, row, 0, x);
     }
     return 0;
 }
 
-const struct moe_ops moe_local_ops = {.scatter = scatter, .gather = gather};
+static void abandon(void *ud, int lane)
+{
+    struct moe_local *m = ud;
+    m->is_out[lane] = false;
+}
+
+const struct moe_ops moe_local_ops = {.scatter = scatter, .gather = gather, .abandon = abandon};

@@ -60,13 +60,12 @@ static void body(void *ud)
 {
     struct attention_bench *a = ud;
     struct step_seq q = {.kv = &a->seq, .position = a->seq.length, .n_tokens = a->rows};
-    struct step s = {.n_seqs = 1, .seqs = &q};
     for (int row = 0; row < a->rows; row++)
         for (int i = 0; i < HIDDEN; i++)
             a->x[row * HIDDEN + i] = i == (row + a->pass) % HIDDEN ? 1.0f : 0.02f;
     a->pass++;
-    attention_begin(a->attention[a->kind], &s);
-    attention_layer(a->attention[a->kind], &a->weights[a->kind], a->kv, 0, a->x);
+    attention_begin(a->attention[a->kind], 0, &q, 1);
+    attention_layer(a->attention[a->kind], 0, &a->weights[a->kind], a->kv, 0, a->x);
 }
 
 static void close_all(struct attention_bench *a)

@@ -29,7 +29,7 @@ void tiny_model_write(const char *dir, int n_layers, uint64_t seed)
 void tiny_model_open(struct tiny_model *m, const char *dir, const struct tiny_model_options *o)
 {
     struct err e = {0};
-    *m = (struct tiny_model){0};
+    *m = (struct tiny_model){.has_two_lanes = o->has_two_lanes};
     if (format_set_parse(o->format ? o->format : "native", &m->formats, &e) < 0)
         test_fail(__FILE__, __LINE__, "%s", e.text);
     m->compute.kernels = o->kernels ? kernels_named(o->kernels) : kernels_best();
@@ -75,7 +75,7 @@ void tiny_model_run(struct tiny_model *m, struct kv_seq *seq, const int32_t *tok
                              .n_tokens = n,
                              .tokens = tokens + at,
                              .all_logits = true};
-        struct step step = {.n_seqs = 1, .seqs = &s};
+        struct step step = {.n_seqs = 1, .seqs = &s, .has_two_lanes = m->has_two_lanes};
         const float *got;
         int n_got;
         CHECK_INT(forward_step(m->forward, m->kv, &step, &moe_local_ops, m->moe, &got, &n_got), 0);

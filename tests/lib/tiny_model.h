@@ -16,6 +16,7 @@ struct tiny_model_options {
     int n_threads, max_rows;
     const char *format; /* for format_set_parse(); NULL: native, a bf16 cache */
     enum combine_mode combine;
+    bool has_two_lanes; /* of tiny_model_run()'s steps */
 };
 enum { TINY_MODEL_MAX_ROWS = 128, TINY_MODEL_PAGES = 24 };
 
@@ -27,6 +28,7 @@ struct tiny_model {
     struct forward *forward;
     struct moe_local *moe;
     struct kv *kv; /* TINY_MODEL_PAGES pages */
+    bool has_two_lanes;
 };
 void tiny_model_open(struct tiny_model *m, const char *dir, const struct tiny_model_options *o);
 void tiny_model_close(struct tiny_model *m);

@@ -238,20 +238,19 @@ static void run_way(const struct layer_data *l, const struct way *way, const flo
         spoil_pages(&o);
     while (seq.length < ROWS) {
         struct step_seq seqs[2];
-        struct step step = {.seqs = seqs};
+        int n_seqs = 0;
         int n_rows = 0;
         if (way->has_company && other.length < OTHER_ROWS) {
             int n = least(OTHER_ROWS - other.length, 5);
-            seqs[step.n_seqs] =
-                (struct step_seq){.kv = &other, .position = other.length, .n_tokens = n};
-            place(&o, &seqs[step.n_seqs++], company, &n_rows);
+            seqs[n_seqs] = (struct step_seq){.kv = &other, .position = other.length, .n_tokens = n};
+            place(&o, &seqs[n_seqs++], company, &n_rows);
         }
         int position = seq.length, first = n_rows;
         int n = least(least(ROWS - position, way->chunk_rows), way->max_rows - n_rows);
-        seqs[step.n_seqs] = (struct step_seq){.kv = &seq, .position = position, .n_tokens = n};
-        place(&o, &seqs[step.n_seqs++], x, &n_rows);
-        attention_begin(o.attention, &step);
-        attention_layer(o.attention, &o.weights, o.kv, 0, o.x);
+        seqs[n_seqs] = (struct step_seq){.kv = &seq, .position = position, .n_tokens = n};
+        place(&o, &seqs[n_seqs++], x, &n_rows);
+        attention_begin(o.attention, 0, seqs, n_seqs);
+        attention_layer(o.attention, 0, &o.weights, o.kv, 0, o.x);
         memcpy(out + (size_t)position * HIDDEN, o.x + (size_t)first * HIDDEN,
                (size_t)n * HIDDEN * sizeof(float));
     }

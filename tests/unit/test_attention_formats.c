@@ -84,10 +84,9 @@ static void run(const struct layer_data *l, enum weight_format format, int n_thr
     for (int position = 0; position < ROWS; position += rows_per_step) {
         int n = ROWS - position < rows_per_step ? ROWS - position : rows_per_step;
         struct step_seq s = {.kv = &seq, .position = position, .n_tokens = n};
-        struct step step = {.n_seqs = 1, .seqs = &s};
         mem_guard_begin("attention");
-        attention_begin(attention, &step);
-        attention_layer(attention, &weights, kv, 0, out + position * HIDDEN);
+        attention_begin(attention, 0, &s, 1);
+        attention_layer(attention, 0, &weights, kv, 0, out + position * HIDDEN);
         mem_guard_end();
     }
     for (int i = 0; i < ROWS * HIDDEN; i++)

@@ -53,6 +53,8 @@ TEST_WITHIN(forward_gives_one_answer_for_chunks_threads_and_kernels, 120)
         {{.n_threads = 2, .max_rows = N_TOKENS}, N_TOKENS},
         {{.kernels = "portable", .n_threads = 1}, 128},
         {{.kernels = "portable", .n_threads = 2}, 31},
+        {{.n_threads = 2, .has_two_lanes = true}, 128},
+        {{.n_threads = 1, .has_two_lanes = true}, 37},
     };
     for (int mode = 0; mode < COMBINE_COUNT; mode++) {
         struct tiny_model_options plain = {.combine = (enum combine_mode)mode};
@@ -86,7 +88,8 @@ TEST_WITHIN(forward_gives_one_answer_in_every_format, 120)
         struct tiny_model_options plain = {.format = formats[f]};
         struct tiny_model_options other = {
             .format = formats[f], .kernels = "portable", .n_threads = 2};
-        struct tiny_model_options busy = {.format = formats[f], .n_threads = 3};
+        struct tiny_model_options busy = {
+            .format = formats[f], .n_threads = 3, .has_two_lanes = true};
         float *want = logits_of("model", &plain, tokens, 128);
         test_say("%s: hash of all logits %016llx", formats[f],
                  (unsigned long long)sample_logits_hash(want, N_TOKENS * VOCAB));
@@ -119,7 +122,7 @@ TEST(forward_gives_one_answer_alone_and_in_company)
     tiny_model_open(&m, "model", &o);
     for (int n_done = 0; n_done < N_SEQS;) {
         struct step_seq part[N_SEQS];
-        struct step step = {.seqs = part};
+        struct step step = {.seqs = part, .has_two_lanes = rng_below(&r, 3) > 0};
         int who[N_SEQS];
         n_done = 0;
         for (int i = 0; i < N_SEQS; i++) {
@@ -178,12 +181,18 @@ TEST(forward_gives_the_logits_that_were_asked_for)
     parts[2].all_logits = true;
     const float *got;
     int n;
-    CHECK_INT(forward_step(m.forward, m.kv, &step, &moe_local_ops, m.moe, &got, &n), 0);
-    CHECK_INT(n, 13);
-    CHECK_BYTES(got, want + 10 * VOCAB, VOCAB * sizeof(float));
-    CHECK_BYTES(got + VOCAB, want, 12 * VOCAB * sizeof(float));
-    for (int i = 0; i < 3; i++)
-        CHECK_INT(seqs[i].length, 10 + i);
+    for (int lanes = 1; lanes <= 2; lanes++) {
+        step.has_two_lanes = lanes == 2;
+        CHECK_INT(forward_step(m.forward, m.kv, &step, &moe_local_ops, m.moe, &got, &n), 0);
+        CHECK_INT(n, 13);
+        CHECK_BYTES(got, want + 10 * VOCAB, VOCAB * sizeof(float));
+        CHECK_BYTES(got + VOCAB, want, 12 * VOCAB * sizeof(float));
+        for (int i = 0; i < 3; i++) {
+            CHECK_INT(seqs[i].length, 10 + i);
+            if (lanes == 1)
+                seqs[i].length = 0;
+        }
+    }
     parts[0].position = 10;
     parts[0].n_tokens = 1;
     CHECK_INT(kv_reserve(m.kv, &seqs[0], 11), 0);
@@ -200,6 +209,7 @@ TEST(forward_gives_the_logits_that_were_asked_for)
 
 struct counted {
     struct moe_local *moe;
+    bool has_second_lane;
     int rows[LAYERS];   /* that were scattered for each layer */
     int routed[LAYERS]; /* that whoever measures was told of */
 };
@@ -208,6 +218,7 @@ static int counting_scatter(void *ud, int lane, const struct moe_rows *rows)
 {
     struct counted *c = ud;
     c->rows[rows->layer] += rows->n_rows;
+    c->has_second_lane |= lane == 1;
     return moe_local_ops.scatter(c->moe, lane, rows);
 }
 
@@ -240,8 +251,10 @@ TEST(forward_sends_to_the_last_experts_only_rows_whose_logits_are_wanted)
     struct step step = {.n_seqs = 2, .seqs = parts};
     const float *logits;
     int n;
-    for (int wanted = 2; wanted >= 0; wanted--) {
+    for (int k = 0; k < 6; k++) {
         struct counted c = {.moe = m.moe};
+        int wanted = 2 - k / 2;
+        step.has_two_lanes = k % 2 == 1;
         step.layer_done = wanted == 2 ? NULL : count_routed;
         step.layer_done_ud = &c;
         for (int i = 0; i < 2; i++) {
@@ -254,6 +267,7 @@ TEST(forward_sends_to_the_last_experts_only_rows_whose_logits_are_wanted)
         }
         CHECK_INT(forward_step(m.forward, m.kv, &step, &counting_ops, &c, &logits, &n), 0);
         CHECK_INT(n, wanted);
+        CHECK(c.has_second_lane == step.has_two_lanes);
         CHECK_INT(c.rows[0], 11);
         CHECK_INT(c.rows[LAYERS - 2], 11);
         CHECK_INT(c.rows[LAYERS - 1], wanted);
@@ -289,11 +303,20 @@ static int failing_gather(void *ud, int lane, float *x)
     return f->gathers && f->calls_left-- == 0 ? E_DEADLINE : rc;
 }
 
-static const struct moe_ops failing_ops = {.scatter = failing_scatter, .gather = failing_gather};
+/* A round that is never taken back stops the next step at moe_local's must(). */
+static void failing_abandon(void *ud, int lane)
+{
+    struct failing *f = ud;
+    moe_local_ops.abandon(f->moe, lane);
+}
 
-TEST(forward_step_is_all_or_nothing)
+static const struct moe_ops failing_ops = {
+    .scatter = failing_scatter, .gather = failing_gather, .abandon = failing_abandon};
+
+static void fail_everywhere(int n_lanes)
 {
     struct rng r = test_rng();
+    int n_calls = n_lanes * LAYERS;
     int32_t tokens[N_TOKENS];
     make_tokens(&r, tokens, N_TOKENS);
     tiny_model_write("model", LAYERS, 4);
@@ -304,32 +327,42 @@ TEST(forward_step_is_all_or_nothing)
     tiny_model_open(&m, "model", &o);
     CHECK_INT(kv_reserve(m.kv, &seq, N_TOKENS), 0);
     for (int gathers = 0; gathers <= 1; gathers++)
-        for (int call = 0; call <= LAYERS; call++) {
+        for (int call = 0; call <= n_calls; call++) {
             struct failing f = {.moe = m.moe, .calls_left = call, .gathers = gathers != 0};
             int before = seq.length;
             /* Other tokens when the step fails: they must leave no trace. */
             struct step_seq part = {.kv = &seq,
                                     .position = before,
-                                    .n_tokens = 9,
-                                    .tokens = call < LAYERS ? tokens + 50 : tokens + before,
+                                    .n_tokens = 20,
+                                    .tokens = call < n_calls ? tokens + 50 : tokens + before,
                                     .all_logits = true};
-            struct step step = {.n_seqs = 1, .seqs = &part};
+            struct step step = {.n_seqs = 1, .seqs = &part, .has_two_lanes = n_lanes == 2};
             const float *got = NULL;
             int n = -1;
             int rc = forward_step(m.forward, m.kv, &step, &failing_ops, &f, &got, &n);
-            if (call < LAYERS) {
+            if (call < n_calls) {
                 CHECK_INT(rc, gathers ? E_DEADLINE : E_UNAVAILABLE);
                 CHECK_INT(seq.length, before);
                 CHECK(!got && n == -1);
                 continue;
             }
             CHECK_INT(rc, 0);
-            CHECK_INT(seq.length, before + 9);
-            CHECK_BYTES(got, want + (size_t)before * VOCAB, 9 * VOCAB * sizeof(float));
+            CHECK_INT(seq.length, before + 20);
+            CHECK_BYTES(got, want + (size_t)before * VOCAB, 20 * VOCAB * sizeof(float));
         }
     kv_truncate(m.kv, &seq, 0);
     tiny_model_close(&m);
     mem_free(want);
+}
+
+TEST(forward_step_is_all_or_nothing)
+{
+    fail_everywhere(1);
+}
+
+TEST(forward_step_of_two_lanes_is_all_or_nothing)
+{
+    fail_everywhere(2);
 }
 
 TEST(forward_refuses_a_token_outside_the_vocabulary)
