@@ -23,6 +23,10 @@ static const struct conf_option options[] = {
     {"attention.max_rows", CONF_INT, AT(max_rows), "256", 1, 65536, NULL, "rows of one step"},
     {"attention.max_seqs", CONF_INT, AT(max_seqs), "64", 1, 4096, NULL,
      "sequences that may live here at a time"},
+    {"attention.lanes", CONF_CHOICE, AT(lanes), "auto", 0, 0, "auto|1|2",
+     "2: one half of a step's rows attends while the experts of the other half work; auto: "
+     "whichever "
+     "of 1 and 2 is measured to be faster"},
     {"attention.call_timeout_ms", CONF_MS, AT(call_timeout_ns), "10000", 10, 600000, NULL,
      "one layer's experts must have answered by then"},
     {"attention.spin_us", CONF_INT, AT(spin_us), "50", 0, 100000, NULL,
@@ -69,6 +73,7 @@ struct side_config attn_node_side(const struct attn_node_config *c)
         .keeps_prefixes = c->keeps_prefixes,
         .max_rows = (int)c->max_rows,
         .max_seqs = (int)c->max_seqs,
+        .lanes = c->lanes,
         .call_timeout_ns = c->call_timeout_ns,
         .spin_ns = c->spin_us * CLOCK_US,
         .ladder = c->ladder,

@@ -10,6 +10,7 @@ struct attn_node_config {
     struct node_options node;
     struct weights_options weights;
     bool keeps_prefixes;
+    int lanes;
     int64_t threads, kv_bytes, max_rows, max_seqs, call_timeout_ns, spin_us;
     struct ladder ladder;
 };

@@ -5,6 +5,11 @@
  * that are nowhere, wait.  No call outlives its round: when a round ends the open ones are
  * cancelled, so a trip's memory can be used again by the next round.
  *
+ * With two lanes two rounds are out at a time, each with its own books and trips.  Whoever waits for
+ * one minds the other as well, and a round that fails fails the step at once.  While the engine
+ * computes nobody takes answers: gather() takes those that have come meanwhile before it looks at
+ * deadlines, and what they took is known only to be no more than that.
+ *
  * When a round's check finds that two nodes differ, the step has come to nothing: inquiry.h
  * finds out who was wrong, that node is asked nothing more, and the owner begins again. */
 #include "attn_node/moe_remote.h"
@@ -22,11 +27,11 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/must.h"
+#include "engine/lanes.h"
 #include "rpc/channel.h"
 
 _Static_assert((int)ROUND_NO_HOLDER == (int)WIRE_NO_HOLDER, "the table is used as it came");
 
-enum { LANES = 1 /* forward_step() uses one */ };
 /* A full channel gives no event when it drains. */
 #define UNSENT_POLL_NS (2 * CLOCK_MS)
 /* How often experts that are nowhere, and late parcels that nobody else has, are looked at. */
@@ -60,7 +65,11 @@ struct lane {
     int64_t waits_since_ns; /* experts are nowhere; 0: none */
     int64_t next_retry_ns;
     bool is_wait_counted;
-    uint32_t n_good; /* nodes of good standing when orphans were looked at last */
+    bool is_under_way;  /* between scatter and the end of gather */
+    bool is_beside;     /* the other lane's was, too, for a part of that */
+    bool has_old_nodes; /* a table came after the round was through, and before it was folded */
+    int64_t scatter_ns; /* spent in scatter() */
+    uint32_t n_good;    /* nodes of good standing when orphans were looked at last */
 };
 
 struct moe_remote {
@@ -70,8 +79,8 @@ struct moe_remote {
     struct wire_table *table;
     struct expert_peers peers; /* as the table numbers them */
     uint32_t n_told_broken;
-    struct lane lanes[LANES];
-    bool is_under_way; /* a round is between scatter and the end of gather */
+    struct lane lanes[FORWARD_LANES]; /* options.n_lanes of them */
+    bool is_deaf;                     /* what is taken now may have come long ago */
 
     uint64_t step, trace_id;
     int64_t step_deadline_ns, experts_ns, late_replies;
@@ -101,7 +110,10 @@ struct moe_remote *moe_remote_new(const struct moe_remote_options *o)
                                   .top_k = o->top_k,
                                   .hidden = o->hidden,
                                   .n_experts = o->n_experts};
-    for (int i = 0; i < LANES; i++) {
+    must(o->n_lanes >= 1 && o->n_lanes <= FORWARD_LANES);
+    for (int i = 0; i < o->n_lanes; i++) {
+        if (i > 0)
+            limits.max_rows = lanes_most_rows(o->max_rows);
         m->lanes[i].round = round_new(&limits);
         m->lanes[i].trips = mem_array((size_t)round_max_parcels(&limits), sizeof(struct trip));
     }
@@ -118,7 +130,7 @@ void moe_remote_free(struct moe_remote **moe)
         return;
     *moe = NULL;
     expert_peers_free(&m->peers);
-    for (int i = 0; i < LANES; i++) {
+    for (int i = 0; i < m->options.n_lanes; i++) {
         round_free(&m->lanes[i].round);
         mem_free(m->lanes[i].trips);
     }
@@ -211,16 +223,24 @@ static void cancel_calls(struct moe_remote *m, int lane, enum which_calls which)
     }
 }
 
+static bool is_going_on(const struct lane *l)
+{
+    return l->is_under_way &&
+           (round_state(l->round) == ROUND_RUNNING || round_state(l->round) == ROUND_WAITING);
+}
+
 static void change_round(struct moe_remote *m, int lane, const struct wire_table *t,
                          const struct round_node *nodes, const int32_t *moved)
 {
     struct lane *l = &m->lanes[lane];
-    if (!m->is_under_way) {
+    if (!l->is_under_way) {
         round_install(l->round, nodes, (int)t->n_nodes);
         return;
     }
-    if (round_state(l->round) != ROUND_RUNNING && round_state(l->round) != ROUND_WAITING)
+    if (!is_going_on(l)) {
+        l->has_old_nodes = true;
         return;
+    }
     if (round_state(l->round) == ROUND_WAITING)
         cancel_calls(m, lane, ALL_CALLS);
     round_change(l->round, &(struct round_change){
@@ -246,7 +266,7 @@ int moe_remote_install(struct moe_remote *m, struct wire_table **table, struct e
     int32_t *moved = mem_array((size_t)m->peers.n + 1, sizeof(*moved));
     expert_peers_install(&m->peers, t, moved, &gone);
     struct round_node *nodes = list_nodes(m, t);
-    for (int i = 0; i < LANES; i++)
+    for (int i = 0; i < m->options.n_lanes; i++)
         change_round(m, i, t, nodes, moved);
     mem_free(nodes);
     mem_free(moved);
@@ -337,6 +357,14 @@ static void observe(const struct trip *t, const struct reply *reply, int layer, 
     observer_called(t->moe->options.observer, &span, t->sent_ns, now_ns);
 }
 
+static void take_pace(const struct trip *t)
+{
+    int64_t took_ns = clock_now_ns() - t->sent_ns;
+    int64_t usual_ns = pace_usual_ns(&t->peer->pace, t->n_routes);
+    if (!t->moe->is_deaf || usual_ns == 0 || took_ns < usual_ns)
+        pace_take(&t->peer->pace, t->n_routes, took_ns);
+}
+
 static void on_reply(void *ud, const struct reply *reply)
 {
     struct trip *t = ud;
@@ -357,7 +385,7 @@ static void on_reply(void *ud, const struct reply *reply)
         return;
     observe(t, reply, layer, code);
     if (code == 0) {
-        pace_take(&t->peer->pace, t->n_routes, clock_now_ns() - t->sent_ns);
+        take_pace(t);
         m->counters.hedge_wins += round_parcel(round, t->ticket.parcel)->reason == REASON_HEDGE;
     } else {
         note_failure(t, code, e.text);
@@ -597,11 +625,9 @@ static int64_t mind_peers(struct moe_remote *m, int64_t now_ns)
     return next_ns;
 }
 
-/* What has become known of the nodes since the last turn; returns when probes are due. */
-static int64_t mind_nodes(struct moe_remote *m, int lane, int64_t now_ns)
+/* What has become known of the nodes since the last turn. */
+static void take_standings(struct moe_remote *m, struct lane *l, int64_t now_ns)
 {
-    struct lane *l = &m->lanes[lane];
-    int64_t next_ns = mind_peers(m, now_ns);
     uint32_t n_good = 0;
     for (int i = 0; i < m->peers.n; i++) {
         enum standing standing = expert_peer_standing(m->peers.items[i]);
@@ -611,7 +637,6 @@ static int64_t mind_nodes(struct moe_remote *m, int lane, int64_t now_ns)
     if (n_good > l->n_good)
         l->next_retry_ns = now_ns; /* whoever came may have what is nowhere */
     l->n_good = n_good;
-    return next_ns;
 }
 
 /* ---- moe_ops ------------------------------------------------------------------------- */
@@ -631,10 +656,12 @@ void moe_remote_begin_step(struct moe_remote *m, uint64_t step, uint64_t trace_i
 static int scatter(void *ud, int lane, const struct moe_rows *rows)
 {
     struct moe_remote *m = ud;
-    must(lane >= 0 && lane < LANES);
+    must(lane >= 0 && lane < m->options.n_lanes);
     struct lane *l = &m->lanes[lane];
+    must(!l->is_under_way);
     l->begun_ns = clock_now_ns();
     l->waits_since_ns = 0;
+    l->is_beside = false;
     if (!m->table)
         return err_set(&m->error, E_UNAVAILABLE, "no table of expert nodes yet");
     must(m->options.group ? rows->rows.group == m->options.group : rows->rows.f32 != NULL);
@@ -646,39 +673,113 @@ static int scatter(void *ud, int lane, const struct moe_rows *rows)
         .check_one_in = m->options.ladder.verify_one_in,
     };
     l->rows = rows;
-    mind_nodes(m, lane, l->begun_ns);
+    mind_peers(m, l->begun_ns);
+    take_standings(m, l, l->begun_ns);
     round_begin(l->round, &plan);
-    m->is_under_way = true;
+    l->is_under_way = true;
+    for (int i = 0; i < m->options.n_lanes; i++)
+        if (i != lane && m->lanes[i].is_under_way)
+            l->is_beside = m->lanes[i].is_beside = true;
     send_parcels(m, lane, l->begun_ns);
+    int64_t now_ns = clock_now_ns();
+    l->scatter_ns = now_ns - l->begun_ns;
     if (m->options.observer)
         observer_scattered(m->options.observer, lane, rows->layer, rows->n_rows, l->begun_ns,
-                           clock_now_ns());
+                           now_ns);
     return 0;
 }
 
-static bool is_going_on(const struct lane *l)
+static bool is_any_orphan(const struct moe_remote *m)
 {
-    return round_state(l->round) == ROUND_RUNNING || round_state(l->round) == ROUND_WAITING;
+    for (int i = 0; i < m->options.n_lanes; i++)
+        if (is_going_on(&m->lanes[i]) && round_n_orphans(m->lanes[i].round) > 0)
+            return true;
+    return false;
+}
+
+/* Nobody brings tables any more. */
+static void give_up_orphans(struct moe_remote *m)
+{
+    for (int i = 0; i < m->options.n_lanes; i++)
+        if (is_going_on(&m->lanes[i]) && round_n_orphans(m->lanes[i].round) > 0)
+            round_give_up(m->lanes[i].round, "this side is stopping");
+}
+
+static int64_t mind_lane(struct moe_remote *m, int lane, int64_t now_ns)
+{
+    int64_t until_ns = mind_parcels(m, lane, now_ns);
+    until_ns = earlier(until_ns, mind_orphans(m, lane, now_ns));
+    if (is_going_on(&m->lanes[lane]) && send_parcels(m, lane, now_ns))
+        until_ns = earlier(until_ns, now_ns + UNSENT_POLL_NS);
+    return until_ns;
 }
 
 /* One turn of gather's loop, up to the wait; returns until when to wait. */
-static int64_t turn(struct moe_remote *m, int lane)
+static int64_t turn(struct moe_remote *m)
 {
-    struct lane *l = &m->lanes[lane];
     int64_t now_ns = clock_now_ns();
-    int64_t until_ns = mind_nodes(m, lane, now_ns);
-    cancel_calls(m, lane, DROPPED_CALLS);
-    if (round_n_orphans(l->round) > 0 && m->options.take_tables &&
-        !m->options.take_tables(m->options.ud)) {
-        if (round_n_orphans(l->round) > 0)
-            round_give_up(l->round, "this side is stopping");
+    int64_t until_ns = mind_peers(m, now_ns);
+    for (int i = 0; i < m->options.n_lanes; i++) {
+        if (!is_going_on(&m->lanes[i]))
+            continue;
+        take_standings(m, &m->lanes[i], now_ns);
+        cancel_calls(m, i, DROPPED_CALLS);
+    }
+    if (is_any_orphan(m) && m->options.take_tables && !m->options.take_tables(m->options.ud)) {
+        give_up_orphans(m);
         return now_ns;
     }
-    until_ns = earlier(until_ns, mind_parcels(m, lane, now_ns));
-    until_ns = earlier(until_ns, mind_orphans(m, lane, now_ns));
-    if (is_going_on(l) && send_parcels(m, lane, now_ns))
-        until_ns = earlier(until_ns, now_ns + UNSENT_POLL_NS);
+    for (int i = 0; i < m->options.n_lanes; i++)
+        if (is_going_on(&m->lanes[i]))
+            until_ns = earlier(until_ns, mind_lane(m, i, now_ns));
     return until_ns;
+}
+
+/* The first lane whose round has failed, or -1. */
+static int failed_lane(const struct moe_remote *m)
+{
+    for (int i = 0; i < m->options.n_lanes; i++)
+        if (m->lanes[i].is_under_way && round_state(m->lanes[i].round) == ROUND_FAILED)
+            return i;
+    return -1;
+}
+
+/* Turns until the lane's round is through, or another one has failed. */
+static void wait_for_lane(struct moe_remote *m, const struct lane *l)
+{
+    m->is_deaf = l->is_beside;
+    if (m->is_deaf)
+        channel_wait(m->peers.channels, m->peers.n_channels, -1, 0, 0);
+    m->is_deaf = false;
+    while (is_going_on(l) && failed_lane(m) < 0) {
+        int64_t until_ns = turn(m);
+        if (!is_going_on(l) || failed_lane(m) >= 0)
+            break;
+        int fd = is_any_orphan(m) ? m->options.tables_fd : -1;
+        channel_wait(m->peers.channels, m->peers.n_channels, fd, until_ns, m->options.spin_ns);
+    }
+}
+
+/* The round is idle. */
+static void end_lane(struct moe_remote *m, struct lane *l)
+{
+    l->is_under_way = false;
+    if (!l->has_old_nodes)
+        return;
+    struct round_node *nodes = list_nodes(m, m->table);
+    round_install(l->round, nodes, (int)m->table->n_nodes);
+    mem_free(nodes);
+    l->has_old_nodes = false;
+}
+
+static void abandon(void *ud, int lane)
+{
+    struct moe_remote *m = ud;
+    struct lane *l = &m->lanes[lane];
+    must(l->is_under_way);
+    cancel_calls(m, lane, ALL_CALLS);
+    round_abandon(l->round);
+    end_lane(m, l);
 }
 
 static void accuse(struct moe_remote *m, const struct round_answer *a, bool is_sure)
@@ -717,45 +818,56 @@ static int settle_dispute(struct moe_remote *m, const struct moe_rows *rows,
                    v.is_decided ? "" : ", and nobody can say which was wrong");
 }
 
+static void fold(struct moe_remote *m, struct lane *l, float *x)
+{
+    int n_left_out = round_n_left_out(l->round);
+    m->n_left_out += n_left_out;
+    m->counters.left_out += (uint64_t)n_left_out;
+    if (n_left_out > 0)
+        log_warn("round.left_out", "step=%" PRIu64 " layer=%d selections=%d", m->step,
+                 round_layer(l->round), n_left_out);
+    round_fold(l->round, x);
+}
+
+/* The round of that lane fails the step. */
+static int fail(struct moe_remote *m, int lane)
+{
+    struct lane *l = &m->lanes[lane];
+    struct round_dispute d;
+    cancel_calls(m, lane, ALL_CALLS);
+    m->error = *round_error(l->round);
+    /* Nodes that are numbered otherwise now cannot be accused. */
+    if (!l->has_old_nodes && round_find_dispute(l->round, &d))
+        return settle_dispute(m, l->rows, &d);
+    return m->error.code;
+}
+
 static int gather(void *ud, int lane, float *x)
 {
     struct moe_remote *m = ud;
-    must(lane >= 0 && lane < LANES);
+    must(lane >= 0 && lane < m->options.n_lanes);
     struct lane *l = &m->lanes[lane];
-    int layer = round_layer(l->round);
-    while (is_going_on(l)) {
-        int64_t until_ns = turn(m, lane);
-        if (!is_going_on(l))
-            break;
-        int fd = round_n_orphans(l->round) > 0 ? m->options.tables_fd : -1;
-        channel_wait(m->peers.channels, m->peers.n_channels, fd, until_ns, m->options.spin_ns);
-    }
+    must(l->is_under_way);
+    int layer = round_layer(l->round), rc = 0;
+    int64_t waiting_ns = clock_now_ns();
+    wait_for_lane(m, l);
     cancel_calls(m, lane, ALL_CALLS);
-    m->is_under_way = false;
-    int rc = 0;
-    if (round_state(l->round) == ROUND_DONE) {
-        m->n_left_out += round_n_left_out(l->round);
-        m->counters.left_out += (uint64_t)round_n_left_out(l->round);
-        if (round_n_left_out(l->round) > 0)
-            log_warn("round.left_out", "step=%" PRIu64 " layer=%d selections=%d", m->step,
-                     round_layer(l->round), round_n_left_out(l->round));
-        round_fold(l->round, x);
-    } else {
-        struct round_dispute d;
-        m->error = *round_error(l->round);
-        rc = m->error.code;
-        if (round_find_dispute(l->round, &d))
-            rc = settle_dispute(m, l->rows, &d);
+    int failed = failed_lane(m);
+    if (failed >= 0) {
+        rc = fail(m, failed);
         round_abandon(l->round);
+    } else {
+        fold(m, l, x);
     }
+    end_lane(m, l);
     int64_t now_ns = clock_now_ns();
-    m->experts_ns += now_ns - l->begun_ns;
+    m->experts_ns += l->is_beside ? l->scatter_ns + now_ns - waiting_ns : now_ns - l->begun_ns;
     if (m->options.observer)
         observer_gathered(m->options.observer, lane, layer, l->begun_ns, now_ns);
     return rc;
 }
 
-const struct moe_ops moe_remote_ops = {.scatter = scatter, .gather = gather};
+const struct moe_ops moe_remote_ops = {.scatter = scatter, .gather = gather, .abandon = abandon};
 
 const struct err *moe_remote_error(const struct moe_remote *m)
 {

@@ -19,7 +19,8 @@
 struct moe_remote_options {
     const struct kernels *kernels;
     int n_layers, n_experts, top_k, hidden, max_rows;
-    int group; /* format_group() of the experts: the form in which rows are sent */
+    int n_lanes; /* that steps may have: rounds that may be out at a time */
+    int group;   /* format_group() of the experts: the form in which rows are sent */
     enum combine_mode mode;
     uint64_t fingerprint;
     int64_t call_timeout_ns, spin_ns;
@@ -63,7 +64,8 @@ const struct err *moe_remote_error(const struct moe_remote *m);
  * asked nothing more and the same step may be computed again at once; E_UNAVAILABLE, nobody knows
  * who was, and neither is asked until the coordinator has had them tested. */
 bool moe_remote_is_disputed(const struct moe_remote *m);
-/* Wall time of this step between scatter and the end of gather. */
+/* Time of this step between scatter and the end of gather; where two lanes overlap only what is spent
+ * in those. */
 int64_t moe_remote_experts_ns(const struct moe_remote *m);
 /* Selections that were left out of this step (degraded mode). */
 int moe_remote_left_out(const struct moe_remote *m);

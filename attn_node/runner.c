@@ -6,6 +6,7 @@
 #include "attn_node/runner.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,6 +20,7 @@
 #include "base/must.h"
 #include "base/queue.h"
 #include "base/thread.h"
+#include "engine/lanes.h"
 #include "model/prefix.h"
 
 enum {
@@ -62,6 +64,8 @@ struct runner {
     struct observer *observer;
     struct wire_node_traffic *traffic; /* [MAX_HEALTH] */
     int64_t layers_done_ns, logits_done_ns;
+    struct lane_trial lanes;
+    uint32_t step_lanes, step_lanes_permille; /* of the present step */
 };
 
 void runner_job_fini(struct runner_job *j)
@@ -125,6 +129,7 @@ static int set_up(struct runner *r, struct err *e)
         .top_k = r->config->top_k,
         .hidden = r->config->hidden_size,
         .max_rows = o->max_rows,
+        .n_lanes = o->lanes == LANES_ONE ? 1 : FORWARD_LANES,
         .group = format_group(o->formats.experts),
         .mode = o->combine,
         .fingerprint = o->fingerprint,
@@ -140,6 +145,7 @@ static int set_up(struct runner *r, struct err *e)
         .ud = r,
     };
     r->moe = moe_remote_new(&m);
+    lane_trial_init(&r->lanes, o->lanes);
     r->step_seqs = mem_array((size_t)o->max_seqs, sizeof(*r->step_seqs));
     r->samples = mem_array((size_t)(o->max_rows > o->max_seqs ? o->max_rows : o->max_seqs),
                            sizeof(*r->samples));
@@ -299,6 +305,8 @@ static void encode_reply(struct runner *r, struct runner_job *job, uint32_t n_sa
         .head_us = (uint64_t)((now_ns - r->layers_done_ns) / CLOCK_US),
         .router_us = (uint64_t)(observer_router_ns(r->observer) / CLOCK_US),
         .sampling_us = n_samples > 0 ? (uint64_t)((now_ns - r->logits_done_ns) / CLOCK_US) : 0,
+        .lanes = r->step_lanes,
+        .lanes_permille = r->step_lanes_permille,
         .kv_pages_free = (uint32_t)kv_pages_free(r->kv),
         .degraded = moe_remote_left_out(r->moe) > 0,
         .code = job->code,
@@ -318,6 +326,32 @@ static void encode_reply(struct runner *r, struct runner_job *job, uint32_t n_sa
               reply.experts_us, reply.head_us);
 }
 
+/* What makes a step take longer than its rows do. */
+static uint64_t count_trouble(const struct runner *r)
+{
+    const struct wire_ladder_counters *c = moe_remote_counters(r->moe);
+    return c->lates + c->retries + c->waits + c->left_out + c->mismatches;
+}
+
+static int run_in_lanes(struct runner *r, struct step *step, const float **logits)
+{
+    struct lane_step s = {.n_seqs = step->n_seqs};
+    for (int i = 0; i < step->n_seqs; i++)
+        s.n_rows += step->seqs[i].n_tokens;
+    int64_t begun_ns = clock_now_ns();
+    uint64_t trouble = count_trouble(r);
+    int n_logits = 0;
+    bool can_be_cut = lanes_cut(step->seqs, step->n_seqs) > 0;
+    step->has_two_lanes = can_be_cut && lane_trial_wants_two(&r->lanes, &s, begun_ns);
+    r->step_lanes = step->has_two_lanes ? 2 : 1;
+    int rc = forward_step(r->forward, r->kv, step, &moe_remote_ops, r->moe, logits, &n_logits);
+    if (can_be_cut)
+        lane_trial_took(&r->lanes, &s, step->has_two_lanes, rc == 0 && count_trouble(r) == trouble,
+                        r->layers_done_ns - begun_ns, clock_now_ns());
+    r->step_lanes_permille = (uint32_t)(1000 * fmin(lane_trial_ratio(&r->lanes, &s), 1000.0));
+    return rc;
+}
+
 static int run_layers(struct runner *r, const struct runner_job *job, const float **logits,
                       struct err *e)
 {
@@ -327,9 +361,8 @@ static int run_layers(struct runner *r, const struct runner_job *job, const floa
                         .layer_done = note_layer,
                         .attended = note_attended,
                         .layer_done_ud = r};
-    int n_logits = 0;
     moe_remote_begin_step(r->moe, w->step, job->trace_id, job->deadline_ns);
-    int rc = forward_step(r->forward, r->kv, &step, &moe_remote_ops, r->moe, logits, &n_logits);
+    int rc = run_in_lanes(r, &step, logits);
     if (rc < 0) {
         const struct err *why = moe_remote_error(r->moe);
         return err_set(e, rc, "%s", why->code ? why->text : err_text(rc));

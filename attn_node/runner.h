@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "attn_node/ladder.h"
+#include "attn_node/lane_trial.h"
 #include "base/err.h"
 #include "engine/gemm.h"
 #include "model/checkpoint.h"
@@ -53,6 +54,7 @@ struct runner_options {
     int64_t kv_bytes;    /* 0: a quarter of the memory that is free */
     bool keeps_prefixes; /* seqs_new() */
     int max_rows, max_seqs, max_jobs;
+    enum lane_choice lanes;
     int64_t call_timeout_ns, spin_ns;
     struct ladder ladder;
     const struct token_list *words; /* model/grammar_tokens.h; borrowed; NULL: no grammars */

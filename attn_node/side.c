@@ -481,6 +481,7 @@ static int open_side(struct side *s, struct err *e)
         .keeps_prefixes = c->keeps_prefixes,
         .max_rows = c->max_rows,
         .max_seqs = c->max_seqs,
+        .lanes = (enum lane_choice)c->lanes,
         .max_jobs = MAX_CALLS + 4, /* a table, its call to wake and that to stop, news */
         .call_timeout_ns = c->call_timeout_ns,
         .spin_ns = c->spin_ns,

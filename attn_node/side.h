@@ -31,6 +31,7 @@ struct side_config {
     int64_t kv_bytes;        /* 0: a quarter of the memory that is free at start */
     bool keeps_prefixes;     /* KV pages, while their memory is not needed */
     int max_rows, max_seqs;  /* of one step; sequences with KV */
+    int lanes;               /* of a step: 1, 2; 0: whichever is measured to be faster */
     int64_t call_timeout_ns; /* one layer's experts must have answered by then */
     struct ladder ladder;    /* what is done about trouble with expert nodes */
     int64_t spin_ns;         /* busy-wait before sleeping in gather; 0: nothing in here spins */

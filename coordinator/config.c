@@ -80,6 +80,10 @@ static const struct conf_option options[] = {
      "tokens of one step"},
     {"attention.max_seqs", CONF_INT, FIELD(attention_max_seqs), "64", 1, 4096, NULL,
      "sequences at a time"},
+    {"attention.lanes", CONF_CHOICE, FIELD(attention_lanes), "auto", 0, 0, "auto|1|2",
+     "2: one half of a step's rows attends while the experts of the other half work; auto: "
+     "whichever "
+     "of 1 and 2 is measured to be faster"},
     {"attention.call_timeout_ms", CONF_MS, FIELD(attention_call_timeout_ns), "10000", 1, 3600000,
      NULL, "experts of one layer must have answered by then"},
     {"attention.spin_us", CONF_INT, FIELD(attention_spin_us), "50", 0, 1000000, NULL,

@@ -99,6 +99,7 @@ int embed_start(struct loop *l, const struct embed_options *o, struct embed **ou
                                      .keeps_prefixes = c->attention_keeps_prefixes,
                                      .max_rows = (int)c->attention_max_rows,
                                      .max_seqs = (int)c->attention_max_seqs,
+                                     .lanes = c->attention_lanes,
                                      .call_timeout_ns = c->attention_call_timeout_ns,
                                      .ladder = c->ladder,
                                      .spin_ns = c->attention_spin_us * CLOCK_US};

@@ -132,6 +132,21 @@ static void write_steps(struct metrics *m, const struct hub *h)
         metrics_label(m, "part", parts[i].name);
         metrics_us(m, parts[i].us);
     }
+    metrics_family(m, "steps_by_lanes_total", METRICS_COUNTER,
+                   "Forward passes in one lane, and in two that overlap attention and experts.");
+    metrics_label(m, "lanes", "1");
+    metrics_int(m, c->steps - c->two_lane_steps);
+    metrics_label(m, "lanes", "2");
+    metrics_int(m, c->two_lane_steps);
+    metrics_family(
+        m, "lanes_saved_seconds_total", METRICS_COUNTER,
+        "What forward passes in two lanes were faster than in one, reckoned from trials.");
+    metrics_us(m, c->lanes_saved_us);
+    metrics_family(
+        m, "lanes_time_ratio", METRICS_GAUGE,
+        "Time of two lanes to that of one, when forward passes like the latest were last "
+        "tried; 0: not yet.");
+    metrics_double(m, (double)c->lanes_permille / 1000);
 }
 
 static void write_work(struct metrics *m, const struct hub *h)

@@ -380,6 +380,9 @@ struct wire_step_reply {
     const struct wire_step_sample *samples;     /* in order of the step's seqs with `sample` */
     uint64_t attention_us, experts_us, head_us; /* where the step's time went */
     uint64_t router_us, sampling_us;            /* of attention_us; of head_us */
+    uint32_t lanes;                             /* that the step had: 1 or 2 */
+    uint32_t
+        lanes_permille; /* time of two lanes to one, when such steps were last tried; 0: not yet */
     uint32_t kv_pages_free;
     bool degraded; /* experts were left out: every answer of this step is to be marked */
     struct wire_ladder_counters ladder;

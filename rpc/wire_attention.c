@@ -433,6 +433,8 @@ void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message
     p.head_us = m->head_us;
     p.router_us = m->router_us;
     p.sampling_us = m->sampling_us;
+    p.lanes = m->lanes;
+    p.lanes_permille = m->lanes_permille;
     p.kv_pages_free = m->kv_pages_free;
     p.degraded = m->degraded;
     p.ladder = &ladder;
@@ -513,6 +515,8 @@ static int read_step_reply(const Polymath__V1__StepReply *p, struct wire_step_re
                                   .head_us = p->head_us,
                                   .router_us = within(p->router_us, p->attention_us),
                                   .sampling_us = within(p->sampling_us, p->head_us),
+                                  .lanes = p->lanes == 2 ? 2 : 1,
+                                  .lanes_permille = p->lanes_permille,
                                   .kv_pages_free = p->kv_pages_free,
                                   .degraded = p->degraded,
                                   .ladder = read_ladder(p->ladder),

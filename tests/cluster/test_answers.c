@@ -246,8 +246,8 @@ TEST_WITHIN(one_answer_whatever_the_cluster, 180)
         const char *settings[3];
     } shapes[] = {
         {1, 0, {0}},
-        {2, 0, {0}},
-        {3, 0, {"attention.threads=2"}},
+        {2, 0, {"attention.lanes=2"}},
+        {3, 0, {"attention.threads=2", "attention.lanes=2"}},
         {5, 0, {"attention.max_rows=7"}}, /* the prompt goes in chunks of seven rows */
         {2, 1, {0}},
         {3, 2, {0}},
@@ -284,7 +284,7 @@ TEST_WITHIN(one_answer_of_m3_whatever_the_cluster, 180)
         const char *settings[3], *node[2];
     } shapes[] = {
         {1, 0, {0}, {0}},
-        {3, 0, {"attention.threads=2"}, {"weights.kernels=portable"}},
+        {3, 0, {"attention.threads=2", "attention.lanes=2"}, {"weights.kernels=portable"}},
         {2, 0, {"attention.max_rows=7", "weights.kernels=portable"}, {0}},
         {2, 2, {0}, {"compute.threads=2"}},
     };
@@ -395,9 +395,12 @@ static void compare_clusters(const char *format, const char *want)
 {
     static const struct {
         int n_experts, n_attention;
-        const char *side[3], *node[3];
+        const char *side[4], *node[3];
     } shapes[] = {
-        {1, 0, {"attention.threads=2", "weights.kernels=portable"}, {"compute.threads=2"}},
+        {1,
+         0,
+         {"attention.threads=2", "weights.kernels=portable", "attention.lanes=2"},
+         {"compute.threads=2"}},
         {3, 0, {"attention.max_rows=7"}, {"weights.kernels=portable"}},
         {2, 1, {0}, {"compute.threads=2", "compute.cpus=all"}},
     };

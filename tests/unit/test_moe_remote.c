@@ -32,6 +32,7 @@ struct world {
     uint64_t fingerprint;
     struct expert_worker workers[MAX_WORKERS];
     int n_workers;
+    bool has_two_lanes;       /* of steps that can be cut */
     uint32_t max_rows;        /* that the table says */
     uint16_t holder[HOLDERS]; /* the first; further replicas are on the next workers */
     int n_replicas;
@@ -185,6 +186,7 @@ static void open_replicated(struct world *w, const char *format, enum combine_mo
                                    .top_k = TOP_K,
                                    .hidden = HIDDEN,
                                    .max_rows = 64,
+                                   .n_lanes = FORWARD_LANES,
                                    .group = format_group(w->model.formats.experts),
                                    .mode = mode,
                                    .fingerprint = w->fingerprint,
@@ -243,6 +245,7 @@ static int run_chunk(struct world *w, struct kv_seq *seq, int n, const struct st
     int n_got, at = seq->length;
     step.n_seqs = 1;
     step.seqs = &s;
+    step.has_two_lanes = w->has_two_lanes;
     CHECK_INT(kv_reserve(w->model.kv, seq, at + n), 0);
     moe_remote_begin_step(w->moe, 7, 0, clock_now_ns() + 30 * CLOCK_S);
     if (w->is_guarded)
@@ -290,17 +293,24 @@ static void compare(const char *format, enum combine_mode mode, int n_workers,
     open_world(&w, format, mode, n_workers, transport);
     float *want = run_locally(&w);
     float *got = mem_array(all_bytes, 1);
-    const int chunks[] = {N_TOKENS, 1, 7};
+    const struct {
+        int rows;
+        bool has_two_lanes;
+    } chunks[] = {{N_TOKENS, false}, {1, false}, {7, false}, {N_TOKENS, true}, {20, true}};
     for (size_t i = 0; i < sizeof(chunks) / sizeof(chunks[0]); i++) {
         memset(got, 0, all_bytes);
-        run_remotely(&w, chunks[i], got);
+        w.has_two_lanes = chunks[i].has_two_lanes;
+        run_remotely(&w, chunks[i].rows, got);
         CHECK_BYTES(got, want, all_bytes);
     }
     /* Parcels of at most three rows: every node is asked several times. */
     w.max_rows = 3;
     install(&w);
-    run_remotely(&w, N_TOKENS, got);
-    CHECK_BYTES(got, want, all_bytes);
+    for (int lanes = 1; lanes <= 2; lanes++) {
+        w.has_two_lanes = lanes == 2;
+        run_remotely(&w, N_TOKENS, got);
+        CHECK_BYTES(got, want, all_bytes);
+    }
     test_say("%s, %s, %d workers: hash of all logits %016llx", format, combine_name(mode),
              n_workers, (unsigned long long)sample_logits_hash(got, N_TOKENS * 400));
     mem_free(want);
@@ -359,12 +369,18 @@ TEST(moe_remote_steps_allocate_nothing_on_either_side)
         float *got = mem_array(all_bytes, 1);
         struct kv_seq seq = {0};
         struct step plain = {0};
-        CHECK_INT(run_chunk(&w, &seq, 16, &plain, got), 0);
+        CHECK_INT(run_chunk(&w, &seq, 20, &plain, got), 0);
         CHECK_INT(run_chunk(&w, &seq, 1, &plain, got), 0);
+        w.has_two_lanes = true;
         w.is_guarded = true;
         for (int k = 0; k < 10; k++)
             CHECK_INT(run_chunk(&w, &seq, 1, &plain, got), 0);
-        CHECK_INT(run_chunk(&w, &seq, 13, &plain, got), 0);
+        CHECK_INT(run_chunk(&w, &seq, 9, &plain, got), 0);
+        w.is_guarded = false;
+        kv_truncate(w.model.kv, &seq, 20);
+        CHECK_INT(kv_reserve(w.model.kv, &seq, N_TOKENS), 0);
+        w.is_guarded = true;
+        CHECK_INT(run_chunk(&w, &seq, 20, &plain, got), 0); /* two lanes */
         kv_truncate(w.model.kv, &seq, 0);
         mem_free(got);
         close_world(&w);
@@ -436,17 +452,30 @@ TEST(moe_remote_asks_rows_again_that_do_not_fit_the_grid)
 
 /* ---- trouble -------------------------------------------------------------------------- */
 
+/* The same with a step's rows in one lane and in two. */
+#define TEST_LANES(name) \
+    static void name##_lanes(bool has_two_lanes); \
+    TEST(name) \
+    { \
+        name##_lanes(false); \
+    } \
+    TEST(name##_in_two_lanes) \
+    { \
+        name##_lanes(true); \
+    } \
+    static void name##_lanes(bool has_two_lanes)
+
 struct murder {
     struct world *world;
     int victim;
 };
 
-static void kill_after_first_layer(void *ud, int layer, const float *x, int n_rows,
-                                   const struct routing *routing)
+/* With two lanes the second one's rows of the same layer are out then. */
+static void kill_after_first_layer(void *ud, int layer, const struct routing *routing)
 {
     struct murder *m = ud;
-    (void)x, (void)n_rows, (void)routing;
-    if (layer != 0)
+    (void)routing;
+    if (layer != 0 || m->world->has_lost_one)
         return;
     stop_worker(m->world, m->victim);
     m->world->has_lost_one = true;
@@ -459,7 +488,8 @@ TEST(moe_remote_names_a_worker_that_dies_and_works_when_it_is_back)
     float *want = run_locally(&w), *got = mem_array(all_bytes, 1);
     struct kv_seq seq = {0};
     struct murder m = {.world = &w, .victim = 1};
-    struct step step = {.probe = kill_after_first_layer, .probe_ud = &m};
+    struct step step = {.layer_done = kill_after_first_layer, .layer_done_ud = &m};
+    w.has_two_lanes = true;
     int64_t begun_ns = clock_now_ns();
     CHECK_INT(run_chunk(&w, &seq, N_TOKENS, &step, got), E_UNAVAILABLE);
     CHECK(clock_now_ns() - begun_ns < 10 * CLOCK_S);
@@ -490,13 +520,13 @@ static void run_through(struct world *w, struct murder *m, const float *want)
 {
     float *got = mem_array(all_bytes, 1);
     struct kv_seq seq = {0};
-    struct step step = {.probe = kill_after_first_layer, .probe_ud = m}, plain = {0};
+    struct step step = {.layer_done = kill_after_first_layer, .layer_done_ud = m}, plain = {0};
     int64_t begun_ns = clock_now_ns();
     CHECK_INT(run_chunk(w, &seq, 20, m ? &step : &plain, got), 0);
     test_say("the step with the fault took %.1f ms",
              (double)(clock_now_ns() - begun_ns) / CLOCK_MS);
     while (seq.length < N_TOKENS)
-        CHECK_INT(run_chunk(w, &seq, 1, &plain, got), 0);
+        CHECK_INT(run_chunk(w, &seq, w->has_two_lanes ? 20 : 1, &plain, got), 0);
     CHECK_BYTES(got, want, all_bytes);
     kv_truncate(w->model.kv, &seq, 0);
     mem_free(got);
@@ -515,9 +545,9 @@ TEST(moe_remote_has_the_local_bits_with_replicas)
     }
 }
 
-TEST(moe_remote_goes_on_when_a_worker_dies_and_another_has_its_experts)
+TEST_LANES(moe_remote_goes_on_when_a_worker_dies_and_another_has_its_experts)
 {
-    struct world w = {.n_replicas = 2};
+    struct world w = {.has_two_lanes = has_two_lanes, .n_replicas = 2};
     open_replicated(&w, "q8", COMBINE_FIXED, 4, "tcp");
     float *want = run_locally(&w);
     struct murder m = {.world = &w, .victim = 1};
@@ -534,9 +564,9 @@ TEST(moe_remote_goes_on_when_a_worker_dies_and_another_has_its_experts)
     close_world(&w);
 }
 
-TEST(moe_remote_asks_elsewhere_when_answers_get_lost)
+TEST_LANES(moe_remote_asks_elsewhere_when_answers_get_lost)
 {
-    struct world w = {.n_replicas = 2};
+    struct world w = {.has_two_lanes = has_two_lanes, .n_replicas = 2};
     w.ladder.deadline_max_ns = 30 * CLOCK_MS;
     w.faults[0] = (struct fault_options){.is_enabled = true, .drop_one_in = 5, .seed = 1};
     /* Sometimes both holders lose it. */
@@ -552,9 +582,9 @@ TEST(moe_remote_asks_elsewhere_when_answers_get_lost)
     close_world(&w);
 }
 
-TEST(moe_remote_hedges_slow_answers)
+TEST_LANES(moe_remote_hedges_slow_answers)
 {
-    struct world w = {.n_replicas = 2};
+    struct world w = {.has_two_lanes = has_two_lanes, .n_replicas = 2};
     w.ladder.hedge_percent = 100;
     w.ladder.deadline_min_ns = w.ladder.deadline_max_ns = 10 * CLOCK_S;
     w.faults[1] = (struct fault_options){
@@ -571,7 +601,7 @@ TEST(moe_remote_hedges_slow_answers)
     close_world(&w);
 }
 
-/* Steps of one row until one fails; every other one has the right bits. */
+/* Steps of one row, or of two lanes, until one fails; every other one has the right bits. */
 static int run_until_failure(struct world *w, struct kv_seq *seq, const float *want)
 {
     float *got = mem_array(all_bytes, 1);
@@ -581,22 +611,24 @@ static int run_until_failure(struct world *w, struct kv_seq *seq, const float *w
         CHECK(clock_now_ns() < deadline_ns);
         if (seq->length == N_TOKENS)
             kv_truncate(w->model.kv, seq, 0);
-        int at = seq->length, rc = run_chunk(w, seq, 1, &plain, got);
+        int at = seq->length, n = w->has_two_lanes ? 20 : 1;
+        int rc = run_chunk(w, seq, n, &plain, got);
         if (rc < 0) {
             kv_truncate(w->model.kv, seq, at);
             mem_free(got);
             return rc;
         }
-        CHECK_BYTES(got + (size_t)at * 400, want + (size_t)at * 400, 400 * sizeof(float));
+        CHECK_BYTES(got + (size_t)at * 400, want + (size_t)at * 400,
+                    (size_t)n * 400 * sizeof(float));
     }
 }
 
 /* Every answer is checked: no step ends with what worker 1 got wrong, and it is asked nothing
  * more.  Then, with two copies, some experts have nobody to confirm them. */
-TEST(moe_remote_lets_no_wrong_answer_through_where_every_one_is_checked)
+TEST_LANES(moe_remote_lets_no_wrong_answer_through_where_every_one_is_checked)
 {
     for (int n_replicas = 2; n_replicas <= 3; n_replicas++) {
-        struct world w = {.n_replicas = n_replicas};
+        struct world w = {.has_two_lanes = has_two_lanes, .n_replicas = n_replicas};
         w.ladder.verify_one_in = 1;
         w.faults[1] = (struct fault_options){.is_enabled = true, .corrupt_one_in = 9, .seed = 9};
         open_replicated(&w, "native", COMBINE_FIXED, 3, "inproc");
@@ -671,9 +703,10 @@ static bool bring_a_table(void *ud)
     return true;
 }
 
-TEST(moe_remote_waits_for_a_table_in_the_middle_of_a_step)
+TEST_LANES(moe_remote_waits_for_a_table_in_the_middle_of_a_step)
 {
-    struct world w = {.n_replicas = 1, .take_tables = bring_a_table};
+    struct world w = {
+        .has_two_lanes = has_two_lanes, .n_replicas = 1, .take_tables = bring_a_table};
     w.ladder.wait_ns = 20 * CLOCK_S;
     open_replicated(&w, "native", COMBINE_FIXED, 3, "ipc");
     float *want = run_locally(&w);
@@ -693,9 +726,10 @@ static bool ask_a_few_times(void *ud)
     return !w->has_lost_one || w->n_asked_for_tables++ < 5;
 }
 
-TEST(moe_remote_stops_waiting_when_it_is_told)
+TEST_LANES(moe_remote_stops_waiting_when_it_is_told)
 {
-    struct world w = {.n_replicas = 1, .take_tables = ask_a_few_times};
+    struct world w = {
+        .has_two_lanes = has_two_lanes, .n_replicas = 1, .take_tables = ask_a_few_times};
     w.ladder = patient;
     w.ladder.wait_ns = 3600 * CLOCK_S;
     open_replicated(&w, "native", COMBINE_FIXED, 3, "ipc");
@@ -703,7 +737,7 @@ TEST(moe_remote_stops_waiting_when_it_is_told)
     struct kv_seq seq = {0};
     w.n_asked_for_tables = 0;
     struct murder m = {.world = &w, .victim = 1};
-    struct step step = {.probe = kill_after_first_layer, .probe_ud = &m};
+    struct step step = {.layer_done = kill_after_first_layer, .layer_done_ud = &m};
     CHECK_INT(run_chunk(&w, &seq, N_TOKENS, &step, got), E_UNAVAILABLE);
     CHECK_HAS(moe_remote_error(w.moe)->text, "is stopping");
     CHECK_HAS(moe_remote_error(w.moe)->text, "expert-1");
@@ -712,15 +746,15 @@ TEST(moe_remote_stops_waiting_when_it_is_told)
     close_world(&w);
 }
 
-TEST(moe_remote_leaves_lost_experts_out_only_where_that_is_allowed)
+TEST_LANES(moe_remote_leaves_lost_experts_out_only_where_that_is_allowed)
 {
-    struct world w = {.n_replicas = 1};
+    struct world w = {.has_two_lanes = has_two_lanes, .n_replicas = 1};
     w.ladder.is_degraded = true;
     open_replicated(&w, "native", COMBINE_FIXED, 3, "ipc");
     float *want = run_locally(&w), *got = mem_array(all_bytes, 1);
     struct kv_seq seq = {0};
     struct murder m = {.world = &w, .victim = 1};
-    struct step step = {.probe = kill_after_first_layer, .probe_ud = &m};
+    struct step step = {.layer_done = kill_after_first_layer, .layer_done_ud = &m};
     CHECK_INT(run_chunk(&w, &seq, N_TOKENS, &step, got), 0);
     CHECK(moe_remote_left_out(w.moe) > 0);
     CHECK(memcmp(got, want, all_bytes) != 0);
