@@ -348,7 +348,8 @@ static int run_in_lanes(struct runner *r, struct step *step, const float **logit
     if (can_be_cut)
         lane_trial_took(&r->lanes, &s, step->has_two_lanes, rc == 0 && count_trouble(r) == trouble,
                         r->layers_done_ns - begun_ns, clock_now_ns());
-    r->step_lanes_permille = (uint32_t)(1000 * fmin(lane_trial_ratio(&r->lanes, &s), 1000.0));
+    double ratio = can_be_cut ? lane_trial_ratio(&r->lanes, &s) : 0.0;
+    r->step_lanes_permille = (uint32_t)(1000 * fmin(ratio, 1000.0));
     return rc;
 }
 

@@ -231,8 +231,7 @@ static void step_failed(struct hub_attention *a, int code, const char *text)
 static void count_lanes(struct hub_counters *c, const struct wire_step_reply *reply)
 {
     uint32_t permille = reply->lanes_permille;
-    if (permille > 0)
-        c->lanes_permille = permille;
+    c->lanes_permille = permille;
     if (reply->lanes != 2)
         return;
     c->two_lane_steps++;

@@ -145,7 +145,7 @@ static void write_steps(struct metrics *m, const struct hub *h)
     metrics_family(
         m, "lanes_time_ratio", METRICS_GAUGE,
         "Time of two lanes to that of one, when forward passes like the latest were last "
-        "tried; 0: not yet.");
+        "tried; 0: never.");
     metrics_double(m, (double)c->lanes_permille / 1000);
 }
 

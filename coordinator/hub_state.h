@@ -105,7 +105,7 @@ struct hub_counters {
     int64_t attention_us, experts_us, head_us; /* where the steps' time went */
     int64_t router_us, sampling_us;            /* of attention_us; of head_us */
     int64_t two_lane_steps, lanes_saved_us;    /* of steps; by the trials that came before them */
-    int64_t lanes_permille;                    /* of the last such step that was tried; 0: none */
+    int64_t lanes_permille;                    /* as the latest step's reply says */
     int64_t joins, joins_refused, nodes_lost, nodes_distrusted;
     struct stats_histogram prepare_us, queue_us, first_token_us, token_gap_us, request_us;
     struct stats_histogram step_us, rows_of_step;

@@ -52,7 +52,9 @@ static void usage(FILE *out)
         out,
         "usage: polymath bench batch --model DIR [OPTION]...\n\n"
         "Many streams at once through a cluster of this machine: all tokens per second, where the\n"
-        "time of a step goes, and the coordinator's own share of it.\n\n"
+        "time of a step goes, and the coordinator's own share of it; where the attention side "
+        "tried\n"
+        "two lanes (attention.lanes=auto), what they take of one lane's time.\n\n"
         "  --model DIR      checkpoint or packed directory, best one with the model's true sizes\n"
         "  --format F       as for polymath up\n"
         "  --streams LIST   how many at once (default 1,4,16,64)\n"
@@ -100,6 +102,9 @@ void bench_batch_parse(const char *metrics, int64_t now_ns, struct bench_batch_c
     *out = (struct bench_batch_count){
         .tokens = loadtest_server_value(metrics, "polymath_generated_tokens_total"),
         .steps = loadtest_server_value(metrics, "polymath_steps_total"),
+        .two_lane_steps =
+            loadtest_server_value(metrics, "polymath_steps_by_lanes_total{lanes=\"2\"}"),
+        .lanes_ratio = loadtest_server_value(metrics, "polymath_lanes_time_ratio"),
         .at_ns = now_ns};
     for (int i = 0; i < BENCH_BATCH_PARTS; i++) {
         char name[96];
@@ -120,6 +125,8 @@ bool bench_batch_between(const struct bench_batch_count *before,
     out->step_ms = spent_ms / steps;
     out->rows = tokens / steps;
     out->between_ms = out->step_ms;
+    out->two_lanes_percent = (after->two_lane_steps - before->two_lane_steps) / steps * 100;
+    out->lanes_ratio = after->lanes_ratio;
     for (int i = 0; i < BENCH_BATCH_PARTS; i++) {
         out->part_ms[i] = (after->parts[i] - before->parts[i]) * 1e3 / steps;
         if (i <= BENCH_BATCH_SAMPLING)
@@ -253,6 +260,20 @@ static struct bench_series series(const struct batch *b, int list_index, size_t 
 }
 #define FIELD(f) offsetof(struct bench_batch_sample, f)
 
+/* What the attention side's own trial of two lanes found, on these very steps. */
+static void report_lanes(struct batch *b, int i)
+{
+    struct bench_series lanes = series(b, i, FIELD(lanes_ratio));
+    struct bench_series share = series(b, i, FIELD(two_lanes_percent));
+    struct bench_metric metrics[2] = {
+        bench_metric_of("lanes_ratio", "x one lane's time", &lanes, NULL, NULL),
+        bench_metric_of("two_lanes_percent", "% of steps", &share, NULL, NULL)};
+    for (int k = 0; k < lanes.n; k++)
+        if (lanes.values[k] <= 0)
+            return;
+    bench_report_row(&b->report, "  two lanes", metrics, 2);
+}
+
 static void report_speed(struct batch *b, int i)
 {
     struct bench_series ours = series(b, i, FIELD(tokens_s)), one = series(b, 0, FIELD(tokens_s));
@@ -269,6 +290,7 @@ static void report_speed(struct batch *b, int i)
     snprintf(name, sizeof name, "%d stream%s", b->streams.values[i],
              b->streams.values[i] == 1 ? "" : "s");
     bench_report_row(&b->report, name, metrics, n);
+    report_lanes(b, i);
     if (!b->peer.program)
         return;
     ratio = bench_ratio(&ours, &b->peers[i]);

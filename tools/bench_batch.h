@@ -28,6 +28,8 @@ enum bench_batch_part {
 };
 struct bench_batch_count {
     double tokens, steps, parts[BENCH_BATCH_PARTS];
+    double two_lane_steps;
+    double lanes_ratio; /* time of two lanes to one for steps like the latest; 0: not tried */
     int64_t at_ns;
 };
 void bench_batch_parse(const char *metrics, int64_t now_ns, struct bench_batch_count *out);
@@ -39,6 +41,8 @@ struct bench_batch_sample {
     double part_ms[BENCH_BATCH_PARTS]; /* of a step */
     double between_ms;                 /* of a step: no side computes */
     double own_ms;                     /* scheduler, tokenizer, parser and HTTP */
+    double two_lanes_percent;          /* of the steps */
+    double lanes_ratio;                /* as in the later count */
 };
 /* false: no step was done. */
 bool bench_batch_between(const struct bench_batch_count *before,

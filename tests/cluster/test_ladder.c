@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
@@ -126,6 +127,21 @@ static void replace_by_a_faulty_one(struct cluster *c, const char *const *faults
     cluster_wait_value(c, "coverage.copies", 2 * EXPERTS, 40);
 }
 
+/* Another stream in the same steps, for as long as it takes. */
+static pid_t ask_beside(const struct cluster *c)
+{
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid > 0)
+        return pid;
+    struct cluster mine = *c;
+    mine.answer = (struct buf){0};
+    for (;;)
+        cluster_ask(&mine, "/v1/completions",
+                    "{\"prompt\":[3,1,4,1,5,9,2,6],\"max_tokens\":400,\"temperature\":1,"
+                    "\"ignore_eos\":true}");
+}
+
 static void kill_one(struct cluster *c)
 {
     cluster_kill(c, "expert-1", SIGKILL);
@@ -136,6 +152,29 @@ TEST_WITHIN(a_node_killed_while_an_answer_streams_costs_no_token, 120)
     struct cluster c;
     start_with_copies(&c, 4, two_copies);
     check_undisturbed("kill -9", &c, kill_one);
+    cluster_stop(&c);
+}
+
+/* Another stream keeps steps at two rows, so that they go in two lanes; rounds of both are out when
+ * the node dies. */
+TEST_WITHIN(a_node_killed_under_two_lanes_costs_no_token, 120)
+{
+    static const char *const settings[] = {"placement.replicas=2", "attention.lanes=2", NULL};
+    struct cluster c;
+    start_with_copies(&c, 3, settings);
+    struct stream alone = {0}, rough = {.act = kill_one};
+    run_stream(&c, &alone);
+    pid_t beside = ask_beside(&c);
+    cluster_wait_value(&c, "requests.running", 1, 20);
+    run_stream(&c, &rough);
+    CHECK(kill(beside, SIGKILL) == 0 && waitpid(beside, NULL, 0) == beside);
+    CHECK_BYTES(rough.tokens, alone.tokens, sizeof(alone.tokens));
+    CHECK_INT(cluster_ask(&c, "/metrics", NULL), 200);
+    const char *at = strstr(c.answer.data, "polymath_steps_by_lanes_total{lanes=\"2\"} ");
+    CHECK(at != NULL);
+    long n_steps = strtol(strchr(at, ' '), NULL, 10);
+    test_say("%ld steps in two lanes", n_steps);
+    CHECK(n_steps > TOKENS - ACT_AT);
     cluster_stop(&c);
 }
 

@@ -236,10 +236,13 @@ TEST(bench_batch_divides_what_lies_between_two_readings)
 {
     static const char first[] = "polymath_generated_tokens_total 100\n"
                                 "polymath_steps_total 10\n"
+                                "polymath_steps_by_lanes_total{lanes=\"2\"} 10\n"
                                 "polymath_step_part_seconds_total{part=\"attention\"} 1.5\n"
                                 "polymath_coordinator_work_seconds_total{work=\"http\"} 0.25\n";
     static const char second[] = "polymath_generated_tokens_total 420\n"
                                  "polymath_steps_total 30\n"
+                                 "polymath_steps_by_lanes_total{lanes=\"2\"} 15\n"
+                                 "polymath_lanes_time_ratio 0.875\n"
                                  "polymath_step_part_seconds_total{part=\"attention\"} 2.5\n"
                                  "polymath_step_part_seconds_total{part=\"experts\"} 0.6\n"
                                  "polymath_coordinator_work_seconds_total{work=\"http\"} 0.35\n"
@@ -255,6 +258,8 @@ TEST(bench_batch_divides_what_lies_between_two_readings)
     CHECK_NEAR(s.part_ms[BENCH_BATCH_ATTENTION], 50, 1e-9);
     CHECK_NEAR(s.part_ms[BENCH_BATCH_EXPERTS], 30, 1e-9);
     CHECK_NEAR(s.between_ms, 20, 1e-9);
+    CHECK_NEAR(s.two_lanes_percent, 25, 1e-9);
+    CHECK_NEAR(s.lanes_ratio, 0.875, 1e-9);
     CHECK_NEAR(s.own_ms, 5, 1e-9); /* messages are not of what has a limit */
     CHECK(!bench_batch_between(&b, &b, &s));
 }
