@@ -122,3 +122,19 @@ TEST(wire_step_reply_parts_are_not_more_than_their_whole)
     mem_free(out);
     buf_fini(&message);
 }
+
+/* A side that knows nothing of lanes has one. */
+TEST(wire_step_reply_says_how_many_lanes)
+{
+    for (uint32_t lanes = 0; lanes <= 3; lanes++) {
+        struct wire_step_reply in = {.lanes = lanes, .lanes_permille = 890 + lanes};
+        struct wire_step_reply *out = NULL;
+        struct buf message = {0};
+        wire_step_reply_encode(&in, &message);
+        CHECK_INT(wire_step_reply_decode(buf_str(&message), &out, NULL), 0);
+        CHECK_INT(out->lanes, lanes == 2 ? 2 : 1);
+        CHECK_INT(out->lanes_permille, 890 + lanes);
+        mem_free(out);
+        buf_fini(&message);
+    }
+}

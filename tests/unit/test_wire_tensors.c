@@ -883,8 +883,6 @@ TEST(wire_step_reply_comes_back)
                                  .attention_us = 7,
                                  .experts_us = 8,
                                  .head_us = 9,
-                                 .lanes = 2,
-                                 .lanes_permille = 890,
                                  .kv_pages_free = 10,
                                  .degraded = true,
                                  .ladder = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10},
@@ -901,8 +899,6 @@ TEST(wire_step_reply_comes_back)
     CHECK_INT(out->attention_us, 7);
     CHECK_INT(out->experts_us, 8);
     CHECK_INT(out->head_us, 9);
-    CHECK_INT(out->lanes, 2);
-    CHECK_INT(out->lanes_permille, 890);
     CHECK_INT(out->kv_pages_free, 10);
     CHECK(out->degraded);
     CHECK_BYTES(&out->ladder, &in.ladder, sizeof(in.ladder));
