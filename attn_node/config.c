@@ -31,6 +31,8 @@ static const struct conf_option options[] = {
      "one layer's experts must have answered by then"},
     {"attention.spin_us", CONF_INT, AT(spin_us), "50", 0, 100000, NULL,
      "busy wait for experts before sleeping"},
+    {"drain.timeout_ms", CONF_MS, AT(drain_timeout_ns), "120000", 0, 86400000, NULL,
+     "when told to go, serve until others have taken over what lives here, but no longer"},
     LADDER_OPTIONS(AT_LADDER),
 };
 
@@ -76,6 +78,7 @@ struct side_config attn_node_side(const struct attn_node_config *c)
         .lanes = c->lanes,
         .call_timeout_ns = c->call_timeout_ns,
         .spin_ns = c->spin_us * CLOCK_US,
+        .drain_timeout_ns = c->drain_timeout_ns,
         .ladder = c->ladder,
     };
 }

@@ -12,6 +12,7 @@ struct attn_node_config {
     bool keeps_prefixes;
     int lanes;
     int64_t threads, kv_bytes, max_rows, max_seqs, call_timeout_ns, spin_us;
+    int64_t drain_timeout_ns;
     struct ladder ladder;
 };
 

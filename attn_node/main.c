@@ -1,6 +1,7 @@
 /* attn_node/main.c - the attention side as a process: options, start, wait for a signal, stop.
  *
- * It leaves at once: the sequences that it holds go on at another side, from their tokens.
+ * Told to go, it serves what it has until other sides have computed that, too, and have taken over;
+ * where there is none it leaves at once, and its sequences go on from their tokens when one is there.
  *
  * Exit 0 after SIGTERM or SIGINT or when an operator had it go, 1 if it failed or was refused, 2 if
  * it was misused, 3 if an operator wants it to be started again.  A second signal while
@@ -15,18 +16,30 @@
 #include "base/signals.h"
 #include "rpc/auth.h"
 
-enum { POLL_MS = 100, EXIT_FAILED = 1, EXIT_MISUSED = 2, EXIT_RESTART = 3 };
+enum { POLL_MS = 100, DRAIN_POLL_MS = 10, EXIT_FAILED = 1, EXIT_MISUSED = 2, EXIT_RESTART = 3 };
+
+/* Until nobody needs it any more. */
+static void drain(struct side *s)
+{
+    side_drain(s);
+    while (!side_may_go(s) && !side_is_refused(s, NULL))
+        poll(NULL, 0, DRAIN_POLL_MS);
+}
 
 /* Until a signal comes, an operator wants it, or the coordinator has refused this node for good. */
-static int wait_for_end(const struct side *s, int fd)
+static int wait_for_end(struct side *s, int fd)
 {
     struct err why = {0};
     struct pollfd p = {.fd = fd, .events = POLLIN};
     for (bool restart;;) {
-        if (poll(&p, 1, POLL_MS) == 1)
+        if (poll(&p, 1, POLL_MS) == 1) {
+            drain(s);
             return 0;
-        if (side_is_told_to_go(s, &restart))
+        }
+        if (side_is_told_to_go(s, &restart)) {
+            drain(s);
             return restart ? EXIT_RESTART : 0;
+        }
         if (side_is_refused(s, &why)) {
             fprintf(stderr, "attn_node: %s\n", why.text);
             return EXIT_FAILED;

@@ -33,6 +33,8 @@ enum { MAX_CALLS = 32 /* steps and releases that wait for the engine thread */ }
 #define TELL_EVERY_NS (5 * CLOCK_S)
 /* How often the coordinator hears which experts are chosen. */
 #define LOAD_EVERY_NS (2 * CLOCK_S)
+/* Without a coordinator nobody takes over the sequences of a side that drains. */
+#define ALONE_NS (CLOCK_S / 4)
 
 struct side {
     struct side_config config;
@@ -50,6 +52,7 @@ struct side {
     struct err refusal; /* written before is_refused is set */
     _Atomic bool is_refused;
     _Atomic bool is_told_to_go, wants_restart;
+    _Atomic bool wants_drain, may_go;
 
     /* control thread only */
     struct thread *self;
@@ -66,7 +69,9 @@ struct side {
     uint64_t epoch;
     uint32_t n_broken;
     uint64_t broken[WIRE_MAX_BROKEN]; /* of the expert nodes, as reported */
-    int64_t load_ns;                  /* when the router's counts were sent last */
+    bool is_draining;
+    int64_t drain_deadline_ns, connected_ns;
+    int64_t load_ns; /* when the router's counts were sent last */
 };
 
 /* ---- calls --------------------------------------------------------------------------- */
@@ -197,7 +202,9 @@ static void answer(struct runner_job *job)
 
 static void report(struct side *s)
 {
-    struct member_report r = {.state = NODE_READY, .epoch = s->epoch, .n_broken = s->n_broken};
+    struct member_report r = {.state = s->is_draining ? NODE_DRAINING : NODE_READY,
+                              .epoch = s->epoch,
+                              .n_broken = s->n_broken};
     memcpy(r.broken, s->broken, sizeof(r.broken));
     member_report(s->member, &r);
 }
@@ -266,13 +273,44 @@ static void on_refused(void *ud, const struct err *e)
     atomic_store(&s->is_refused, true);
 }
 
-/* Whoever runs the side ends it; the coordinator has another that takes its sequences. */
+static void end_drain(struct side *s, const char *why)
+{
+    if (atomic_load(&s->may_go))
+        return;
+    log_info("node.drained", "why=%s", log_quote(why).text);
+    atomic_store(&s->may_go, true);
+}
+
+static void mind_drain(struct side *s, int64_t now_ns)
+{
+    if (!s->is_draining && atomic_load(&s->wants_drain)) {
+        s->is_draining = true;
+        s->drain_deadline_ns = now_ns + s->config.drain_timeout_ns;
+        s->connected_ns = now_ns;
+        log_info("node.draining", "timeout_ms=%lld",
+                 (long long)(s->config.drain_timeout_ns / CLOCK_MS));
+        report(s);
+    }
+    if (!s->is_draining)
+        return;
+    if (member_node_id(s->member) == 0)
+        end_drain(s, "it is in no cluster");
+    if (member_is_connected(s->member))
+        s->connected_ns = now_ns;
+    else if (now_ns - s->connected_ns >= ALONE_NS)
+        end_drain(s, "the coordinator is not there");
+    if (now_ns >= s->drain_deadline_ns)
+        end_drain(s, "drain.timeout_ms is over");
+}
+
+/* Whoever runs the side drains and ends it. */
 static void on_orders(void *ud, const struct wire_heartbeat_reply *r)
 {
     struct side *s = ud;
+    if (s->is_draining && r->may_leave)
+        end_drain(s, "others have its sequences");
     if (!r->drain || atomic_load(&s->is_told_to_go))
         return;
-    log_info("node.draining", "restart=%d", r->restart);
     atomic_store(&s->wants_restart, r->restart);
     atomic_store(&s->is_told_to_go, true);
 }
@@ -338,8 +376,10 @@ static void look_for_stop(void *ud, int64_t now_ns)
         loop_stop(s->loop);
         return;
     }
-    if (s->member)
+    if (s->member) {
         send_load(s, now_ns);
+        mind_drain(s, now_ns);
+    }
     loop_set_timer(s->loop, &s->stop_timer, now_ns + 50 * CLOCK_MS);
 }
 
@@ -539,6 +579,16 @@ void side_stop(struct side **side)
     mem_free(s->listen_endpoint);
     mem_free(s->advertise);
     mem_free(s);
+}
+
+void side_drain(struct side *s)
+{
+    atomic_store(&s->wants_drain, true);
+}
+
+bool side_may_go(const struct side *s)
+{
+    return atomic_load(&s->may_go);
 }
 
 bool side_is_refused(const struct side *s, struct err *why)

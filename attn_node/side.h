@@ -3,7 +3,7 @@
  * thing: a control thread (member, Attention service) and an engine thread (KV, layers,
  * links to experts).  Everything else is messages.
  *
- * Log events: node.listening, node.draining, side.ready, weights.packing. */
+ * Log events: node.listening, node.draining, node.drained, side.ready, weights.packing. */
 #pragma once
 
 #include <stdbool.h>
@@ -33,13 +33,19 @@ struct side_config {
     int max_rows, max_seqs;  /* of one step; sequences with KV */
     int lanes;               /* of a step: 1, 2; 0: whichever is measured to be faster */
     int64_t call_timeout_ns; /* one layer's experts must have answered by then */
-    struct ladder ladder;    /* what is done about trouble with expert nodes */
-    int64_t spin_ns;         /* busy-wait before sleeping in gather; 0: nothing in here spins */
+    int64_t drain_timeout_ns;
+    struct ladder ladder; /* what is done about trouble with expert nodes */
+    int64_t spin_ns;      /* busy-wait before sleeping in gather; 0: nothing in here spins */
 };
 
 struct side;
 /* Loads the weights (progress in the log), binds, and starts joining; blocks for that long. */
 int side_start(const struct side_config *c, struct side **out, struct err *e);
+/* It shall go: it serves what it has until other sides have that, which side_may_go() tells. */
+void side_drain(struct side *s);
+/* After side_drain(): nobody needs it any more, or the coordinator is not there, or drain_timeout_ns
+ * have passed. */
+bool side_may_go(const struct side *s);
 /* Leaves the cluster and ends both threads. */
 void side_stop(struct side **s);
 /* true once the coordinator refused this side for good; `why` is then filled. */

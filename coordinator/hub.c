@@ -32,6 +32,9 @@ static void perform(struct hub *h, const struct sched_action *a)
     case SCHED_MOVED:
         hub_moved(h, a->seq, a->side);
         break;
+    case SCHED_INHERITED:
+        hub_inherited(h, a->seq, a->side);
+        break;
     case SCHED_TOKEN:
         before = hub_work(h, WORK_WRITING);
         hub_token(h, a);

@@ -99,6 +99,14 @@ void hub_attention_remove(struct hub *h, uint32_t node_id)
     hub_run(h);
 }
 
+void hub_attention_drain(struct hub *h, uint32_t node_id)
+{
+    struct sched_event e = {
+        .kind = SCHED_SIDE_LEAVING, .now_ns = clock_now_ns(), .side.id = node_id};
+    hub_event(h, &e);
+    hub_run(h);
+}
+
 void hub_attention_close(struct hub *h)
 {
     while (!list_is_empty(&h->attentions))
@@ -186,8 +194,10 @@ void hub_attention_tick(struct hub *h, int64_t now_ns)
 static bool is_alive(const struct hub *h, const struct hub_attention *a)
 {
     const struct node *n = members_find(&h->members, a->node_id);
-    return n && n->state == NODE_READY && a->channel && a->described &&
-           channel_is_connected(a->channel);
+    /* One that is leaving serves what it has until others have it. */
+    bool serves = n && (n->state == NODE_READY ||
+                        (n->state == NODE_DRAINING && sched_has_side(&h->sched, a->node_id)));
+    return serves && a->channel && a->described && channel_is_connected(a->channel);
 }
 
 /* Does it know where all experts are? */

@@ -192,11 +192,17 @@ static void take_report(struct hub *h, const struct node *n, enum node_state bef
         hub_tell(h, EVENTS_GOOD, "node ready", "%s", n->join.name);
         log_info("node.ready", "name=%s id=%u experts=%u", n->join.name, n->id, b->experts_held);
     }
-    if (n->join.role != NODE_EXPERT)
-        return;
-    if (n->state == NODE_DRAINING && before != NODE_DRAINING) {
+    bool drains_now = n->state == NODE_DRAINING && before != NODE_DRAINING;
+    if (drains_now) {
         hub_tell(h, EVENTS_WARN, "node draining", "%s", n->join.name);
         log_info("node.draining", "name=%s id=%u", n->join.name, n->id);
+    }
+    if (n->join.role == NODE_ATTENTION) {
+        if (drains_now)
+            hub_attention_drain(h, n->id);
+        return;
+    }
+    if (drains_now) {
         placement_drain(&h->placement, n->id);
         hub_place(h, clock_now_ns());
     }
@@ -212,9 +218,19 @@ static bool is_busy(struct hub *h)
     return is_stepping || h->n_requests + h->n_admissions > 0;
 }
 
+/* Without another one its sequences wait for it to come back, and go on from their tokens then. */
+static bool side_may_leave(struct hub *h, const struct node *n)
+{
+    if (h->draining)
+        return !is_busy(h);
+    return sched_side_seqs(&h->sched, n->id) == 0 || !sched_has_heirs(&h->sched, n->id);
+}
+
 /* When the whole cluster ends nobody takes anything over, but what runs needs its experts. */
 static bool may_leave(struct hub *h, const struct node *n)
 {
+    if (n->join.role == NODE_ATTENTION)
+        return side_may_leave(h, n);
     if (placement_is_drained(&h->placement, n->id))
         return true;
     bool is_end = h->draining || !placement_has_heirs(&h->placement);

@@ -59,6 +59,8 @@ static void write_requests(struct metrics *m, const struct hub *h)
             "Tokens that were not fed, because an attention side still had them.");
     counter(m, "prompt_tokens_total", c->prompt_tokens, "Tokens of accepted prompts.");
     counter(m, "generated_tokens_total", c->output_tokens, "Tokens generated.");
+    counter(m, "handovers_total", c->handovers,
+            "sequences that left an attention side which was going, without a pause");
     counter(m, "replays_total", c->replays,
             "Sequences that were fed again to another attention side, or to the same.");
     counter(m, "replayed_tokens_total", c->replayed_tokens, "Tokens of theirs.");

@@ -363,6 +363,17 @@ void hub_moved(struct hub *h, uint64_t seq, uint32_t side)
     log_info("request.replayed", "request=%s side=%u tokens=%zu", r->request.id, side, tokens);
 }
 
+void hub_inherited(struct hub *h, uint64_t seq, uint32_t side)
+{
+    struct request *q;
+    struct hub_request *r = find(h, seq, &q);
+    if (!r)
+        return; /* as above */
+    h->counters.handovers++;
+    log_info("request.handed_over", "request=%s side=%u tokens=%zu", r->request.id, side,
+             q->prompt.len + q->output.len);
+}
+
 /* The gaps are those of one choice at a time: several may have tokens in the same step. */
 static void count_token(struct hub *h, struct hub_request *r, const struct request *choice)
 {

@@ -102,6 +102,7 @@ struct hub_counters {
     int64_t degraded;       /* requests of which experts were left out */
     int64_t prompt_tokens, output_tokens, steps, step_failures, step_rows;
     int64_t replays, replayed_tokens; /* sequences that moved, and what was fed again for it */
+    int64_t handovers;                /* that went on at another side without waiting for that */
     int64_t attention_us, experts_us, head_us; /* where the steps' time went */
     int64_t router_us, sampling_us;            /* of attention_us; of head_us */
     int64_t two_lane_steps, lanes_saved_us;    /* of steps; by the trials that came before them */
@@ -270,6 +271,7 @@ void hub_log_end(struct hub *h, const struct hub_request *r, enum token_log_outc
 bool hub_log_has(const struct hub *h, const struct hub_request *r);
 void hub_started(struct hub *h, uint64_t seq);
 void hub_moved(struct hub *h, uint64_t seq, uint32_t side);
+void hub_inherited(struct hub *h, uint64_t seq, uint32_t side);
 void hub_token(struct hub *h, const struct sched_action *a);
 void hub_failed(struct hub *h, const struct sched_action *a);
 
@@ -308,6 +310,8 @@ int hub_cluster_drain(struct hub *h, const char *name, bool restart, struct err 
 /* hub_attention.c: attention sides. */
 void hub_attention_add(struct hub *h, const struct node *n);
 void hub_attention_remove(struct hub *h, uint32_t node_id);
+/* Its sequences are handed over. */
+void hub_attention_drain(struct hub *h, uint32_t node_id);
 void hub_attention_tick(struct hub *h, int64_t now_ns);
 /* Tells the scheduler which sides can be used now; `why` for those that cannot. */
 void hub_attention_refresh(struct hub *h, const char *why);

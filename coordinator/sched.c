@@ -30,7 +30,7 @@ void sched_init(struct sched *s, const struct sched_config *c)
     list_init(&s->keys);
 }
 
-static void free_seq(struct sched_seq *q)
+void sched_free_seq(struct sched_seq *q)
 {
     lookup_fini(&q->lookup);
     mem_free(q);
@@ -40,7 +40,7 @@ static void free_list(struct list *head)
 {
     struct list *l;
     while ((l = list_pop_front(head)))
-        free_seq(LIST_ITEM(l, struct sched_seq, link));
+        sched_free_seq(LIST_ITEM(l, struct sched_seq, link));
 }
 
 static void free_side(struct sched_side *d)
@@ -121,6 +121,14 @@ uint32_t sched_side_seqs(const struct sched *s, uint32_t id)
     return d ? d->n_seqs : 0;
 }
 
+bool sched_has_heirs(const struct sched *s, uint32_t id)
+{
+    bool any = false;
+    for (int i = 0; i < s->n_sides; i++)
+        any |= s->sides[i]->limits.id != id && !s->sides[i]->is_leaving;
+    return any;
+}
+
 uint64_t sched_capacity_tokens(const struct sched *s)
 {
     uint64_t most = 0;
@@ -137,7 +145,7 @@ static struct sched_seq *find_in(const struct list *head, uint64_t seq)
 {
     for (struct list *l = head->next; l != head; l = l->next) {
         struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
-        if (q->want.seq == seq)
+        if (q->want.seq == seq && !q->heir_of)
             return q;
     }
     return NULL;
@@ -156,16 +164,13 @@ static struct sched_seq *find_seq(const struct sched *s, uint64_t seq)
     return q;
 }
 
-enum told { TELL_SIDE, SIDE_IS_GONE };
-
-/* Its pages are free again, and the side shall forget it. */
-static void leave_side(struct sched_seq *q, enum told told, struct sched_actions *out)
+void sched_leave_side(struct sched_seq *q, enum sched_told told, struct sched_actions *out)
 {
     struct sched_side *d = q->side;
     d->pages_reserved -= q->pages;
     d->pages_promised -= q->life_pages;
     d->n_seqs--;
-    if (told == TELL_SIDE && q->is_sent)
+    if (told == SCHED_TELL_SIDE && q->is_sent)
         sched_act(out, SCHED_RELEASE, q->want.seq, d->limits.id);
     list_remove(&q->link);
     q->side = NULL;
@@ -180,6 +185,8 @@ static void leave_side(struct sched_seq *q, enum told told, struct sched_actions
 static void end(struct sched *s, struct sched_seq *q, struct sched_actions *out)
 {
     struct sched_side *d = q->side;
+    if (q->heir)
+        sched_drop_heir(q->heir, SCHED_TELL_SIDE, out);
     if (d || q->is_lost) {
         s->n_running--;
     } else {
@@ -195,25 +202,35 @@ static void end(struct sched *s, struct sched_seq *q, struct sched_actions *out)
         return;
     }
     if (d)
-        leave_side(q, TELL_SIDE, out);
+        sched_leave_side(q, SCHED_TELL_SIDE, out);
     list_remove(&q->link);
-    free_seq(q);
+    sched_free_seq(q);
 }
 
-/* It is on no side any more, and is replayed as soon as one has room. */
-static void lose(struct sched *s, struct sched_seq *q, enum told told, struct sched_actions *out)
+/* It is on no side any more, and is replayed as soon as one has room, or goes on as its heir. */
+static void lose(struct sched *s, struct sched_seq *q, enum sched_told told,
+                 struct sched_actions *out)
 {
-    leave_side(q, told, out);
+    if (q->heir_of) {
+        sched_drop_heir(q, told, out);
+        return;
+    }
+    if (q->heir) {
+        sched_inherit(q, told, out);
+        return;
+    }
+    sched_leave_side(q, told, out);
     q->is_lost = true;
     list_push_back(&s->lost, &q->link);
 }
 
 void sched_lose(struct sched *s, struct sched_seq *q, struct sched_actions *out)
 {
-    lose(s, q, TELL_SIDE, out);
+    lose(s, q, SCHED_TELL_SIDE, out);
 }
 
-static void lose_list(struct sched *s, struct list *head, enum told told, struct sched_actions *out)
+static void lose_list(struct sched *s, struct list *head, enum sched_told told,
+                      struct sched_actions *out)
 {
     for (struct list *l = head->next, *next; l != head; l = next) {
         next = l->next;
@@ -221,13 +238,13 @@ static void lose_list(struct sched *s, struct list *head, enum told told, struct
     }
 }
 
-static void drop_doomed(struct sched_side *d, enum told told, struct sched_actions *out)
+static void drop_doomed(struct sched_side *d, enum sched_told told, struct sched_actions *out)
 {
     for (struct list *l = d->doomed.next, *next; l != &d->doomed; l = next) {
         next = l->next;
         struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
-        leave_side(q, told, out);
-        free_seq(q);
+        sched_leave_side(q, told, out);
+        sched_free_seq(q);
     }
 }
 
@@ -322,6 +339,13 @@ static void side_up(struct sched *s, const struct sched_side_limits *l)
     s->had_side = true;
 }
 
+static void side_leaves(struct sched *s, uint32_t id)
+{
+    struct sched_side *d = find_side(s, id);
+    if (d)
+        d->is_leaving = true;
+}
+
 static void side_down(struct sched *s, const struct sched_event *e, struct sched_actions *out)
 {
     struct sched_side *d = find_side(s, e->side.id);
@@ -329,9 +353,9 @@ static void side_down(struct sched *s, const struct sched_event *e, struct sched
         return;
     snprintf(s->why_down, sizeof s->why_down, "%s", e->text ? e->text : err_text(e->code));
     d->step = 0; /* its answer, if it still comes, is nobody's */
-    lose_list(s, &d->decoding, SIDE_IS_GONE, out);
-    lose_list(s, &d->prefilling, SIDE_IS_GONE, out);
-    drop_doomed(d, SIDE_IS_GONE, out);
+    lose_list(s, &d->decoding, SCHED_SIDE_IS_GONE, out);
+    lose_list(s, &d->prefilling, SCHED_SIDE_IS_GONE, out);
+    drop_doomed(d, SCHED_SIDE_IS_GONE, out);
     int at = 0;
     for (int i = 0; i < s->n_sides; i++)
         if (s->sides[i] != d)
@@ -444,7 +468,9 @@ static bool take_sample(struct sched *s, struct sched_seq *q, const struct wire_
         return false;
     }
     q->n_output++;
-    q->n_replays = 0;
+    q->n_replays = q->n_heirs = 0;
+    if (q->heir)
+        q->heir->n_output = q->n_output;
     struct sched_action *a = sched_act(out, SCHED_TOKEN, q->want.seq, q->side->limits.id);
     a->sampled = &sample->sampled;
     a->is_degraded = q->is_degraded;
@@ -470,7 +496,9 @@ static void advance(struct sched *s, struct sched_seq *q, const struct part *par
     sched_prefix_learn(q->side, q, n_known);
     q->chunk = q->n_drafted = 0;
     q->stalled_ns = SCHED_NEVER;
-    if (part->n_samples == 0)
+    if (q->heir_of)
+        q->heir_of->stalled_ns = SCHED_NEVER;
+    if (part->n_samples == 0 || (q->is_heirs && !sched_heir_closed(q, out)))
         return;
     if (n_drafted > 0) {
         lookup_learn(&q->lookup, n_drafted, part->n_samples - 1);
@@ -554,6 +582,10 @@ static void note_failure(struct sched_side *d, const struct sched_event *e)
 static void fail_seq(struct sched *s, struct sched_seq *q, const struct sched_event *e,
                      struct sched_actions *out)
 {
+    if (q->heir_of) {
+        sched_drop_heir(q, SCHED_TELL_SIDE, out);
+        return;
+    }
     fail(out, q->want.seq, e->code, "%s", e->text ? e->text : err_text(e->code));
     end(s, q, out);
 }
@@ -570,17 +602,18 @@ static void step_failed(struct sched *s, struct sched_side *d, const struct sche
         if (q->is_doomed)
             continue;
         q->chunk = q->n_drafted = 0;
-        if (q->stalled_ns == SCHED_NEVER)
+        q->is_closing = false;
+        if (q->stalled_ns == SCHED_NEVER && !q->heir_of)
             q->stalled_ns = e->now_ns;
         if (verdict == REFUSED || (verdict == REPLAY && ++q->n_replays > MAX_REPLAYS))
             fail_seq(s, q, e, out);
         else if (verdict == REPLAY)
-            lose(s, q, TELL_SIDE, out);
+            lose(s, q, SCHED_TELL_SIDE, out);
     }
-    drop_doomed(d, TELL_SIDE, out);
+    drop_doomed(d, SCHED_TELL_SIDE, out);
     if (d->n_failures >= SCHED_MOVE_AFTER && another_does_well(s, d)) {
-        lose_list(s, &d->decoding, TELL_SIDE, out);
-        lose_list(s, &d->prefilling, TELL_SIDE, out);
+        lose_list(s, &d->decoding, SCHED_TELL_SIDE, out);
+        lose_list(s, &d->prefilling, SCHED_TELL_SIDE, out);
     }
 }
 
@@ -611,7 +644,7 @@ static void step_done(struct sched *s, const struct sched_event *e, struct sched
         if (!d->in_step[i]->is_doomed)
             advance(s, d->in_step[i], &part, e->now_ns, out);
     }
-    drop_doomed(d, TELL_SIDE, out);
+    drop_doomed(d, SCHED_TELL_SIDE, out);
 }
 
 /* ---- time ---------------------------------------------------------------------------- */
@@ -622,7 +655,7 @@ static void expire_list(struct sched *s, struct list *head, int64_t now_ns,
     for (struct list *l = head->next, *next; l != head; l = next) {
         next = l->next;
         struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
-        if (q->want.deadline_ns > now_ns)
+        if (q->want.deadline_ns > now_ns || q->heir_of)
             continue;
         fail(out, q->want.seq, E_DEADLINE, "the request's time is over (after %u tokens)",
              q->n_output);
@@ -683,6 +716,7 @@ static void tick(struct sched *s, int64_t now_ns, struct sched_actions *out)
         end_patience(s, &d->prefilling, now_ns, out);
         end_patience(s, &d->decoding, now_ns, out);
     }
+    sched_bequeath(s);
     sched_admit(s, now_ns, out);
     for (int i = 0; i < s->n_sides; i++)
         if (s->sides[i]->step == 0 && now_ns >= s->sides[i]->retry_ns)
@@ -706,6 +740,9 @@ void sched_step(struct sched *s, const struct sched_event *e, struct sched_actio
         break;
     case SCHED_SIDE_DOWN:
         side_down(s, e, out);
+        break;
+    case SCHED_SIDE_LEAVING:
+        side_leaves(s, e->side.id);
         break;
     case SCHED_STEP_DONE:
     case SCHED_STEP_FAILED:

@@ -25,6 +25,9 @@
  *   the side has not what we think, or answers nonsense       its sequences are replayed: prompt and
  *                                                             answer so far from position 0
  *   the side is gone                                          the same, on another side
+ *   the side is leaving                                       the same, while it still decodes them:
+ *                                                             another computes what there is, and
+ *                                                             takes over when it has caught up
  *   a side fails while others do well                         the same, on another side
  *   the step itself is refused (E_INVALID ...)                its sequences fail
  *
@@ -87,7 +90,10 @@ enum sched_event_kind {
     SCHED_SUBMIT,
     SCHED_CANCEL, /* the caller has no interest in `seq` any more; unknown ones are fine */
     SCHED_SIDE_UP,
-    SCHED_SIDE_DOWN,   /* its sequences are replayed elsewhere; `text` says why it is down */
+    SCHED_SIDE_DOWN, /* its sequences are replayed elsewhere; `text` says why it is down */
+    /* It will go as soon as it may: it gets no more sequences, and those that it has are handed over
+     * to others.  Until SIDE_DOWN. */
+    SCHED_SIDE_LEAVING,
     SCHED_STEP_DONE,   /* results of `step` */
     SCHED_STEP_FAILED, /* `code`, as the side gave it or as the way there broke */
     SCHED_TICK, /* time passes; only this starts steps, so that what a result led to is known */
@@ -105,13 +111,14 @@ struct sched_event {
 };
 
 enum sched_action_kind {
-    SCHED_SEND,    /* `step` to `side`; valid until the next event */
-    SCHED_RELEASE, /* `seq` on `side` */
-    SCHED_STARTED, /* `seq` left the queue; once */
-    SCHED_MOVED,   /* `seq`, which was started already, is replayed on `side` */
-    SCHED_TOKEN,   /* `seq` has `sampled`; borrowed from the event; several in one step if guesses
+    SCHED_SEND,      /* `step` to `side`; valid until the next event */
+    SCHED_RELEASE,   /* `seq` on `side` */
+    SCHED_STARTED,   /* `seq` left the queue; once */
+    SCHED_MOVED,     /* `seq`, which was started already, is replayed on `side` */
+    SCHED_INHERITED, /* `seq` goes on on `side`, where that has been done while it went on */
+    SCHED_TOKEN,     /* `seq` has `sampled`; borrowed from the event; several in one step if guesses
                     * came true: those after the owner has lost interest are to be ignored */
-    SCHED_FAIL,    /* `seq` is over: `code`, `text` */
+    SCHED_FAIL,      /* `seq` is over: `code`, `text` */
 };
 enum sched_finish { SCHED_GOES_ON, SCHED_STOP, SCHED_LENGTH };
 
@@ -165,3 +172,5 @@ uint64_t sched_capacity_tokens(const struct sched *s);
 bool sched_has_side(const struct sched *s, uint32_t id);
 /* Sequences that are on the side; 0 for an unknown one. */
 uint32_t sched_side_seqs(const struct sched *s, uint32_t id);
+/* Is there another side, which is not leaving, to take over what this one has? */
+bool sched_has_heirs(const struct sched *s, uint32_t id);

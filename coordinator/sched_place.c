@@ -234,21 +234,21 @@ static uint64_t cost_on(const struct sched *s, const struct sched_side *d,
 static bool only_sick(const struct sched *s, const struct sched_submit *w)
 {
     for (int i = 0; i < s->n_sides; i++)
-        if (!is_sick(s->sides[i]) && could_hold(s->sides[i], w))
+        if (!s->sides[i]->is_leaving && !is_sick(s->sides[i]) && could_hold(s->sides[i], w))
             return false;
     return true;
 }
 
 /* The side among those that can take it now that has the longest beginning of it, if that is not
  * too dear; or else the cheapest. */
-static struct sched_side *side_for(const struct sched *s, const struct sched_seq *q)
+struct sched_side *sched_side_for(const struct sched *s, const struct sched_seq *q)
 {
     struct sched_side *cheapest = NULL, *longest = NULL;
     uint32_t most = 0;
     bool sick_too = only_sick(s, &q->want);
     for (int i = 0; i < s->n_sides; i++) {
         struct sched_side *d = s->sides[i];
-        if (!has_room(d, q) || (is_sick(d) && !sick_too))
+        if (d->is_leaving || !has_room(d, q) || (is_sick(d) && !sick_too))
             continue;
         if (!cheapest || cost_on(s, d, &q->want) < cost_on(s, cheapest, &q->want))
             cheapest = d;
@@ -267,7 +267,7 @@ static struct sched_side *side_for(const struct sched *s, const struct sched_seq
 
 static void preempt(struct sched *s, struct sched_seq *victim, struct sched_actions *out)
 {
-    s->n_preempted++;
+    s->n_preempted += !victim->heir_of;
     sched_lose(s, victim, out);
 }
 
@@ -296,7 +296,7 @@ static bool could_make_room(const struct sched *s, const struct sched_side *d,
 {
     uint64_t pages = d->limits.pages > d->pages_reserved ? d->limits.pages - d->pages_reserved : 0;
     uint32_t n_seqs = 0;
-    if (d->step != 0 || is_sick(d) || !could_hold(d, &q->want))
+    if (d->step != 0 || d->is_leaving || is_sick(d) || !could_hold(d, &q->want))
         return false;
     count_yielding(s, &d->prefilling, q, now_ns, &pages, &n_seqs);
     count_yielding(s, &d->decoding, q, now_ns, &pages, &n_seqs);
@@ -341,6 +341,17 @@ bool sched_give_page(struct sched *s, struct sched_seq *q, int64_t now_ns,
 
 /* ---- admission ---------------------------------------------------------------------------------- */
 
+void sched_settle_on(struct sched_seq *q, struct sched_side *d)
+{
+    q->side = d;
+    q->pages = sched_pages_of(d, sched_known(q));
+    q->life_pages = life_pages(d, &q->want);
+    d->pages_reserved += q->pages;
+    d->pages_promised += q->life_pages;
+    d->n_seqs++;
+    list_push_back(&d->prefilling, &q->link);
+}
+
 static void place(struct sched *s, struct sched_seq *q, struct sched_side *d, int64_t now_ns,
                   struct sched_actions *out)
 {
@@ -352,16 +363,10 @@ static void place(struct sched *s, struct sched_seq *q, struct sched_side *d, in
     }
     if (!q->is_started)
         q->started_ns = now_ns;
-    q->side = d;
-    q->pages = sched_pages_of(d, sched_known(q));
-    q->life_pages = life_pages(d, &q->want);
     q->is_started = true;
     q->is_lost = false;
-    d->pages_reserved += q->pages;
-    d->pages_promised += q->life_pages;
-    d->n_seqs++;
     list_remove(&q->link);
-    list_push_back(&d->prefilling, &q->link);
+    sched_settle_on(q, d);
 }
 
 void sched_admit(struct sched *s, int64_t now_ns, struct sched_actions *out)
@@ -371,7 +376,7 @@ void sched_admit(struct sched *s, int64_t now_ns, struct sched_actions *out)
         q = next_of(s, &s->queue, q, now_ns);
         if (!q)
             return;
-        struct sched_side *d = side_for(s, q);
+        struct sched_side *d = sched_side_for(s, q);
         if (!d)
             d = make_room(s, q, now_ns, out);
         if (!d)

@@ -6,8 +6,12 @@
 #include "base/must.h"
 #include "coordinator/sched_state.h"
 
-/* Rows of guesses in a step: each needs logits of its own. */
-enum { MOST_DRAFTS = 32 };
+enum {
+    /* Rows of guesses in a step: each needs logits of its own. */
+    MOST_DRAFTS = 32,
+    /* An heir that lacks no more takes over with its next step, which is hardly longer for it. */
+    CLOSING_ROWS = 16,
+};
 
 static void put_token(struct sched_side *d, int32_t token)
 {
@@ -25,6 +29,8 @@ static void add_rows(struct sched_side *d, struct sched_seq *q, uint32_t rows)
     struct wire_step *m = &d->message;
     must(m->n_seqs < d->limits.max_seqs && m->n_tokens + rows <= d->limits.max_rows);
     uint32_t left = sched_known(q) - q->fed;
+    /* What an heir would sample before it takes over is the other side's to say. */
+    bool may_sample = !q->heir_of || q->is_closing;
     uint32_t ahead = q->fed == 0 && d->limits.keeps_prefixes ? left - rows : 0;
     d->in_step[m->n_seqs] = q;
     d->step_seqs[m->n_seqs++] =
@@ -32,7 +38,7 @@ static void add_rows(struct sched_side *d, struct sched_seq *q, uint32_t rows)
                                .position = q->fed,
                                .n_tokens = rows,
                                .n_ahead = ahead,
-                               .sample = rows + ahead == left,
+                               .sample = may_sample && rows + ahead == left,
                                .n_prompt = q->fed == 0 ? q->want.n_prompt : 0,
                                .sampling = q->fed == 0 ? q->want.sampling : NULL};
     for (uint32_t i = 0; i < rows + ahead; i++)
@@ -40,20 +46,30 @@ static void add_rows(struct sched_side *d, struct sched_seq *q, uint32_t rows)
     m->n_tokens += rows;
     q->chunk = rows;
     q->is_sent = true;
+    q->is_heirs = q->heir_of != NULL;
     sched_charge(q->key, rows);
 }
 
-/* Every sequence that decodes has a page for its next token, or waits again. */
-static void provide_pages(struct sched *s, struct sched_side *d, int64_t now_ns,
+static bool provide_pages_for(struct sched *s, struct sched_seq *q, int64_t now_ns,
+                              struct sched_actions *out)
+{
+    if (q->heir_of)
+        return sched_feed_heir(q, out);
+    bool stays = true;
+    while (stays && q->pages < sched_pages_of(q->side, sched_known(q)))
+        stays = sched_give_page(s, q, now_ns, out);
+    return stays;
+}
+
+/* Every sequence has pages for all that is known of it, or waits again. */
+static void provide_pages(struct sched *s, struct list *head, int64_t now_ns,
                           struct sched_actions *out)
 {
-    for (struct list *l = d->decoding.next; l != &d->decoding;) {
+    for (struct list *l = head->next; l != head;) {
         struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
-        bool stays = true;
-        while (stays && q->pages < sched_pages_of(d, sched_known(q)))
-            stays = sched_give_page(s, q, now_ns, out);
+        bool stays = provide_pages_for(s, q, now_ns, out);
         /* Others may have left, too: begin again rather than follow a link that is gone. */
-        l = stays ? q->link.next : d->decoding.next;
+        l = stays ? q->link.next : head->next;
     }
 }
 
@@ -100,17 +116,15 @@ static void add_decoding(struct sched *s, struct sched_side *d, uint32_t rows)
     uint32_t room = rows > n_decoding && d->limits.takes_drafts ? rows - n_decoding : 0;
     room = room < MOST_DRAFTS ? room : MOST_DRAFTS;
 
-    for (uint32_t n = d->n_seqs; n > 0 && d->message.n_tokens < rows; n--) {
-        if (list_is_empty(&d->decoding))
-            return;
+    for (uint32_t n = n_decoding; n > 0 && d->message.n_tokens < rows; n--) {
         struct sched_seq *q = LIST_ITEM(d->decoding.next, struct sched_seq, link);
-        if (q->chunk > 0)
-            return;
+        list_remove(&q->link);
+        list_push_back(&d->decoding, &q->link);
+        if (sched_is_closing(q))
+            continue;
         add_rows(d, q, 1);
         if (room > d->n_drafts && s->config.draft_tokens > 0)
             add_drafts(s, d, q, room - d->n_drafts, n_decoding);
-        list_remove(&q->link);
-        list_push_back(&d->decoding, &q->link);
     }
 }
 
@@ -120,8 +134,9 @@ static struct sched_seq *next_prompt(const struct sched *s, const struct sched_s
     struct sched_seq *best = NULL;
     for (struct list *l = d->prefilling.next; l != &d->prefilling; l = l->next) {
         struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
-        if (q->chunk == 0 && !sched_prefix_is_coming(d, q) &&
-            (!best || sched_goes_before(s, q, best, now_ns)))
+        /* An heir that has all that is known waits for more. */
+        if (q->chunk == 0 && q->fed < sched_known(q) && !sched_is_closing(q) &&
+            !sched_prefix_is_coming(d, q) && (!best || sched_goes_before(s, q, best, now_ns)))
             best = q;
     }
     return best;
@@ -133,6 +148,7 @@ static void add_prompts(struct sched *s, struct sched_side *d, uint32_t rows, in
     while (rows > 0 && (q = next_prompt(s, d, now_ns))) {
         uint32_t there = q->fed == 0 ? sched_prefix_match(d, q) : q->fed;
         uint32_t left = sched_known(q) - there, chunk = left < rows ? left : rows;
+        q->is_closing = q->heir_of && left == chunk && left <= CLOSING_ROWS;
         add_rows(d, q, chunk);
         rows -= chunk;
     }
@@ -142,7 +158,8 @@ void sched_plan(struct sched *s, struct sched_side *d, int64_t now_ns, struct sc
 {
     d->message = (struct wire_step){.seqs = d->step_seqs};
     d->n_step_tokens = d->n_drafts = 0;
-    provide_pages(s, d, now_ns, out);
+    provide_pages(s, &d->decoding, now_ns, out);
+    provide_pages(s, &d->prefilling, now_ns, out);
     uint32_t rows = d->limits.max_rows, kept = 0;
     if (s->config.step_rows > 0 && s->config.step_rows < rows)
         rows = s->config.step_rows;

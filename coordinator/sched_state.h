@@ -1,5 +1,6 @@
 /* coordinator/sched_state.h - the timetable's state, shared by sched*.c only: sched.c has the events
- * and the ends of sequences, sched_place.c who runs where, sched_plan.c what is in a step. */
+ * and the ends of sequences, sched_place.c who runs where, sched_plan.c what is in a step, sched_heir.c
+ * how sequences leave a side that goes. */
 #pragma once
 
 #include "base/must.h"
@@ -35,6 +36,10 @@ struct sched_seq {
     uint64_t block_number; /* of the last of them */
     struct lookup lookup;
     int n_replays; /* since the newest token */
+    /* sched_heir.c: on another side, where what is known of this sequence is computed, too; NULL:
+     * nowhere.  The heir's `heir_of` points back: it is nobody's sequence yet. */
+    struct sched_seq *heir, *heir_of;
+    int n_heirs; /* since the newest token */
     int64_t submitted_ns, started_ns;
     int64_t stalled_ns; /* since when it makes no progress; SCHED_NEVER: it does */
     bool is_started, is_lost, has_begun;
@@ -42,6 +47,8 @@ struct sched_seq {
     bool is_degraded; /* experts were left out of what its tokens came from */
     bool is_decoded;  /* in the side's decoding list */
     bool is_doomed;   /* ended while in flight: released when the step is over */
+    bool is_heirs;    /* its step in flight was planned when it was an heir, */
+    bool is_closing;  /* and brings all that was known, and a sample */
 };
 
 struct sched_side {
@@ -51,6 +58,7 @@ struct sched_side {
     uint64_t pages_promised;
     uint64_t pages_free; /* as it said with its newest answer */
     uint32_t n_seqs;
+    bool is_leaving;
     uint64_t step; /* in flight; 0: none */
     int64_t sent_ns, retry_ns, done_ns, failing_ns;
     int64_t step_ns;            /* smoothed, of steps with one row for each sequence; 0: unknown */
@@ -85,6 +93,10 @@ static inline int32_t sched_token_at(const struct sched_seq *q, uint32_t positio
 /* sched.c */
 struct sched_action *sched_act(struct sched_actions *out, enum sched_action_kind kind, uint64_t seq,
                                uint32_t side);
+/* Its pages are free again; TELL_SIDE: and the side shall forget it. */
+enum sched_told { SCHED_TELL_SIDE, SCHED_SIDE_IS_GONE };
+void sched_leave_side(struct sched_seq *q, enum sched_told told, struct sched_actions *out);
+void sched_free_seq(struct sched_seq *q);
 /* It is on no side any more, the side is told, and it is replayed when there is room. */
 void sched_lose(struct sched *s, struct sched_seq *q, struct sched_actions *out);
 
@@ -97,6 +109,10 @@ uint64_t sched_pages_left(const struct sched_side *d);
 /* Is it a's turn before b's? */
 bool sched_goes_before(const struct sched *s, const struct sched_seq *a, const struct sched_seq *b,
                        int64_t now_ns);
+/* The best side that has room for it now and is not leaving; NULL: none. */
+struct sched_side *sched_side_for(const struct sched *s, const struct sched_seq *q);
+/* It is there, has its pages, and is the last to be fed. */
+void sched_settle_on(struct sched_seq *q, struct sched_side *d);
 /* Brings waiting sequences to sides, as far as there is room. */
 void sched_admit(struct sched *s, int64_t now_ns, struct sched_actions *out);
 /* One more page for `q`, at the cost of those whose turn comes last: false if that is `q` itself,
@@ -122,6 +138,22 @@ void sched_prefix_learn(struct sched_side *d, struct sched_seq *q, uint32_t n_kn
 void sched_prefix_correct(struct sched_side *d, const struct sched_seq *q, uint32_t n_cached);
 /* Is another one computing what this one begins with? */
 bool sched_prefix_is_coming(const struct sched_side *d, const struct sched_seq *q);
+
+/* sched_heir.c: heirs for those on sides that are leaving, as far as there is room. */
+void sched_bequeath(struct sched *s);
+/* Nothing is computed ahead for its sequence any more. */
+void sched_drop_heir(struct sched_seq *heir, enum sched_told told, struct sched_actions *out);
+/* Has an heir come so far that the sequence shall not go on where it is? */
+static inline bool sched_is_closing(const struct sched_seq *q)
+{
+    return q->heir && q->heir->is_closing;
+}
+/* Pages for what has become known since it began; false: there are none left, and it is dropped. */
+bool sched_feed_heir(struct sched_seq *heir, struct sched_actions *out);
+/* The heir is the sequence from now on, and what was it is over. */
+void sched_inherit(struct sched_seq *q, enum sched_told told, struct sched_actions *out);
+/* A step that was planned for an heir was done, with a sample.  Does the sample count? */
+bool sched_heir_closed(struct sched_seq *heir, struct sched_actions *out);
 
 /* sched_plan.c: fills d->message and sends it, if there is anything to do. */
 void sched_plan(struct sched *s, struct sched_side *d, int64_t now_ns, struct sched_actions *out);

@@ -219,17 +219,6 @@ static void judge_speed(const struct chaos_record *r, struct chaos_verdict *v)
         v->tokens_per_s = (double)n[1] * CLOCK_S / (double)(to_ns - split_ns);
 }
 
-static void count_first_token(const struct chaos_record *r, const struct chaos_stream *s,
-                              struct chaos_verdict *v)
-{
-    if (s->n_tokens == 0)
-        return;
-    int64_t wait_ns = s->times_ns[0] - s->began_ns;
-    v->first_token_ns = longer(v->first_token_ns, wait_ns);
-    if (r->n_faults == 0 || s->times_ns[0] <= r->fault_ns[0])
-        v->still_first_ns = longer(v->still_first_ns, wait_ns);
-}
-
 void chaos_judge(const struct chaos_record *r, struct chaos_verdict *v)
 {
     *v = (struct chaos_verdict){.n_requests = r->n_streams, .n_faults = r->n_faults};
@@ -238,7 +227,8 @@ void chaos_judge(const struct chaos_record *r, struct chaos_verdict *v)
         v->n_resumed += s->n_resumes > 0;
         v->n_refused += s->n_refusals > 0;
         v->n_changed += r->answers && is_changed(s, &r->answers[s->prompt]);
-        count_first_token(r, s, v);
+        if (s->n_tokens > 0)
+            v->first_token_ns = longer(v->first_token_ns, s->times_ns[0] - s->began_ns);
         if (!s->is_complete) {
             v->n_lost++;
             count_error(v, s->error);
@@ -252,8 +242,7 @@ int64_t chaos_most_pause_ns(const struct chaos_verdict *v, const struct chaos_ta
 {
     if (t->pause_ms < 0)
         return -1;
-    return t->pause_ms * CLOCK_MS + t->pause_steps * v->still_pause_ns +
-           (t->feeds_again ? v->still_first_ns : 0);
+    return t->pause_ms * CLOCK_MS + t->pause_steps * v->still_pause_ns;
 }
 
 /* Begins a clause. */

@@ -50,7 +50,6 @@ struct chaos_verdict {
     /* Each fault has a longest pause, up to the next fault; of those the 99th percentile. */
     int64_t pause_p99_ns;
     int64_t first_token_ns; /* longest wait for a first token */
-    int64_t still_first_ns; /* the same undisturbed: what feeding a sequence takes */
     int n_outages;          /* separate times with pauses above CHAOS_OUTAGE_NS and one step */
     /* The first of them: since the first fault, and how long. */
     struct {
@@ -79,13 +78,11 @@ struct chaos_measures {
     int64_t stalled_ns; /* longest that chaos itself waited for a CPU while clients streamed */
 };
 
-/* What is promised.  A pause may last pause_ms and pause_steps steps, and where sequences are fed
- * again to another attention side, as long as that takes undisturbed. */
+/* What is promised.  A pause may last pause_ms and pause_steps steps. */
 struct chaos_target {
     int pause_ms, pause_steps; /* -1 ms: any */
-    bool feeds_again;
-    bool outage_once;    /* at most one outage for each fault */
-    int whole_s;         /* full redundancy again within this time; 0: not asked */
+    bool outage_once;          /* at most one outage for each fault */
+    int whole_s;               /* full redundancy again within this time; 0: not asked */
     bool whole_as_start; /* and, after the lease, within the time in which all was read first */
     int rate_percent;    /* after_per_s is at least so much of remaining_per_s; 0: not asked */
     int growth_mib;      /* no process grows by more; 0: not asked */

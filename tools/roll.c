@@ -27,7 +27,7 @@ static void usage(FILE *out)
           "[NAME]...\n\n"
           "Restarts nodes one after another while the cluster works: each hands over what it\n"
           "holds, ends with exit code 3, is started again and loads; only when every copy is\n"
-          "live again comes the next.  An attention node's streams go on at another one, so a\n"
+          "live again comes the next.  An attention node's streams are taken over by others, so a\n"
           "single one is left alone.  `polymath up` and systemd units with Restart=always start\n"
           "a node again by themselves.\n\n"
           "  NAME         only these nodes (default: every expert and attention node)\n"

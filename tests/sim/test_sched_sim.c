@@ -40,7 +40,7 @@ struct sim_seq {
 
 struct sim_side {
     struct sched_side_limits limits;
-    bool up, stepping;
+    bool up, stepping, leaving;
     int speed; /* answers one time in so many tries */
     struct sim_seq seqs[64];
     int n_seqs;
@@ -64,7 +64,7 @@ struct sim {
     uint32_t last_side;
     int64_t now;
     bool calm; /* nothing goes wrong any more */
-    int ended, submitted, tokens, completed, moved, gave_up, refused, guessed;
+    int ended, submitted, tokens, completed, moved, gave_up, refused, guessed, inherited;
     uint64_t cached;
 };
 
@@ -137,6 +137,15 @@ static struct sim_seq *find_on(struct sim_side *d, uint64_t seq)
     return NULL;
 }
 
+/* Is there another side, which is leaving? */
+static bool may_be_heir(const struct sim *s, const struct sim_side *d)
+{
+    bool any = false;
+    for (int i = 0; i < MAX_SIDES; i++)
+        any |= &s->sides[i] != d && s->sides[i].up && s->sides[i].leaving;
+    return any;
+}
+
 /* What the coordinator may never send, whatever has happened. */
 static void check_step(struct sim *s, struct sim_side *d, const struct wire_step *m)
 {
@@ -171,8 +180,10 @@ static void check_step(struct sim *s, struct sim_side *d, const struct wire_step
                                          ? r->prompt[position]
                                          : r->output.ids[position - r->n_prompt]);
         }
-        CHECK_INT(q->sample, q->position + q->n_tokens + q->n_ahead - q->n_draft ==
-                                 r->n_prompt + r->output.len);
+        bool is_all =
+            q->position + q->n_tokens + q->n_ahead - q->n_draft == r->n_prompt + r->output.len;
+        CHECK(!q->sample || is_all);
+        CHECK(q->sample || !is_all || may_be_heir(s, d)); /* an heir's says nothing new */
     }
     CHECK_INT(at, m->n_tokens + n_ahead);
 }
@@ -375,6 +386,10 @@ static void perform(struct sim *s, const struct sched_action *a)
         CHECK(r && r->is_started && side(s, a->side));
         s->moved++;
         break;
+    case SCHED_INHERITED:
+        CHECK(r && r->is_started && side(s, a->side));
+        s->inherited++;
+        break;
     case SCHED_TOKEN:
         take_token(s, r, a);
         break;
@@ -464,7 +479,10 @@ static void side_event(struct sim *s, struct sim_side *d)
 {
     if (!d->up) {
         bring_up(s, d);
-    } else if (rng_below(&s->rng, 2) == 0) {
+    } else if (!d->leaving && rng_below(&s->rng, 4) == 0) {
+        d->leaving = true;
+        feed(s, &(struct sched_event){.kind = SCHED_SIDE_LEAVING, .side = d->limits});
+    } else if (d->leaving || rng_below(&s->rng, 2) == 0) {
         d->up = d->stepping = false;
         feed(s,
              &(struct sched_event){
@@ -557,6 +575,7 @@ TEST_WITHIN(sched_keeps_its_promises_through_random_histories, 120)
     struct sim *s = mem_alloc(sizeof *s);
     struct rng rng = test_rng();
     int histories = test_is_slow_build() ? 60 : 600, completed = 0, moved = 0, gave_up = 0;
+    int inherited = 0;
     uint64_t preempted = 0, refused = 0, cached_tokens = 0, guessed = 0;
     for (int h = 0; h < histories; h++) {
         *s = (struct sim){.rng = rng_stream(rng_next(&rng), 0)};
@@ -574,6 +593,7 @@ TEST_WITHIN(sched_keeps_its_promises_through_random_histories, 120)
         calm_down(s);
         completed += s->completed;
         moved += s->moved;
+        inherited += s->inherited;
         gave_up += s->gave_up;
         refused += (uint64_t)s->refused;
         preempted += s->sched.n_preempted;
@@ -583,14 +603,16 @@ TEST_WITHIN(sched_keeps_its_promises_through_random_histories, 120)
         CHECK(list_is_empty(&s->sched.keys));
         sched_fini(&s->sched);
     }
-    test_note("%d histories: %d answers complete, %d replays, %d gave up, %llu refused, %llu made "
+    test_note("%d histories: %d answers complete, %d replays, %d handed over, %d gave up, %llu "
+              "refused, %llu made "
               "place, %llu cached, %llu guessed",
-              histories, completed, moved, gave_up, (unsigned long long)refused,
+              histories, completed, moved, inherited, gave_up, (unsigned long long)refused,
               (unsigned long long)preempted, (unsigned long long)cached_tokens,
               (unsigned long long)guessed);
     /* The histories are not all failures, and the hard cases are in them. */
     CHECK(completed > histories * 30);
     CHECK(moved > histories * 5);
+    CHECK(inherited > histories);
     CHECK(gave_up > 0 && refused > 0);
     CHECK(preempted > (uint64_t)histories);
     CHECK(cached_tokens > (uint64_t)histories * 100);

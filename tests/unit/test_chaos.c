@@ -137,22 +137,6 @@ TEST(chaos_percentile_is_over_the_faults)
     CHECK_INT(v.n_changed, 0); /* nothing to compare with */
 }
 
-TEST(chaos_knows_what_feeding_a_sequence_took_undisturbed)
-{
-    struct chaos_stream s[2] = {{.began_ns = 0}, {.began_ns = 200}};
-    chaos_stream_token(&s[0], 7, 40);
-    chaos_stream_token(&s[0], 7, 50);
-    chaos_stream_token(&s[1], 7, 900);
-    int64_t fault_ns = 100;
-    struct chaos_verdict v;
-    struct chaos_record r = {s, 2, NULL, &fault_ns, 1};
-    chaos_judge(&r, &v);
-    CHECK_INT(v.still_first_ns, 40);
-    CHECK_INT(v.first_token_ns, 700);
-    chaos_stream_fini(&s[0]);
-    chaos_stream_fini(&s[1]);
-}
-
 static char *all_misses(struct chaos_verdict v, struct chaos_target t, struct chaos_measures m)
 {
     static struct buf out;
@@ -209,10 +193,6 @@ TEST(chaos_measures_have_limits_too)
     CHECK_INT(chaos_most_pause_ns(&(struct chaos_verdict){.still_pause_ns = 7},
                                   &(struct chaos_target){.pause_ms = 1, .pause_steps = 2}),
               CLOCK_MS + 14);
-    CHECK_INT(
-        chaos_most_pause_ns(&(struct chaos_verdict){.still_pause_ns = 7, .still_first_ns = 100},
-                            &(struct chaos_target){.pause_steps = 2, .feeds_again = true}),
-        114);
     struct chaos_target t = {.pause_ms = -1,
                              .whole_as_start = true,
                              .rate_percent = 95,
