@@ -13,7 +13,8 @@ static void usage(FILE *out)
 {
     fputs("usage: polymath drain NAME [--url URL] [--key FILE] [--no-wait] [--timeout SECONDS]\n\n"
           "Lets a node go without an error: an expert node's experts are loaded elsewhere first,\n"
-          "an attention node's sequences are computed at another one, too, which takes over with the\n"
+          "an attention node's sequences are computed at another one, too, which takes over with "
+          "the\n"
           "same tokens and no pause.  Then it leaves and ends with exit code 0.\n\n"
           "  --url URL    the coordinator (default http://127.0.0.1:8080)\n"
           "  --key FILE   holds an admin's API key, mode 0600\n"
