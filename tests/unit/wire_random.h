@@ -1,6 +1,7 @@
 /* tests/unit/wire_random.h - random contents for messages, and damage to their encodings. */
 #pragma once
 
+#include "base/blob.h"
 #include "rpc/wire.h"
 #include "tests/lib/test.h"
 
@@ -12,6 +13,11 @@ float wire_random_float(struct rng *r, float low, float high);
 void wire_random_text(struct rng *r, char *out, size_t size);
 /* A key, or nothing. */
 void wire_random_key(struct rng *r, char out[KEY_TEXT_BYTES]);
+
+static inline struct frame frame_of(const struct blob *b)
+{
+    return (struct frame){b->data, b->size_bytes};
+}
 
 /* Decodes and gives back what it took; 0 or E_INVALID and nothing else. */
 typedef int wire_check(void *ud, struct str message, const struct frame *payloads, int n_payloads);
