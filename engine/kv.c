@@ -484,6 +484,11 @@ const void *kv_index_sketch(const struct kv *kv, const struct kv_seq *s, int lay
     return sketch_at(kv, index_at(kv, s, layer, page_index), 0);
 }
 
+size_t kv_index_unit_bytes(const struct kv *kv)
+{
+    return kv->index_key_bytes / KV_PAGE_TOKENS * SKETCH_UNIT;
+}
+
 size_t kv_block_bytes(const struct kv *kv)
 {
     return kv->bytes.block;

@@ -71,6 +71,8 @@ void kv_index_write(struct kv *kv, const struct kv_seq *s, int layer, int positi
 const void *kv_index_page(const struct kv *kv, const struct kv_seq *s, int layer, int page_index);
 const void *kv_index_sketch(const struct kv *kv, const struct kv_seq *s, int layer, int page_index);
 enum kv_format kv_index_format(enum kv_format of_cache);
+/* Of SKETCH_UNIT index keys, which lie in a run. */
+size_t kv_index_unit_bytes(const struct kv *kv);
 /* Bytes that lie in a run from a block's keys on. */
 size_t kv_block_bytes(const struct kv *kv);
 /* What kv_write() does to a head in int8, for queries too: scale = absmax * (1/127), q = round-

@@ -210,13 +210,14 @@ static void plan_wave(struct msa *m)
 static void choose_wave(struct msa *m)
 {
     plan_wave(m);
-    int64_t blocks = 0;
+    int64_t keys = 0;
     for (int i = 0; i < m->n_wave; i++)
-        blocks += (int64_t)msa_own_block(m, msa_group(m, i)) * msa_group(m, i)->n_rows;
-    m->counts.blocks += blocks;
-    if (msa_bound_wave(m, blocks))
+        keys += (int64_t)msa_own_block(m, msa_group(m, i)) * msa_group(m, i)->n_rows;
+    keys *= m->config.block_size;
+    m->counts.keys += keys;
+    if (msa_bound_wave(m, keys))
         return;
-    m->counts.scored += blocks;
+    m->counts.scored += keys;
     pool_run(m->compute->pool, score_task, m, msa_spans(m) * m->n_wave);
     msa_select_all(m);
 }

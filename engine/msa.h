@@ -18,8 +18,9 @@
  * Reading every key of a long context is most of the work, so it is not done where it need not be
  * (msa_bound.c): the keys' sketches (index_sketch.h), a quarter of their bytes, say how much each
  * block can score at most; the blocks that can score most are scored; and of the rest only those
- * are whose bound reaches what is needed to be chosen.  What is chosen is exactly the same.  Where
- * most blocks had to be scored after all, a layer goes without bounds for a while.
+ * keys are whose bound reaches what is needed for their block to be chosen.  What is chosen is
+ * exactly the same.  Where many keys had to be scored after all, a layer goes without bounds for
+ * a while.
  *
  * Owner: engine thread; msa_choose() runs its parts on the pool. */
 #pragma once
@@ -61,9 +62,9 @@ struct msa_layer {
     int penalty;   /* how many those were the last time */
 };
 
-/* Blocks that rows could have been scored against, and those that they were. */
+/* Keys that rows could have been scored against, and those that they were; tries not counted. */
 struct msa_counts {
-    int64_t blocks, scored;
+    int64_t keys, scored;
 };
 
 /* Between two calls only queries, keys, blocks and counts mean something to others. */
@@ -89,7 +90,7 @@ struct msa {
     bool *is_sketched;             /* [max_rows] */
     float *tried;                  /* [max_rows, n_heads, top_k - 1, n_heads]: scores */
     float *needed;                 /* [max_rows, n_heads]: scores below are not chosen */
-    atomic_llong n_scored;         /* blocks of the wave */
+    atomic_llong n_scored;         /* keys, in the wave */
 
     /* The call in progress. */
     const struct compute *compute;

@@ -3,22 +3,27 @@
  * For a row and head let n = top_k - 1.  The bounds of all blocks are computed; the n blocks with
  * the largest are tried, that is scored, for all heads.  The n-th best score of a head so far is
  * what a block needs: n blocks have it, so one whose bound, and with it its score, is below it is not
- * chosen (one that equals it may be: ties go by number).  All others are scored, the rest count
- * as without a score, and the rule decides as it does after a plain scan. */
+ * chosen (one that equals it may be: ties go by number).  Of all others those keys are scored whose
+ * bound, SKETCH_UNIT of them together, is not below it; the rest count as without a score, and
+ * the rule decides as it does after a plain scan. */
 #include <string.h>
 
+#include "base/mem.h"
 #include "engine/msa_parts.h"
 
 enum {
     /* Contexts of fewer blocks than so many times top_k are scanned: trying would be most of it. */
     LEAST_BLOCKS = 12,
-    /* Bounds cost a quarter of a scan.  If more than so many percent of the blocks were scored, the
-     * next waves of the layer go without: 16, and twice as many each time that nothing changed. */
-    MOST_PERCENT = 60,
+    /* Bounds cost a quarter of a scan, and as much again for blocks that are looked at closely.  If
+     * more than so many percent of the keys were scored, the next waves of the layer go without:
+     * 16, and twice as many each time that nothing changed. */
+    MOST_PERCENT = 40,
     FIRST_PENALTY = 16,
     LARGEST_PENALTY = 256,
     TRIES_PER_THREAD = 4,
     FETCH_PAGES = 2,
+    HEADS_AT_ONCE = 4,
+    MOST_PENDING = 4,
 };
 
 static int n_tries(const struct msa *m)
@@ -62,21 +67,30 @@ static void sketch_task(void *ctx, int task)
 
 /* ---- bounds ---- */
 
+/* The sketches of n_keys keys of a page; queries, largest and its stride are the caller's. */
+static struct sketch_block sketch_block(const struct msa *m, const struct row_group *g,
+                                        int first_key, int n_keys)
+{
+    int page = first_key / KV_PAGE_TOKENS, unit = first_key % KV_PAGE_TOKENS / SKETCH_UNIT;
+    const char *sketch = kv_index_sketch(m->kv, g->seq, m->layer, page);
+    size_t unit_bytes = sketch_unit_bytes(m->config.head_dim);
+    return (struct sketch_block){.q_stride = m->integer_stride,
+                                 .n_queries = m->config.n_heads,
+                                 .head_dim = m->config.head_dim,
+                                 .sketch = sketch + (size_t)unit * unit_bytes,
+                                 .unit_bytes = unit_bytes,
+                                 .n_keys = n_keys};
+}
+
 static void bound_keys(const struct msa *m, int group, int block, int first_key, int n_keys)
 {
     const struct row_group *g = msa_group(m, group);
-    int page = first_key / KV_PAGE_TOKENS, unit = first_key % KV_PAGE_TOKENS / SKETCH_UNIT;
-    const char *sketch = kv_index_sketch(m->kv, g->seq, m->layer, page);
-    struct sketch_block b = {.q_stride = m->integer_stride,
-                             .n_queries = m->config.n_heads,
-                             .head_dim = m->config.head_dim,
-                             .unit_bytes = sketch_unit_bytes(m->config.head_dim),
-                             .n_keys = n_keys,
-                             .largest_stride = (size_t)m->n_blocks};
-    b.sketch = sketch + (size_t)unit * b.unit_bytes;
+    struct sketch_block b = sketch_block(m, g, first_key, n_keys);
+    b.largest_stride = (size_t)m->n_blocks;
     /* A page's sketches are too short for what fetches ahead by itself. */
-    if (page + FETCH_PAGES < g->seq->n_pages)
-        b.next = kv_index_sketch(m->kv, g->seq, m->layer, page + FETCH_PAGES);
+    int ahead = first_key / KV_PAGE_TOKENS + FETCH_PAGES;
+    if (ahead < g->seq->n_pages)
+        b.next = kv_index_sketch(m->kv, g->seq, m->layer, ahead);
     for (int row = 0; row < g->n_rows; row++) {
         b.q = row_integers(m, g->first_row + row);
         b.queries = row_sketches(m, g->first_row + row);
@@ -100,20 +114,18 @@ static void bound_task(void *ctx, int task)
 
 /* ---- what is needed ---- */
 
-/* A block's scores for all heads of a row: largest [n_heads, stride].  `next`: what will be read
- * after it, or NULL. */
+/* A block's scores for all heads of a row: largest [n_heads]. */
 static void score_block(const struct msa *m, const struct row_group *g, int row, int block,
-                        float *largest, size_t stride, const void *next)
+                        float *largest)
 {
     int size = m->config.block_size, step = min_int(size, KV_PAGE_TOKENS), end = (block + 1) * size;
     for (int head = 0; head < m->config.n_heads; head++)
-        largest[(size_t)head * stride] = -INFINITY;
+        largest[head] = -INFINITY;
     for (int key = block * size; key < end; key += step) {
         struct index_block b = msa_index_block(m, g, key, step);
         b.q = row_queries(m, row);
         b.largest = largest;
-        b.largest_stride = stride;
-        b.next = next;
+        b.largest_stride = 1;
         if (key + step < end)
             b.next = kv_index_page(m->kv, g->seq, m->layer, (key + step) / KV_PAGE_TOKENS);
         m->compute->kernels->index_largest[kv_index_format(kv_format_of(m->kv))](&b);
@@ -142,7 +154,7 @@ static void try_one(const struct msa *m, const struct msa_row *r, int head, int 
                 scores[h] = -INFINITY;
             return;
         }
-    score_block(m, msa_group(m, r->group), row, block, scores, 1, NULL);
+    score_block(m, msa_group(m, r->group), row, block, scores);
 }
 
 /* Task = (row of the wave, head, some of its tries). */
@@ -204,26 +216,99 @@ static int next_wanted(const struct msa *m, float *bounds, const float *needed, 
     return end;
 }
 
-/* Task = (span of blocks, group), groups fastest.  Scores take their bounds' places. */
+/* Keys of one row that may matter, SKETCH_UNIT from each of these on.  They are on their way from
+ * memory, and are scored some later. */
+struct pending {
+    int n, first[MOST_PENDING];
+    int64_t n_scored;
+};
+
+static void score_pending(const struct msa *m, const struct row_group *g, int row,
+                          struct pending *p, float *scores)
+{
+    for (int i = 0; i < p->n; i++) {
+        struct index_block b = msa_index_block(m, g, p->first[i], SKETCH_UNIT);
+        b.q = row_queries(m, row);
+        b.largest = scores + p->first[i] / m->config.block_size;
+        b.largest_stride = (size_t)m->n_blocks;
+        m->compute->kernels->index_largest[kv_index_format(kv_format_of(m->kv))](&b);
+    }
+    p->n_scored += (int64_t)p->n * SKETCH_UNIT;
+    p->n = 0;
+}
+
+static void add_pending(const struct msa *m, const struct row_group *g, int first_key,
+                        struct pending *p)
+{
+    struct index_block b = msa_index_block(m, g, first_key, SKETCH_UNIT);
+    size_t bytes = kv_index_unit_bytes(m->kv);
+    for (size_t at = 0; at < bytes; at += MEM_ALIGN)
+        __builtin_prefetch((const char *)b.k + at);
+    p->first[p->n++] = first_key;
+}
+
+/* Whether one of SKETCH_UNIT keys may score what is needed.  `ahead`: of the block that will be
+ * looked at next, or the same. */
+static bool may_matter(const struct msa *m, const struct row_group *g, int row, int first_key,
+                       int ahead, const float *needed)
+{
+    struct sketch_block b = sketch_block(m, g, first_key, SKETCH_UNIT);
+    int heads = m->config.n_heads;
+    float bounds[HEADS_AT_ONCE];
+    b.next = sketch_block(m, g, ahead, SKETCH_UNIT).sketch;
+    b.largest = bounds;
+    b.largest_stride = 1;
+    for (int head = 0; head < heads; head += HEADS_AT_ONCE) {
+        b.n_queries = min_int(heads - head, HEADS_AT_ONCE);
+        b.q = row_integers(m, row) + (size_t)head * m->integer_stride;
+        b.queries = row_sketches(m, row) + head;
+        for (int i = 0; i < b.n_queries; i++)
+            bounds[i] = -INFINITY;
+        m->compute->kernels->index_bound(&b);
+        for (int i = 0; i < b.n_queries; i++)
+            if (bounds[i] >= needed[head + i])
+                return true;
+    }
+    return false;
+}
+
+/* Scores of the blocks first .. end-1 in their bounds' places, of the keys that matter: if the
+ * others' are below what is needed, so is a block's, or it is that of a key that matters.  How many
+ * keys that were. */
+static int64_t score_what_matters(const struct msa *m, int group, int i, int first, int end)
+{
+    const struct row_group *g = msa_group(m, group);
+    int row = g->first_row + i, size = m->config.block_size, heads = m->config.n_heads;
+    float *scores = msa_scores(m, group, i);
+    const float *needed = m->needed + (size_t)row * (size_t)heads;
+    struct pending p = {0};
+    for (int next, b = next_wanted(m, scores, needed, first, end); b < end; b = next) {
+        next = next_wanted(m, scores, needed, b + 1, end);
+        int ahead = next < end ? (next - b) * size : 0;
+        for (int head = 0; head < heads; head++)
+            scores[(size_t)head * (size_t)m->n_blocks + (size_t)b] = -INFINITY;
+        for (int key = b * size; key < (b + 1) * size; key += SKETCH_UNIT) {
+            if (may_matter(m, g, row, key, key + ahead, needed))
+                add_pending(m, g, key, &p);
+            if (p.n == MOST_PENDING)
+                score_pending(m, g, row, &p, scores);
+        }
+    }
+    score_pending(m, g, row, &p, scores);
+    return p.n_scored;
+}
+
+/* Task = (span of blocks, group), groups fastest. */
 static void score_task(void *ctx, int task)
 {
     struct msa *m = ctx;
-    int group = task % m->n_wave, size = m->config.block_size;
+    int group = task % m->n_wave;
     const struct row_group *g = msa_group(m, group);
     int first = task / m->n_wave * m->span_blocks;
-    int end = min_int(first + m->span_blocks, msa_own_block(m, g)), n = 0;
-    for (int i = 0; i < g->n_rows; i++) {
-        int row = g->first_row + i;
-        float *scores = msa_scores(m, group, i);
-        const float *needed = m->needed + (size_t)row * (size_t)m->config.n_heads;
-        for (int next, b = next_wanted(m, scores, needed, first, end); b < end; b = next, n++) {
-            next = next_wanted(m, scores, needed, b + 1, end);
-            const void *ahead = NULL;
-            if (next < end)
-                ahead = kv_index_page(m->kv, g->seq, m->layer, next * size / KV_PAGE_TOKENS);
-            score_block(m, g, row, b, scores + b, (size_t)m->n_blocks, ahead);
-        }
-    }
+    int end = min_int(first + m->span_blocks, msa_own_block(m, g));
+    int64_t n = 0;
+    for (int i = 0; i < g->n_rows; i++)
+        n += score_what_matters(m, group, i, first, end);
     atomic_fetch_add_explicit(&m->n_scored, n, memory_order_relaxed);
 }
 
@@ -237,9 +322,9 @@ static bool has_sketches(const struct msa *m)
     return true;
 }
 
-static void learn(struct msa_layer *l, int64_t scored, int64_t blocks)
+static void learn(struct msa_layer *l, int64_t scored, int64_t keys)
 {
-    if (scored * 100 <= blocks * MOST_PERCENT) {
+    if (scored * 100 <= keys * MOST_PERCENT) {
         l->penalty = 0;
         return;
     }
@@ -247,7 +332,7 @@ static void learn(struct msa_layer *l, int64_t scored, int64_t blocks)
     l->n_without = l->penalty;
 }
 
-bool msa_bound_wave(struct msa *m, int64_t blocks)
+bool msa_bound_wave(struct msa *m, int64_t keys)
 {
     struct msa_layer *l = &m->layers[m->layer];
     struct pool *pool = m->compute->pool;
@@ -272,6 +357,6 @@ bool msa_bound_wave(struct msa *m, int64_t blocks)
     msa_select_all(m);
     int64_t scored = atomic_load_explicit(&m->n_scored, memory_order_relaxed);
     m->counts.scored += scored;
-    learn(l, scored, blocks);
+    learn(l, scored, keys);
     return true;
 }

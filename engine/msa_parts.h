@@ -67,5 +67,5 @@ int32_t *msa_chosen(const struct msa *m, int row, int head);
 /* msa_select() for every row and head of the wave. */
 void msa_select_all(struct msa *m);
 
-/* Chooses for the wave, of which the rows have so many blocks to be scored, or returns false. */
-bool msa_bound_wave(struct msa *m, int64_t blocks);
+/* Chooses for the wave, of which the rows have so many keys to be scored, or returns false. */
+bool msa_bound_wave(struct msa *m, int64_t keys);

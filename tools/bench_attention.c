@@ -212,13 +212,13 @@ static bool share_scored(void *ud, struct bench_metric *out)
 {
     struct attention_bench *a = ud;
     const struct msa_counts *now = attention_msa_counts(a->attention[a->kind]);
-    double blocks = (double)(now->blocks - a->counts.blocks);
+    double keys = (double)(now->keys - a->counts.keys);
     double scored = (double)(now->scored - a->counts.scored);
     a->counts = *now;
-    if (a->kind != KIND_MSA || blocks == 0)
+    if (a->kind != KIND_MSA || keys == 0)
         return false;
-    struct bench_series percent = {.n = 1, .values = {100 * scored / blocks}};
-    *out = bench_metric_of("blocks_scored_percent", "% of blocks scored", &percent, NULL, NULL);
+    struct bench_series percent = {.n = 1, .values = {100 * scored / keys}};
+    *out = bench_metric_of("keys_scored_percent", "% of keys scored", &percent, NULL, NULL);
     return true;
 }
 
