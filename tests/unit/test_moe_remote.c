@@ -32,10 +32,10 @@ struct world {
     uint64_t fingerprint;
     struct expert_worker workers[MAX_WORKERS];
     int n_workers;
-    bool has_two_lanes;       /* of steps that can be cut */
-    uint32_t max_rows;        /* that the table says */
-    uint16_t holder[HOLDERS]; /* the first; further replicas are on the next workers */
-    int n_replicas;
+    bool has_two_lanes;         /* of steps that can be cut */
+    uint32_t max_rows;          /* that the table says */
+    uint16_t holder[HOLDERS];   /* the first; further replicas are on the next workers */
+    int n_replicas, first_node; /* the worker that the table names first */
     struct fault_options faults[MAX_WORKERS];
     struct ladder ladder;
     uint64_t epoch;
@@ -131,22 +131,30 @@ static void place_randomly(struct world *w, struct rng *r)
         w->holder[i] = (uint16_t)rng_below(r, (uint64_t)w->n_workers);
 }
 
+/* The number of a worker in the table. */
+static int node_of(const struct world *w, int worker)
+{
+    return worker == WIRE_NO_HOLDER ? WIRE_NO_HOLDER
+                                    : (worker + w->n_workers - w->first_node) % w->n_workers;
+}
+
 static void install(struct world *w)
 {
     struct wire_table_node nodes[MAX_WORKERS] = {0};
     for (int i = 0; i < w->n_workers; i++) {
-        nodes[i].node_id = (uint32_t)i + 1;
-        nodes[i].incarnation = w->workers[i].incarnation;
-        nodes[i].max_rows = w->max_rows;
-        snprintf(nodes[i].name, sizeof(nodes[i].name), "expert-%d", i);
-        snprintf(nodes[i].endpoint, sizeof(nodes[i].endpoint), "%s",
+        struct wire_table_node *n = &nodes[node_of(w, i)];
+        n->node_id = (uint32_t)i + 1;
+        n->incarnation = w->workers[i].incarnation;
+        n->max_rows = w->max_rows;
+        snprintf(n->name, sizeof(n->name), "expert-%d", i);
+        snprintf(n->endpoint, sizeof(n->endpoint), "%s",
                  w->workers[i].worker ? worker_endpoint(w->workers[i].worker)
                                       : w->workers[i].listen);
     }
     uint16_t holders[HOLDERS * MAX_WORKERS];
     for (int i = 0; i < HOLDERS; i++)
         for (int k = 0; k < w->n_replicas; k++)
-            holders[i * w->n_replicas + k] = (uint16_t)replica_of(w, i, k);
+            holders[i * w->n_replicas + k] = (uint16_t)node_of(w, replica_of(w, i, k));
     struct wire_table t = {.epoch = ++w->epoch,
                            .n_layers = LAYERS,
                            .n_experts = EXPERTS,
@@ -694,8 +702,6 @@ TEST(moe_remote_finds_a_liar_by_samples)
 static bool bring_a_table(void *ud)
 {
     struct world *w = ud;
-    if (w->n_asked_for_tables++ != 2)
-        return true;
     for (int i = 0; i < HOLDERS; i++)
         w->holder[i] = w->holder[i] == 1 ? 2 : w->holder[i];
     load(w, 2);
@@ -703,10 +709,16 @@ static bool bring_a_table(void *ud)
     return true;
 }
 
+static bool bring_a_table_at_last(void *ud)
+{
+    struct world *w = ud;
+    return w->n_asked_for_tables++ == 2 ? bring_a_table(w) : true;
+}
+
 TEST_LANES(moe_remote_waits_for_a_table_in_the_middle_of_a_step)
 {
     struct world w = {
-        .has_two_lanes = has_two_lanes, .n_replicas = 1, .take_tables = bring_a_table};
+        .has_two_lanes = has_two_lanes, .n_replicas = 1, .take_tables = bring_a_table_at_last};
     w.ladder.wait_ns = 20 * CLOCK_S;
     open_replicated(&w, "native", COMBINE_FIXED, 3, "ipc");
     float *want = run_locally(&w);
@@ -715,6 +727,58 @@ TEST_LANES(moe_remote_waits_for_a_table_in_the_middle_of_a_step)
     run_through(&w, &m, want);
     CHECK(w.n_asked_for_tables > 2);
     mem_free(want);
+    close_world(&w);
+}
+
+/* Which experts of layer 1 each lane asks for. */
+struct asked {
+    bool experts[2][EXPERTS];
+};
+
+static void note_asked(void *ud, int layer, const struct routing *r)
+{
+    struct asked *a = ud;
+    for (int i = 0; layer == 1 && i < r->n_rows * r->top_k; i++)
+        a->experts[r->n_rows < 10][r->experts[i]] = true; /* 20 rows are 16 and 4 */
+}
+
+static bool bring_other_numbers(void *ud)
+{
+    struct world *w = ud;
+    if (!w->has_lost_one || w->n_asked_for_tables++ != 6)
+        return true;
+    w->first_node = 2;
+    return bring_a_table(w);
+}
+
+/* One expert, which only the first lane asks for, is nowhere; the second lane's round is through when
+ * the table comes in which all nodes have other numbers. */
+TEST(moe_remote_takes_a_table_while_one_lane_is_through)
+{
+    struct world w = {.n_replicas = 1, .has_two_lanes = true, .take_tables = bring_other_numbers};
+    struct asked asked = {0};
+    struct step noting = {.layer_done = note_asked, .layer_done_ud = &asked};
+    struct kv_seq seq = {0};
+    int alone = 0;
+    w.ladder.wait_ns = 20 * CLOCK_S;
+    open_replicated(&w, "native", COMBINE_FIXED, 3, "ipc");
+    float *want = run_locally(&w), *got = mem_array(all_bytes, 1);
+    CHECK_INT(run_chunk(&w, &seq, 20, &noting, got), 0);
+    kv_truncate(w.model.kv, &seq, 0);
+    while (alone < EXPERTS && (!asked.experts[0][alone] || asked.experts[1][alone]))
+        alone++;
+    CHECK(alone < EXPERTS);
+    for (int i = 0; i < HOLDERS; i++)
+        w.holder[i] = i == EXPERTS + alone ? 1 : i % 2 * 2;
+    for (int i = 0; i < w.n_workers; i++)
+        load(&w, i);
+    install(&w);
+    w.n_asked_for_tables = 0;
+    struct murder m = {.world = &w, .victim = 1};
+    run_through(&w, &m, want);
+    CHECK_INT(w.first_node, 2);
+    mem_free(want);
+    mem_free(got);
     close_world(&w);
 }
 
