@@ -32,10 +32,11 @@ struct world {
     uint64_t fingerprint;
     struct expert_worker workers[MAX_WORKERS];
     int n_workers;
-    bool has_two_lanes;         /* of steps that can be cut */
-    uint32_t max_rows;          /* that the table says */
-    uint16_t holder[HOLDERS];   /* the first; further replicas are on the next workers */
-    int n_replicas, first_node; /* the worker that the table names first */
+    bool has_two_lanes;       /* of steps that can be cut */
+    uint32_t max_rows;        /* that the table says */
+    uint16_t holder[HOLDERS]; /* the first; further replicas are on the next workers */
+    int n_replicas;
+    int first_node, n_unnamed; /* the table names that worker first, and not the last ones */
     struct fault_options faults[MAX_WORKERS];
     struct ladder ladder;
     uint64_t epoch;
@@ -134,14 +135,14 @@ static void place_randomly(struct world *w, struct rng *r)
 /* The number of a worker in the table. */
 static int node_of(const struct world *w, int worker)
 {
-    return worker == WIRE_NO_HOLDER ? WIRE_NO_HOLDER
-                                    : (worker + w->n_workers - w->first_node) % w->n_workers;
+    int n_named = w->n_workers - w->n_unnamed;
+    return worker == WIRE_NO_HOLDER ? WIRE_NO_HOLDER : (worker + n_named - w->first_node) % n_named;
 }
 
 static void install(struct world *w)
 {
     struct wire_table_node nodes[MAX_WORKERS] = {0};
-    for (int i = 0; i < w->n_workers; i++) {
+    for (int i = 0; i < w->n_workers - w->n_unnamed; i++) {
         struct wire_table_node *n = &nodes[node_of(w, i)];
         n->node_id = (uint32_t)i + 1;
         n->incarnation = w->workers[i].incarnation;
@@ -158,7 +159,7 @@ static void install(struct world *w)
     struct wire_table t = {.epoch = ++w->epoch,
                            .n_layers = LAYERS,
                            .n_experts = EXPERTS,
-                           .n_nodes = (uint32_t)w->n_workers,
+                           .n_nodes = (uint32_t)(w->n_workers - w->n_unnamed),
                            .n_replicas = (uint32_t)w->n_replicas,
                            .nodes = nodes,
                            .holders = holders};
@@ -748,11 +749,12 @@ static bool bring_other_numbers(void *ud)
     if (!w->has_lost_one || w->n_asked_for_tables++ != 6)
         return true;
     w->first_node = 2;
+    w->n_unnamed = 0;
     return bring_a_table(w);
 }
 
 /* One expert, which only the first lane asks for, is nowhere; the second lane's round is through when
- * the table comes in which all nodes have other numbers. */
+ * the table comes in which all nodes have other numbers, and there is one more. */
 TEST(moe_remote_takes_a_table_while_one_lane_is_through)
 {
     struct world w = {.n_replicas = 1, .has_two_lanes = true, .take_tables = bring_other_numbers};
@@ -761,7 +763,7 @@ TEST(moe_remote_takes_a_table_while_one_lane_is_through)
     struct kv_seq seq = {0};
     int alone = 0;
     w.ladder.wait_ns = 20 * CLOCK_S;
-    open_replicated(&w, "native", COMBINE_FIXED, 3, "ipc");
+    open_replicated(&w, "native", COMBINE_FIXED, 4, "ipc");
     float *want = run_locally(&w), *got = mem_array(all_bytes, 1);
     CHECK_INT(run_chunk(&w, &seq, 20, &noting, got), 0);
     kv_truncate(w.model.kv, &seq, 0);
@@ -772,6 +774,7 @@ TEST(moe_remote_takes_a_table_while_one_lane_is_through)
         w.holder[i] = i == EXPERTS + alone ? 1 : i % 2 * 2;
     for (int i = 0; i < w.n_workers; i++)
         load(&w, i);
+    w.n_unnamed = 1;
     install(&w);
     w.n_asked_for_tables = 0;
     struct murder m = {.world = &w, .victim = 1};
