@@ -40,6 +40,8 @@ struct state {
     uint32_t first, n; /* of its threads */
     bool accepts, leaves, has_markers;
     uint16_t reach;
+    enum { NOT_ASKED, TAKES_PLAIN, TAKES_OTHERWISE } takes;
+    uint32_t plain; /* grammar_plain(); UNKNOWN: not looked at yet */
     uint32_t *next; /* [256]; UNKNOWN: not looked at yet */
 };
 
@@ -462,7 +464,7 @@ static uint32_t new_state(struct grammar *g)
 {
     grow(&g->states, &g->states_room, g->n_states, sizeof *g->states);
     struct state *s = &g->states[g->n_states];
-    *s = (struct state){.first = g->n_threads, .n = g->n_fresh};
+    *s = (struct state){.first = g->n_threads, .n = g->n_fresh, .plain = UNKNOWN};
     for (uint32_t i = 0; i < g->n_fresh; i++) {
         grow(&g->threads, &g->threads_room, g->n_threads, sizeof *g->threads);
         g->threads[g->n_threads++] = g->fresh[i];
@@ -676,6 +678,142 @@ bool grammar_leaves(const struct grammar *g, uint32_t state)
 int grammar_reach(const struct grammar *g, uint32_t state)
 {
     return g->states[state].reach;
+}
+
+/* ---- one plain character ------------------------------------------------------------------------ */
+
+/* Bytes that the forms of UTF-8 do not tell apart. */
+enum block { ASCII, OF_2, E0, E1, ED, EE, F0, OF_4, F4, LOW, MIDDLE, HIGH, BLOCKS };
+enum { MORE = 1 << LOW | 1 << MIDDLE | 1 << HIGH };
+
+static struct byte_set block_set(enum block b)
+{
+    static const unsigned char ranges[BLOCKS][8] = {
+        {' ', '!', '#', ';', '=', '[', ']', '~'}, /* as they are in JSON and in a tool's argument */
+        {0xc2, 0xdf},
+        {0xe0, 0xe0},
+        {0xe1, 0xec},
+        {0xed, 0xed},
+        {0xee, 0xef},
+        {0xf0, 0xf0},
+        {0xf1, 0xf3},
+        {0xf4, 0xf4},
+        {0x80, 0x8f},
+        {0x90, 0x9f},
+        {0xa0, 0xbf}};
+    struct byte_set set = {0};
+    for (int i = 0; i < 8 && ranges[b][i]; i += 2)
+        byte_set_add(&set, ranges[b][i], ranges[b][i + 1]);
+    return set;
+}
+
+/* What a character consists of, block by block. */
+static const uint16_t forms[][5] = {{1 << ASCII},
+                                    {1 << OF_2, MORE},
+                                    {1 << E0, 1 << HIGH, MORE},
+                                    {1 << E1 | 1 << EE, MORE, MORE},
+                                    {1 << ED, 1 << LOW | 1 << MIDDLE, MORE},
+                                    {1 << F0, 1 << MIDDLE | 1 << HIGH, MORE, MORE},
+                                    {1 << OF_4, MORE, MORE, MORE},
+                                    {1 << F4, 1 << LOW, MORE, MORE}};
+
+/* Where each of the block's bytes leads; UNKNOWN: not all to the same. */
+static uint32_t step_block(struct grammar *g, uint32_t state, enum block b)
+{
+    struct byte_set block = block_set(b);
+    const struct state *s = &g->states[state];
+    for (uint32_t i = s->first; i < s->first + s->n; i++) {
+        const struct node *n = &g->nodes[g->threads[i].node];
+        uint64_t some = 0, others = 0;
+        for (int k = 0; k < 4 && n->kind == NODE_BYTES; k++) {
+            some |= block.bits[k] & g->sets[n->other].bits[k];
+            others |= block.bits[k] & ~g->sets[n->other].bits[k];
+        }
+        if (some && others)
+            return UNKNOWN;
+    }
+    unsigned first = 0;
+    while (!byte_set_has(&block, first))
+        first++;
+    return grammar_byte(g, state, (unsigned char)first);
+}
+
+/* Does every character of the form lead to the floor, and to nothing else, without a call on the way? */
+static bool leads_to_floor(struct grammar *g, uint32_t state, const uint16_t *form)
+{
+    const struct state *s = &g->states[state];
+    if (*form == 0)
+        return s->n == 1 && g->nodes[g->threads[s->first].node].kind == NODE_FLOOR;
+    for (uint32_t i = s->first; i < s->first + s->n; i++) {
+        struct thread t = g->threads[i];
+        if (t.cell != g->floor_cell || g->nodes[t.node].need > 0)
+            return false;
+    }
+    for (int b = 0; b < BLOCKS; b++) {
+        if (!(*form >> b & 1))
+            continue;
+        uint32_t next = step_block(g, state, (enum block)b);
+        if (next == UNKNOWN || !leads_to_floor(g, next, form + 1))
+            return false;
+    }
+    return true;
+}
+
+/* The ways in `fresh`, on the floor. */
+static bool take_one_character(struct grammar *g)
+{
+    uint32_t state = find_state(g);
+    bool all = g->states[state].takes != TAKES_OTHERWISE;
+    if (g->states[state].takes != NOT_ASKED)
+        return all;
+    for (size_t i = 0; i < sizeof forms / sizeof forms[0] && all; i++)
+        all = leads_to_floor(g, state, forms[i]);
+    g->states[state].takes = all ? TAKES_PLAIN : TAKES_OTHERWISE;
+    return all;
+}
+
+/* The ways that a character can begin are looked at without what they return to, so that it is done once for
+ * all lengths that a string may still have. */
+static uint32_t find_plain(struct grammar *g, uint32_t state)
+{
+    const struct state *s = &g->states[state];
+    struct byte_set begins = block_set(ASCII);
+    uint32_t cell = UNKNOWN;
+    byte_set_add(&begins, 0xc2, 0xf4);
+    g->n_fresh = 0;
+    for (uint32_t i = s->first; i < s->first + s->n; i++) {
+        struct thread t = g->threads[i];
+        const struct node *n = &g->nodes[t.node];
+        uint64_t common = 0;
+        for (int k = 0; k < 4 && n->kind == NODE_BYTES; k++)
+            common |= begins.bits[k] & g->sets[n->other].bits[k];
+        if (!common)
+            continue;
+        if (cell != UNKNOWN && cell != t.cell)
+            return GRAMMAR_DIFFERS;
+        cell = t.cell;
+        g->fresh[g->n_fresh++] = (struct thread){t.node, g->floor_cell};
+    }
+    if (g->n_fresh == 0)
+        return GRAMMAR_DEAD;
+    return take_one_character(g) ? grammar_byte(g, state, 'a') : GRAMMAR_DIFFERS;
+}
+
+uint32_t grammar_plain(struct grammar *g, uint32_t state)
+{
+    if (state == GRAMMAR_DEAD)
+        return GRAMMAR_DEAD;
+    if (g->states[state].plain == UNKNOWN) {
+        uint32_t plain = find_plain(g, state);
+        g->states[state].plain = plain;
+    }
+    return g->states[state].plain;
+}
+
+bool grammar_is_plain(int32_t code_point)
+{
+    return code_point >= ' ' && code_point != 0x7f && code_point != '"' && code_point != '\\' &&
+           code_point != '<';
 }
 
 /* ---- memory ------------------------------------------------------------------------------------- */

@@ -53,6 +53,7 @@ int grammar_compile(struct str text, struct grammar **out, struct err *e);
 void grammar_free(struct grammar **g);
 
 enum { GRAMMAR_DEAD = 0 }; /* the state of an output that is not in the grammar */
+#define GRAMMAR_DIFFERS (UINT32_MAX - 1)
 uint32_t grammar_start(struct grammar *g);
 uint32_t grammar_byte(struct grammar *g, uint32_t state, unsigned char byte);
 uint32_t grammar_marker(struct grammar *g, uint32_t state, int32_t id);
@@ -70,6 +71,13 @@ uint32_t grammar_cut(struct grammar *g, uint32_t state, int *cut);
 bool grammar_leaves(const struct grammar *g, uint32_t state);
 /* The depth that its ways have and will need at least. */
 int grammar_reach(const struct grammar *g, uint32_t state);
+
+/* A plain character is what any string may hold as it is: of ASCII what is printed, without quotes, backslash and
+ * '<'; all that is beyond. */
+bool grammar_is_plain(int32_t code_point);
+/* Where any one plain character leads, if all lead to the same; else GRAMMAR_DIFFERS.  Cheap, unlike a walk through
+ * all of them: a string in which characters are counted has as many states as may still come. */
+uint32_t grammar_plain(struct grammar *g, uint32_t state);
 
 size_t grammar_bytes_held(const struct grammar *g);
 /* So many states that they should be forgotten?  Then keep[n_keep] get new numbers, and all others are void. */

@@ -7,8 +7,9 @@
 
 #include "base/mem.h"
 #include "base/must.h"
+#include "model/utf8.h"
 
-enum { MAX_MASKS = 256, MASK_SLOTS = 1024, MAX_TOKEN_BYTES = 512 };
+enum { MAX_MASKS = 256, MASK_SLOTS = 1024, MAX_TOKEN_BYTES = 512, MAX_PLAIN = 24 };
 
 struct trie_node {
     uint32_t end; /* behind the last node below it */
@@ -20,8 +21,11 @@ struct trie_node {
 struct token_list {
     const struct tokenizer *tokenizer;
     int vocab_size;
-    struct trie_node *nodes; /* of plain tokens, each before those below it */
-    uint32_t n_nodes, nodes_room;
+    /* Two tries, each node before those below it: [0, n_plain) of tokens of 1 to MAX_PLAIN plain characters,
+     * the rest of all others. */
+    struct trie_node *nodes;
+    uint32_t n_plain, n_nodes, nodes_room;
+    uint64_t *plain[MAX_PLAIN + 1]; /* those of at most so many characters */
     int32_t *markers;
     int n_markers;
 };
@@ -110,6 +114,52 @@ static void build_trie(struct token_list *l, const int32_t *ids, int n)
         l->nodes[way[--len]].end = l->n_nodes;
 }
 
+/* How many plain characters are all of it?  0: it has others, or too many. */
+static int plain_length(struct str text)
+{
+    int n = 0;
+    int32_t code_point;
+    for (size_t at = 0, len; at < text.len; at += len, n++) {
+        len = utf8_decode(text, at, &code_point);
+        if (len == 0 || n == MAX_PLAIN || !grammar_is_plain(code_point))
+            return 0;
+    }
+    return n;
+}
+
+static void allow(uint64_t *bits, int32_t id)
+{
+    bits[id >> 6] |= 1ull << (id & 63);
+}
+
+static size_t mask_words(const struct token_list *l)
+{
+    return (size_t)(l->vocab_size + 63) / 64;
+}
+
+static void allow_all(const struct token_list *l, const uint64_t *from, uint64_t *bits)
+{
+    for (size_t i = 0; i < mask_words(l); i++)
+        bits[i] |= from[i];
+}
+
+/* Those of either kind, of sorted ids; the plain ones by length, too. */
+static void build_part(struct token_list *l, const int32_t *ids, int n, bool is_plain)
+{
+    int32_t *part = mem_array((size_t)n, sizeof *part);
+    int n_part = 0;
+    for (int i = 0; i < n; i++) {
+        int length = plain_length(bytes_of(l, ids[i]));
+        if ((length > 0) != is_plain)
+            continue;
+        part[n_part++] = ids[i];
+        if (is_plain)
+            allow(l->plain[length], ids[i]);
+    }
+    build_trie(l, part, n_part);
+    mem_free(part);
+}
+
 struct token_list *token_list_new(const struct tokenizer *t, int vocab_size)
 {
     struct token_list *l = mem_alloc(sizeof *l);
@@ -125,7 +175,13 @@ struct token_list *token_list_new(const struct tokenizer *t, int vocab_size)
             ids[n++] = id;
     }
     qsort_r(ids, (size_t)n, sizeof *ids, compare_ids, l);
-    build_trie(l, ids, n);
+    for (int k = 0; k <= MAX_PLAIN; k++)
+        l->plain[k] = mem_array(mask_words(l), sizeof *l->plain[k]);
+    build_part(l, ids, n, true);
+    l->n_plain = l->n_nodes;
+    build_part(l, ids, n, false);
+    for (int k = 1; k <= MAX_PLAIN; k++)
+        allow_all(l, l->plain[k - 1], l->plain[k]);
     mem_free(ids);
     return l;
 }
@@ -136,17 +192,14 @@ void token_list_free(struct token_list **lp)
     *lp = NULL;
     if (!l)
         return;
+    for (int k = 0; k <= MAX_PLAIN; k++)
+        mem_free(l->plain[k]);
     mem_free(l->nodes);
     mem_free(l->markers);
     mem_free(l);
 }
 
 /* ---- masks -------------------------------------------------------------------------------------- */
-
-static void allow(uint64_t *bits, int32_t id)
-{
-    bits[id >> 6] |= 1ull << (id & 63);
-}
 
 static void add_leaf(struct mask *m, uint32_t node)
 {
@@ -181,6 +234,36 @@ static void walk(const struct token_list *l, struct grammar *g, uint32_t from, u
             i++;
         }
     }
+}
+
+/* How many plain characters may come, whichever they are, at most MAX_PLAIN; -1: that depends. */
+static int plain_room(struct grammar *g, uint32_t state, struct mask *m)
+{
+    int n = 0;
+    while (n < MAX_PLAIN) {
+        uint32_t next = grammar_plain(g, state);
+        if (next == GRAMMAR_DEAD)
+            break;
+        if (next == GRAMMAR_DIFFERS || grammar_leaves(g, next))
+            return -1;
+        if (next == state)
+            return MAX_PLAIN;
+        int reach = grammar_reach(g, next);
+        m->reach = reach > m->reach ? reach : m->reach;
+        state = next;
+        n++;
+    }
+    return n;
+}
+
+static void walk_all(const struct token_list *l, struct grammar *g, uint32_t state, struct mask *m)
+{
+    uint32_t path[MAX_TOKEN_BYTES + 1];
+    int room = plain_room(g, state, m);
+    if (room >= 0)
+        allow_all(l, l->plain[room], m->bits);
+    path[0] = state;
+    walk(l, g, room >= 0 ? l->n_plain : 0, l->n_nodes, path, m);
 }
 
 /* From every node where the mask of the state without its stack gave up. */
@@ -223,7 +306,7 @@ static struct mask *new_mask(struct grammar_cache *c, struct held *h, uint32_t s
 {
     struct mask *m = slot_of(h, state);
     m->state = state;
-    m->bits = mem_array((size_t)(c->list->vocab_size + 63) / 64, sizeof *m->bits);
+    m->bits = mem_array(mask_words(c->list), sizeof *m->bits);
     h->n_masks++;
     c->counts.masks_made++;
     return m;
@@ -235,11 +318,9 @@ static const struct mask *cut_mask(struct grammar_cache *c, struct held *h, uint
     struct mask *m = slot_of(h, state);
     if (m->state)
         return m;
-    uint32_t path[MAX_TOKEN_BYTES + 1];
     m = new_mask(c, h, state);
     m->reach = grammar_reach(h->grammar, state);
-    path[0] = state;
-    walk(c->list, h->grammar, 0, c->list->n_nodes, path, m);
+    walk_all(c->list, h->grammar, state, m);
     return m;
 }
 
@@ -257,6 +338,13 @@ static void allow_markers(const struct grammar_cache *c, struct grammar *g, uint
             allow(bits, stops[i]);
 }
 
+/* Does one character return into what was cut off?  Then nearly every token does, and would be walked on. */
+static bool ends_with_a_character(struct grammar *g, uint32_t cut)
+{
+    uint32_t next = grammar_plain(g, cut);
+    return next != GRAMMAR_DEAD && next != GRAMMAR_DIFFERS && grammar_leaves(g, next);
+}
+
 static const uint64_t *mask_of(struct grammar_cache *c, struct held *h, uint32_t state)
 {
     c->counts.masks_asked++;
@@ -267,17 +355,16 @@ static const uint64_t *mask_of(struct grammar_cache *c, struct held *h, uint32_t
         forget_masks(h);
     int cut_depth;
     uint32_t cut = grammar_cut(h->grammar, state, &cut_depth);
-    const struct mask *known = cut == state ? NULL : cut_mask(c, h, cut);
+    bool pays = cut != state && !ends_with_a_character(h->grammar, cut);
+    const struct mask *known = pays ? cut_mask(c, h, cut) : NULL;
     if (known && cut_depth + known->reach > GRAMMAR_MAX_DEPTH)
         known = NULL; /* there it may go deeper than here */
     m = new_mask(c, h, state);
     if (known) {
-        memcpy(m->bits, known->bits, (size_t)(c->list->vocab_size + 63) / 64 * sizeof *m->bits);
+        memcpy(m->bits, known->bits, mask_words(c->list) * sizeof *m->bits);
         walk_on(c->list, h->grammar, state, known, m);
     } else {
-        uint32_t path[MAX_TOKEN_BYTES + 1];
-        path[0] = state;
-        walk(c->list, h->grammar, 0, c->list->n_nodes, path, m);
+        walk_all(c->list, h->grammar, state, m);
     }
     allow_markers(c, h->grammar, state, m->bits);
     return m->bits;
@@ -336,7 +423,7 @@ struct grammar_counts grammar_cache_counts(const struct grammar_cache *c)
 
 static void weigh(struct grammar_cache *c, struct held *h)
 {
-    size_t mask_bytes = (size_t)(c->list->vocab_size + 63) / 64 * sizeof(uint64_t);
+    size_t mask_bytes = mask_words(c->list) * sizeof(uint64_t);
     size_t bytes =
         sizeof *h + h->text_len + grammar_bytes_held(h->grammar) + (size_t)h->n_masks * mask_bytes;
     c->counts.bytes += bytes - h->bytes;

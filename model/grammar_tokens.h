@@ -4,7 +4,9 @@
  * wherever no more can follow.  Two things make that cheap.  What a state allows does not depend on its
  * return stack until it returns into it, so the walk is done once for all states that differ only there
  * (inside strings, say), and each of them only walks on where the first one left, as behind a closing
- * quote.  And grammars are kept by their text: sequences that are held to the same one share all that
+ * quote.  Tokens of plain characters alone, most of them, lie in a part of the trie of their own, and are allowed
+ * all together, by their length, where one such character does as well as any other: within a string, also one
+ * whose length is limited.  And grammars are kept by their text: sequences that are held to the same one share all that
  * any of them has found out.
  *
  * Owner: the cache's; but a token_list, once made, is only read, by any thread. */

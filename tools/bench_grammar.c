@@ -31,6 +31,9 @@ static const struct {
     {"strings of 1 to 200",
      "{\"type\":\"array\",\"items\":{\"type\":\"string\",\"minLength\":1,\"maxLength\":200},"
      "\"minItems\":3}"},
+    {"patterns of 3 to 60",
+     "{\"type\":\"array\",\"items\":{\"type\":\"string\",\"pattern\":\"^[A-Za-z0-9 .,-]{3,60}$\"},"
+     "\"minItems\":3}"},
 };
 
 struct walk {

@@ -369,6 +369,47 @@ TEST(constraint_knows_how_deep_it_is)
     close_words();
 }
 
+#define EXES "\"$defs\": {\"x\": {\"type\": \"string\", \"pattern\": \"^[a-m]*x$\"}}"
+
+/* Where characters are counted, and where one does not do as well as another. */
+TEST(masks_of_counted_strings_are_what_each_token_does_alone)
+{
+    static const char *const schemas[] = {
+        "{\"type\": \"string\", \"maxLength\": 4}",
+        "{\"type\": \"string\", \"minLength\": 2, \"maxLength\": 40}",
+        "{\"type\": \"string\", \"minLength\": 3}",
+        "{\"type\": \"string\", \"pattern\": \"^.{2,6}$\"}",
+        "{\"type\": \"string\", \"pattern\": \"^[a-z ]{1,30}$\"}",
+        "{\"anyOf\": [{\"maxLength\": 3, \"type\": \"string\"}, {\"$ref\": \"#/$defs/x\"}], " EXES
+        "}"};
+    struct rng r = test_rng();
+    open_words();
+    for (size_t i = 0; i < sizeof schemas / sizeof schemas[0]; i++) {
+        struct err e = {0};
+        struct constraint *c;
+        struct buf text = {0};
+        int32_t output[8];
+        buf_printf(&text, "{\"stops\": [%d], \"value\": %s}", stop_id, schemas[i]);
+        CHECK_INT(constraint_new(cache, buf_str(&text), &c, &e), 0);
+        output[0] = '"';
+        for (int n = 1; n < 8; n++) {
+            const uint64_t *bits = constraint_allow(c, output, n);
+            int32_t id = (int32_t)rng_below(&r, VOCAB), tried = 0;
+            if (n % 3 == 1)
+                check_mask(text.data, output, n, bits);
+            bits = constraint_allow(c, output, n);
+            while ((!has(bits, id) || id == '"' || id == '\\') && tried++ < VOCAB)
+                id = (id + 1) % VOCAB;
+            if (tried > VOCAB)
+                break; /* only the end is left */
+            output[n] = id;
+        }
+        constraint_free(&c);
+        buf_fini(&text);
+    }
+    close_words();
+}
+
 /* One text is compiled once while somebody uses it or there is room; what was used longest ago goes first. */
 TEST(grammars_are_shared_and_bounded)
 {
