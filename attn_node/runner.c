@@ -311,6 +311,7 @@ static void encode_reply(struct runner *r, struct runner_job *job, uint32_t n_sa
         .degraded = moe_remote_left_out(r->moe) > 0,
         .code = job->code,
         .ladder = *moe_remote_counters(r->moe),
+        .grammars = seqs_grammars(r->seqs),
         .n_nodes = moe_remote_node_health(r->moe, r->health, MAX_HEALTH),
         .nodes = r->health,
     };

@@ -85,6 +85,20 @@ void seqs_free(struct seqs **seqs)
     mem_free(s);
 }
 
+struct wire_grammar_counters seqs_grammars(const struct seqs *s)
+{
+    if (!s->grammars)
+        return (struct wire_grammar_counters){0};
+    struct grammar_counts c = grammar_cache_counts(s->grammars);
+    return (struct wire_grammar_counters){.compiled = c.compiled,
+                                          .shared = c.shared,
+                                          .refused = c.refused,
+                                          .masks_asked = c.masks_asked,
+                                          .masks_made = c.masks_made,
+                                          .bytes = c.bytes,
+                                          .kept = c.grammars};
+}
+
 int seqs_count(const struct seqs *s)
 {
     return s->n_seqs;

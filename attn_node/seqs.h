@@ -27,6 +27,7 @@ void seqs_set_words(struct seqs *s, const struct token_list *words);
 /* Gives all pages back. */
 void seqs_free(struct seqs **s);
 int seqs_count(const struct seqs *s);
+struct wire_grammar_counters seqs_grammars(const struct seqs *s);
 
 /* Finds or opens every sequence of the step and reserves its positions.  On success
  * out[i] [step->n_seqs] describes step->seqs[i] for forward_step(); pointers into the

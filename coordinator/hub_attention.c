@@ -80,6 +80,8 @@ static void side_up(struct hub *h, struct hub_attention *a)
 static void free_attention(struct hub_attention *a)
 {
     a->closing = true;
+    /* Its memory is gone with it. */
+    traffic_add_grammars(&a->hub->traffic, &a->grammars, &(struct wire_grammar_counters){0});
     list_remove(&a->link);
     if (a->channel) {
         channel_detach(a->channel, a->hub->loop);

@@ -213,6 +213,19 @@ static void write_ladder(struct metrics *m, const struct wire_ladder_counters *l
             "Answers refused for a NaN or an infinity.");
 }
 
+static void write_grammars(struct metrics *m, const struct wire_grammar_counters *g)
+{
+    counter(m, "grammar_cache_hits_total", (int64_t)g->shared,
+            "Answers of a form whose grammar was there already.");
+    counter(m, "grammar_cache_misses_total", (int64_t)g->compiled, "Whose grammar was compiled.");
+    counter(m, "grammar_refused_total", (int64_t)g->refused, "Whose grammar did not compile.");
+    counter(m, "grammar_masks_total", (int64_t)g->masks_asked, "Tokens held to a grammar.");
+    counter(m, "grammar_masks_made_total", (int64_t)g->masks_made,
+            "Masks of tokens that were not known yet.");
+    gauge(m, "grammar_cache_bytes", (int64_t)g->bytes, "Memory of the attention sides' grammars.");
+    gauge(m, "grammars", (int64_t)g->kept, "Grammars that they keep.");
+}
+
 /* ---- nodes --------------------------------------------------------------------------------- */
 
 static void nodes(struct metrics *m, const struct traffic *t, const char *name, const char *help,
@@ -429,6 +442,7 @@ void hub_write_metrics(const struct hub *h, struct buf *out)
     write_work(&m, h);
     write_layers(&m, &h->traffic);
     write_ladder(&m, &h->traffic.ladder);
+    write_grammars(&m, &h->traffic.grammars);
     write_traffic(&m, &h->traffic);
     write_nodes(&m, h);
     write_kv(&m, h);

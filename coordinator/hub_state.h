@@ -83,7 +83,8 @@ struct hub_attention {
     uint64_t step, session;
     uint32_t kv_pages_free;
     struct wire_ladder_counters ladder; /* as it said last */
-    int64_t sent_ns;                    /* of the newest step, and what it consists of */
+    struct wire_grammar_counters grammars;
+    int64_t sent_ns; /* of the newest step, and what it consists of */
     uint32_t sent_rows, sent_seqs;
     uint64_t first_seqs[TRACE_STEP_SEQS];
     uint64_t *releases; /* to be said with the next flush */

@@ -19,6 +19,7 @@ void hub_watch_step(struct hub *h, struct hub_attention *a, const struct reply *
                     const struct wire_step_reply *step)
 {
     traffic_add_ladder(&h->traffic, &a->ladder, &step->ladder);
+    traffic_add_grammars(&h->traffic, &a->grammars, &step->grammars);
     struct wire_step_report *report = NULL;
     if (r->n_payloads == 0) {
         hub_trace_step(h, a, r, NULL);

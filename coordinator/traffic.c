@@ -87,3 +87,17 @@ void traffic_add_ladder(struct traffic *t, struct wire_ladder_counters *before,
     s->not_finite += grown(before->not_finite, now->not_finite);
     *before = *now;
 }
+
+void traffic_add_grammars(struct traffic *t, struct wire_grammar_counters *before,
+                          const struct wire_grammar_counters *now)
+{
+    struct wire_grammar_counters *s = &t->grammars;
+    s->compiled += grown(before->compiled, now->compiled);
+    s->shared += grown(before->shared, now->shared);
+    s->refused += grown(before->refused, now->refused);
+    s->masks_asked += grown(before->masks_asked, now->masks_asked);
+    s->masks_made += grown(before->masks_made, now->masks_made);
+    s->bytes += now->bytes - before->bytes;
+    s->kept += now->kept - before->kept;
+    *before = *now;
+}

@@ -22,6 +22,7 @@ struct traffic {
     struct wire_layer_time *layers; /* [n_layers] */
     uint32_t n_layers;
     struct wire_ladder_counters ladder;
+    struct wire_grammar_counters grammars; /* bytes and kept: of all sides together */
 };
 
 void traffic_init(struct traffic *t, uint32_t n_layers);
@@ -32,3 +33,5 @@ void traffic_add_layer(struct traffic *t, const struct wire_layer_time *more);
 /* A side counts since its start: what it says `now` against what it said `before`, which it becomes. */
 void traffic_add_ladder(struct traffic *t, struct wire_ladder_counters *before,
                         const struct wire_ladder_counters *now);
+void traffic_add_grammars(struct traffic *t, struct wire_grammar_counters *before,
+                          const struct wire_grammar_counters *now);

@@ -351,6 +351,12 @@ struct wire_ladder_counters {
     uint64_t mismatches; /* of these, with other bits */
     uint64_t not_finite; /* answers refused for a NaN or an infinity */
 };
+/* Of the grammars that answers were held to, since the attention side started. */
+struct wire_grammar_counters {
+    uint64_t compiled, shared, refused; /* sequences, by where their grammar came from */
+    uint64_t masks_asked, masks_made;
+    uint64_t bytes, kept; /* now */
+};
 enum wire_standing {
     WIRE_STANDING_GOOD,
     WIRE_STANDING_SUSPECT, /* until it answers a probe */
@@ -386,6 +392,7 @@ struct wire_step_reply {
     uint32_t kv_pages_free;
     bool degraded; /* experts were left out: every answer of this step is to be marked */
     struct wire_ladder_counters ladder;
+    struct wire_grammar_counters grammars;
     uint32_t n_nodes; /* at most WIRE_MAX_NODES: those that something is to be said about */
     const struct wire_node_health *nodes;
     uint32_t n_opened; /* in order of the step's seqs */

@@ -364,6 +364,33 @@ static struct wire_ladder_counters read_ladder(const Polymath__V1__LadderCounter
     };
 }
 
+static void view_grammars(const struct wire_grammar_counters *m, Polymath__V1__GrammarCounters *p)
+{
+    polymath__v1__grammar_counters__init(p);
+    p->compiled = m->compiled;
+    p->shared = m->shared;
+    p->refused = m->refused;
+    p->masks_asked = m->masks_asked;
+    p->masks_made = m->masks_made;
+    p->bytes = m->bytes;
+    p->kept = m->kept;
+}
+
+static struct wire_grammar_counters read_grammars(const Polymath__V1__GrammarCounters *p)
+{
+    if (!p)
+        return (struct wire_grammar_counters){0};
+    return (struct wire_grammar_counters){
+        .compiled = p->compiled,
+        .shared = p->shared,
+        .refused = p->refused,
+        .masks_asked = p->masks_asked,
+        .masks_made = p->masks_made,
+        .bytes = p->bytes,
+        .kept = p->kept,
+    };
+}
+
 static void view_health(const struct wire_node_health *m, Polymath__V1__NodeHealth *p)
 {
     polymath__v1__node_health__init(p);
@@ -399,6 +426,8 @@ void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message
          m->n_opened <= WIRE_MAX_SEQS);
     Polymath__V1__LadderCounters ladder;
     view_ladder(&m->ladder, &ladder);
+    Polymath__V1__GrammarCounters grammars;
+    view_grammars(&m->grammars, &grammars);
     Polymath__V1__NodeHealth *nodes = mem_array(m->n_nodes, sizeof(*nodes));
     Polymath__V1__NodeHealth **node_pointers =
         mem_array(m->n_nodes, sizeof(Polymath__V1__NodeHealth *));
@@ -438,6 +467,7 @@ void wire_step_reply_encode(const struct wire_step_reply *m, struct buf *message
     p.kv_pages_free = m->kv_pages_free;
     p.degraded = m->degraded;
     p.ladder = &ladder;
+    p.grammars = &grammars;
     p.n_nodes = m->n_nodes;
     p.nodes = node_pointers;
     p.status = (uint32_t)err_to_status(m->code);
@@ -520,6 +550,7 @@ static int read_step_reply(const Polymath__V1__StepReply *p, struct wire_step_re
                                   .kv_pages_free = p->kv_pages_free,
                                   .degraded = p->degraded,
                                   .ladder = read_ladder(p->ladder),
+                                  .grammars = read_grammars(p->grammars),
                                   .n_nodes = (uint32_t)p->n_nodes,
                                   .nodes = nodes,
                                   .n_opened = (uint32_t)p->n_opened,

@@ -97,6 +97,16 @@ TEST(traffic_goes_on_when_nodes_and_sides_start_again)
     traffic_add_ladder(&t, &before, &now);
     CHECK_INT(t.ladder.calls, 14);
     CHECK_INT(t.ladder.hedges, 3);
+
+    struct wire_grammar_counters had = {0}, has = {.shared = 5, .bytes = 70, .kept = 2}, none = {0};
+    traffic_add_grammars(&t, &had, &has);
+    has.bytes = 60;
+    traffic_add_grammars(&t, &had, &has);
+    CHECK_INT(t.grammars.shared, 5);
+    CHECK_INT(t.grammars.bytes, 60);
+    traffic_add_grammars(&t, &had, &none); /* the side is gone */
+    CHECK_INT(t.grammars.shared, 5);
+    CHECK_INT(t.grammars.bytes + t.grammars.kept, 0);
     traffic_fini(&t);
 }
 

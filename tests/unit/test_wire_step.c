@@ -267,6 +267,7 @@ TEST(wire_step_reply_comes_back)
                                  .kv_pages_free = 10,
                                  .degraded = true,
                                  .ladder = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10},
+                                 .grammars = {1, 2, 3, 4, 5, 6, 7},
                                  .n_nodes = 3,
                                  .nodes = nodes,
                                  .n_opened = 2,
@@ -283,6 +284,7 @@ TEST(wire_step_reply_comes_back)
     CHECK_INT(out->kv_pages_free, 10);
     CHECK(out->degraded);
     CHECK_BYTES(&out->ladder, &in.ladder, sizeof(in.ladder));
+    CHECK_BYTES(&out->grammars, &in.grammars, sizeof(in.grammars));
     CHECK_INT(out->n_opened, 2);
     CHECK_INT(out->opened[1].seq, 12);
     CHECK_INT(out->opened[1].n_cached, 128);
