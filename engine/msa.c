@@ -214,6 +214,7 @@ static void choose_wave(struct msa *m)
     for (int i = 0; i < m->n_wave; i++)
         keys += (int64_t)msa_own_block(m, msa_group(m, i)) * msa_group(m, i)->n_rows;
     keys *= m->config.block_size;
+    m->counts.waves++;
     m->counts.keys += keys;
     if (msa_bound_wave(m, keys))
         return;

@@ -62,9 +62,10 @@ struct msa_layer {
     int penalty;   /* how many those were the last time */
 };
 
-/* Keys that rows could have been scored against, and those that they were; tries not counted. */
+/* Keys that rows could have been scored against, and those that they were; waves, and those of
+ * them with bounds. */
 struct msa_counts {
-    int64_t keys, scored;
+    int64_t keys, scored, waves, tried;
 };
 
 /* Between two calls only queries, keys, blocks and counts mean something to others. */
@@ -90,7 +91,7 @@ struct msa {
     bool *is_sketched;             /* [max_rows] */
     float *tried;                  /* [max_rows, n_heads, top_k - 1, n_heads]: scores */
     float *needed;                 /* [max_rows, n_heads]: scores below are not chosen */
-    atomic_llong n_scored;         /* keys, in the wave */
+    atomic_llong n_scored, cost;   /* of the wave: keys; msa_bound.c */
 
     /* The call in progress. */
     const struct compute *compute;

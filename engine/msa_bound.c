@@ -14,16 +14,23 @@
 enum {
     /* Contexts of fewer blocks than so many times top_k are scanned: trying would be most of it. */
     LEAST_BLOCKS = 12,
-    /* Bounds cost a quarter of a scan, and as much again for blocks that are looked at closely.  If
-     * more than so many percent of the keys were scored, the next waves of the layer go without:
-     * 16, and twice as many each time that nothing changed. */
-    MOST_PERCENT = 40,
+    /* What is done to a key, in hundredths of what a scan does to it: its sketch read with the
+     * others, looked at again with 15 beside it, the key scored with those, scored with its block
+     * (upper ends of what machines showed).  If a wave took longer than a scan, the next ones of
+     * the layer go without: 16, and twice as many each time that nothing changed. */
+    COST_SKETCH = 35,
+    COST_LOOK = 30,
+    COST_UNIT = 130,
+    COST_WHOLE = 105,
+    COST_SCAN = 100,
     FIRST_PENALTY = 16,
     LARGEST_PENALTY = 256,
     TRIES_PER_THREAD = 4,
     FETCH_PAGES = 2,
     HEADS_AT_ONCE = 4,
     MOST_PENDING = 4,
+    LOOKS = 6,
+    LOOK_AGAIN = 32,
 };
 
 static int n_tries(const struct msa *m)
@@ -114,18 +121,18 @@ static void bound_task(void *ctx, int task)
 
 /* ---- what is needed ---- */
 
-/* A block's scores for all heads of a row: largest [n_heads]. */
+/* A block's scores for all heads of a row: largest [n_heads, stride]. */
 static void score_block(const struct msa *m, const struct row_group *g, int row, int block,
-                        float *largest)
+                        float *largest, size_t stride)
 {
     int size = m->config.block_size, step = min_int(size, KV_PAGE_TOKENS), end = (block + 1) * size;
     for (int head = 0; head < m->config.n_heads; head++)
-        largest[head] = -INFINITY;
+        largest[(size_t)head * stride] = -INFINITY;
     for (int key = block * size; key < end; key += step) {
         struct index_block b = msa_index_block(m, g, key, step);
         b.q = row_queries(m, row);
         b.largest = largest;
-        b.largest_stride = 1;
+        b.largest_stride = stride;
         if (key + step < end)
             b.next = kv_index_page(m->kv, g->seq, m->layer, (key + step) / KV_PAGE_TOKENS);
         m->compute->kernels->index_largest[kv_index_format(kv_format_of(m->kv))](&b);
@@ -154,7 +161,7 @@ static void try_one(const struct msa *m, const struct msa_row *r, int head, int 
                 scores[h] = -INFINITY;
             return;
         }
-    score_block(m, msa_group(m, r->group), row, block, scores);
+    score_block(m, msa_group(m, r->group), row, block, scores, 1);
 }
 
 /* Task = (row of the wave, head, some of its tries). */
@@ -216,11 +223,16 @@ static int next_wanted(const struct msa *m, float *bounds, const float *needed, 
     return end;
 }
 
+/* Keys scored, and what they and looking for them cost. */
+struct wave_work {
+    int64_t scored, cost;
+};
+
 /* Keys of one row that may matter, SKETCH_UNIT from each of these on.  They are on their way from
  * memory, and are scored some later. */
 struct pending {
     int n, first[MOST_PENDING];
-    int64_t n_scored;
+    int64_t n_looked, n_scored; /* keys */
 };
 
 static void score_pending(const struct msa *m, const struct row_group *g, int row,
@@ -272,18 +284,34 @@ static bool may_matter(const struct msa *m, const struct row_group *g, int row, 
     return false;
 }
 
+/* Looking for what matters in a block, when three fifths of what was looked at did, costs more
+ * than it saves; but it may be otherwise in the next ones. */
+static bool looks_useless(const struct pending *p, int n_before)
+{
+    return n_before % LOOK_AGAIN >= LOOKS &&
+           5 * (p->n_scored + p->n * SKETCH_UNIT) > 3 * p->n_looked;
+}
+
 /* Scores of the blocks first .. end-1 in their bounds' places, of the keys that matter: if the
- * others' are below what is needed, so is a block's, or it is that of a key that matters.  How many
- * keys that were. */
-static int64_t score_what_matters(const struct msa *m, int group, int i, int first, int end)
+ * others' are below what is needed, so is a block's, or it is that of a key that matters. */
+static struct wave_work score_what_matters(const struct msa *m, int group, int i, int first,
+                                           int end)
 {
     const struct row_group *g = msa_group(m, group);
     int row = g->first_row + i, size = m->config.block_size, heads = m->config.n_heads;
     float *scores = msa_scores(m, group, i);
     const float *needed = m->needed + (size_t)row * (size_t)heads;
     struct pending p = {0};
-    for (int next, b = next_wanted(m, scores, needed, first, end); b < end; b = next) {
+    int64_t n_whole = 0;
+    int n_before = 0;
+    for (int next, b = next_wanted(m, scores, needed, first, end); b < end; b = next, n_before++) {
         next = next_wanted(m, scores, needed, b + 1, end);
+        if (looks_useless(&p, n_before)) {
+            score_block(m, g, row, b, scores + b, (size_t)m->n_blocks);
+            n_whole += size;
+            continue;
+        }
+        p.n_looked += size;
         int ahead = next < end ? (next - b) * size : 0;
         for (int head = 0; head < heads; head++)
             scores[(size_t)head * (size_t)m->n_blocks + (size_t)b] = -INFINITY;
@@ -295,7 +323,9 @@ static int64_t score_what_matters(const struct msa *m, int group, int i, int fir
         }
     }
     score_pending(m, g, row, &p, scores);
-    return p.n_scored;
+    return (struct wave_work){.scored = p.n_scored + n_whole,
+                              .cost = p.n_looked * COST_LOOK + p.n_scored * COST_UNIT +
+                                      n_whole * COST_WHOLE};
 }
 
 /* Task = (span of blocks, group), groups fastest. */
@@ -306,10 +336,11 @@ static void score_task(void *ctx, int task)
     const struct row_group *g = msa_group(m, group);
     int first = task / m->n_wave * m->span_blocks;
     int end = min_int(first + m->span_blocks, msa_own_block(m, g));
-    int64_t n = 0;
-    for (int i = 0; i < g->n_rows; i++)
-        n += score_what_matters(m, group, i, first, end);
-    atomic_fetch_add_explicit(&m->n_scored, n, memory_order_relaxed);
+    for (int i = 0; i < g->n_rows; i++) {
+        struct wave_work w = score_what_matters(m, group, i, first, end);
+        atomic_fetch_add_explicit(&m->n_scored, w.scored, memory_order_relaxed);
+        atomic_fetch_add_explicit(&m->cost, w.cost, memory_order_relaxed);
+    }
 }
 
 /* ---- whether it pays ---- */
@@ -322,9 +353,9 @@ static bool has_sketches(const struct msa *m)
     return true;
 }
 
-static void learn(struct msa_layer *l, int64_t scored, int64_t keys)
+static void learn(struct msa_layer *l, int64_t cost, int64_t keys)
 {
-    if (scored * 100 <= keys * MOST_PERCENT) {
+    if (cost + keys * COST_SKETCH <= keys * COST_SCAN) {
         l->penalty = 0;
         return;
     }
@@ -346,6 +377,8 @@ bool msa_bound_wave(struct msa *m, int64_t keys)
     if (!has_sketches(m))
         return false;
     atomic_store_explicit(&m->n_scored, 0, memory_order_relaxed);
+    atomic_store_explicit(&m->cost, 0, memory_order_relaxed);
+    m->counts.tried++;
     pool_run(pool, bound_task, m, msa_spans(m) * m->n_wave);
     msa_select_all(m);
     int lists = m->n_rows * m->config.n_heads;
@@ -355,8 +388,7 @@ bool msa_bound_wave(struct msa *m, int64_t keys)
     pool_run(pool, need_task, m, m->n_rows);
     pool_run(pool, score_task, m, msa_spans(m) * m->n_wave);
     msa_select_all(m);
-    int64_t scored = atomic_load_explicit(&m->n_scored, memory_order_relaxed);
-    m->counts.scored += scored;
-    learn(l, scored, keys);
+    m->counts.scored += atomic_load_explicit(&m->n_scored, memory_order_relaxed);
+    learn(l, atomic_load_explicit(&m->cost, memory_order_relaxed), keys);
     return true;
 }

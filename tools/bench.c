@@ -149,7 +149,8 @@ enum {
     OPT_KIND,
     OPT_CACHE,
     OPT_SVG,
-    OPT_TEXT
+    OPT_TEXT,
+    OPT_SCORES
 };
 static const struct option long_options[] = {
     {"kernels", required_argument, NULL, OPT_KERNELS},
@@ -174,6 +175,7 @@ static const struct option long_options[] = {
     {"kind", required_argument, NULL, OPT_KIND},
     {"cache", required_argument, NULL, OPT_CACHE},
     {"svg", required_argument, NULL, OPT_SVG},
+    {"scores", required_argument, NULL, OPT_SCORES},
     {"text", required_argument, NULL, OPT_TEXT},
     {0},
 };
@@ -206,7 +208,7 @@ static const struct verb verbs[] = {
      bench_kernels},
     {"attention",
      "one layer's attention over a full cache",
-     {OPT_DEPTH, OPT_PROMPT, OPT_GEOMETRY, OPT_KIND, OPT_CACHE, OPT_SVG},
+     {OPT_DEPTH, OPT_PROMPT, OPT_GEOMETRY, OPT_KIND, OPT_CACHE, OPT_SVG, OPT_SCORES},
      "  --geometry NAME      the heads of m2 (default) or m3\n"
      "  --kind LIST          full: every key; m3's: msa: MiniMax Sparse Attention; scan: the same\n"
      "                       without bounds; window: the last blocks instead of the best "
@@ -215,7 +217,14 @@ static const struct verb verbs[] = {
      "  --cache F            only this one of " KV_FORMAT_CHOICES " (default: each)\n"
      "  --depth LIST         positions in the cache (default 4096,16384)\n"
      "  --prompt N           rows of a prefill step (default 512; 1: decoding only)\n"
-     "  --svg FILE           also a plot: milliseconds over positions\n",
+     "  --scores NAME        of m3's index keys: realistic (default: topics and words), "
+     "adversarial\n"
+     "                       (all but alike: no bound tells one block from another)\n"
+     "  --svg FILE           also a plot: milliseconds over positions\n"
+     "\nWhere msa runs beside scan, or beside full at positions that see everything, both also "
+     "run\n"
+     "in turn, on the same rows: the median of the ratios with its 95 % interval, the ratio of\n"
+     "the sums (msa begins anew: what it tries in vain is in there), and whether bits are equal.\n",
      bench_attention},
     {"decode",
      "tokens one by one through the whole model",
@@ -342,6 +351,9 @@ static int take_option(struct bench_options *o, int code, const char *value, str
         return 0;
     case OPT_TEXT:
         o->text_file = value;
+        return 0;
+    case OPT_SCORES:
+        o->scores = value;
         return 0;
     case OPT_SVG:
         o->svg = value;

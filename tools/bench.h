@@ -34,8 +34,8 @@ struct bench_options {
     struct local_engine_options engine; /* model, kernels, threads, chunk */
     const char *formats;                /* as given, or NULL */
     const char *geometry;
-    const char *kinds, *cache, *svg; /* of bench attention */
-    const char *text_file;           /* of bench tokenizer */
+    const char *kinds, *cache, *svg, *scores; /* of bench attention */
+    const char *text_file;                    /* of bench tokenizer */
     bool all_kernels, as_json;
     int vocab, experts, batch, tokens, prompt, repeat;
     struct bench_list rows, depths;

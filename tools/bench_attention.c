@@ -8,9 +8,12 @@
  *
  * A row's hidden vector is nearly one of 16 directions, another one in every pass, for each of which
  * the index heads look for something (bench_fill.h). */
+#include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/mem.h"
 #include "base/must.h"
 #include "engine/attention.h"
@@ -50,22 +53,28 @@ struct attention_bench {
     struct kv *kv;
     struct kv_seq seq;
     float *x;
+    bool is_adversarial;
     int rows, pass;
     enum kind kind; /* that is measured */
     struct msa_counts counts;
     struct bench_plot *plot;
 };
 
-static void body(void *ud)
+static void run_pass(struct attention_bench *a)
 {
-    struct attention_bench *a = ud;
     struct step_seq q = {.kv = &a->seq, .position = a->seq.length, .n_tokens = a->rows};
     for (int row = 0; row < a->rows; row++)
         for (int i = 0; i < HIDDEN; i++)
             a->x[row * HIDDEN + i] = i == (row + a->pass) % HIDDEN ? 1.0f : 0.02f;
-    a->pass++;
     attention_begin(a->attention[a->kind], 0, &q, 1);
     attention_layer(a->attention[a->kind], 0, &a->weights[a->kind], a->kv, 0, a->x);
+}
+
+static void body(void *ud)
+{
+    struct attention_bench *a = ud;
+    run_pass(a);
+    a->pass++;
 }
 
 static void close_all(struct attention_bench *a)
@@ -141,19 +150,23 @@ static int prompt_of(const struct bench *b)
     return b->options->prompt ? b->options->prompt : DEFAULT_PROMPT;
 }
 
+static int open_kind(struct attention_bench *a, struct bench *b, enum kv_format format,
+                     enum kind kind, struct err *e)
+{
+    struct attention_options o = {.max_rows = prompt_of(b), .kv = format, .choice = choices[kind]};
+    struct model_config full = *a->model;
+    full.sparse = (struct sparse_config){0};
+    return attention_open(kind == KIND_FULL ? &full : a->model, &o, b->compute, &a->attention[kind],
+                          e);
+}
+
 static int open_attention(struct attention_bench *a, struct bench *b, enum kv_format format,
                           struct err *e)
 {
-    struct attention_options o = {.max_rows = prompt_of(b), .kv = format};
-    struct model_config full = *a->model;
-    full.sparse = (struct sparse_config){0};
     int rc = 0;
-    for (int kind = 0; kind < N_KINDS && rc == 0; kind++) {
-        o.choice = choices[kind];
+    for (int kind = 0; kind < N_KINDS && rc == 0; kind++)
         if (a->wanted[kind])
-            rc = attention_open(kind == KIND_FULL ? &full : a->model, &o, b->compute,
-                                &a->attention[kind], e);
-    }
+            rc = open_kind(a, b, format, (enum kind)kind, e);
     return rc;
 }
 
@@ -175,6 +188,8 @@ static int open_all(struct attention_bench *a, struct bench *b, enum kv_format f
     }
     a->x = mem_aligned((size_t)prompt * HIDDEN * sizeof(float));
     bench_fill_cache(a->model, a->kv, &a->seq, depth, b->compute.pool);
+    if (a->is_adversarial)
+        bench_fill_alike(a->model, a->kv, &a->seq, depth, b->compute.pool);
     return 0;
 }
 
@@ -245,6 +260,140 @@ static void run_one(struct bench *b, struct attention_bench *a, enum kv_format f
     bench_plot_add(a->plot, name, depth, milliseconds);
 }
 
+/* ---- two kinds in turn ---- */
+
+enum { TURNS = 101, LEAST_TURNS = 5 };
+#define TURN_NS (20.0 * CLOCK_MS)
+#define TURNS_NS (20.0 * 1000 * CLOCK_MS)
+/* What msa may take of the other's time. */
+static const double most_ratio[N_KINDS] = {[KIND_FULL] = 1.02, [KIND_SCAN] = 1.05};
+
+struct turns {
+    double ns[2];  /* of one turn: msa, the other */
+    double sum[2]; /* of all */
+    float *x;      /* [rows, HIDDEN]: what the first kind of a pass gave */
+    int64_t n_equal, n_passes;
+};
+
+/* One pass of each, on the same rows; who goes first alternates. */
+static void run_both(struct attention_bench *a, enum kind other, struct turns *t)
+{
+    const enum kind kinds[2] = {KIND_MSA, other};
+    size_t bytes = (size_t)a->rows * HIDDEN * sizeof(float);
+    for (int i = 0; i < 2; i++) {
+        int which = (i + a->pass) % 2;
+        a->kind = kinds[which];
+        int64_t begun_ns = clock_now_ns();
+        run_pass(a);
+        double ns = (double)(clock_now_ns() - begun_ns);
+        t->ns[which] += ns;
+        t->sum[which] += ns;
+        if (i == 0)
+            memcpy(t->x, a->x, bytes);
+    }
+    t->n_equal += memcmp(t->x, a->x, bytes) == 0;
+    t->n_passes++;
+    a->pass++;
+}
+
+static int compare_doubles(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The median, and between which values the true one lies in 95 of 100 cases: by rank. */
+static struct bench_summary median_interval(struct bench_series *s)
+{
+    struct bench_summary out = bench_summarise(s);
+    double around = 0.98 * sqrt(s->n);
+    int low = (int)floor(s->n / 2.0 - around), high = (int)ceil(s->n / 2.0 + around);
+    qsort(s->values, (size_t)s->n, sizeof(s->values[0]), compare_doubles);
+    out.least = s->values[low < 1 ? 0 : low - 1];
+    out.most = s->values[high < s->n ? high : s->n - 1];
+    return out;
+}
+
+static void report_turns(struct bench *b, const struct attention_bench *a, const char *name,
+                         enum kind other, struct bench_series *ratios, const struct turns *t)
+{
+    const struct msa_counts *c = attention_msa_counts(a->attention[KIND_MSA]);
+    double sum = t->sum[0] / t->sum[1], most = most_ratio[other];
+    double equal = 100.0 * (double)t->n_equal / (double)t->n_passes;
+    double tried = c->waves > 0 ? 100.0 * (double)c->tried / (double)c->waves : 0;
+    struct bench_metric metrics[] = {
+        {.key = "ratio", .unit = "x", .value = median_interval(ratios)},
+        {.key = "sum_ratio", .unit = "x in all", .value = {sum, sum, sum}},
+        {.key = "equal_bits_percent", .unit = "% equal bits", .value = {equal, equal, equal}},
+        {.key = "choices_with_bounds_percent",
+         .unit = "% of choices with bounds",
+         .value = {tried, tried, tried}},
+    };
+    const struct bench_summary *v = &metrics[0].value;
+    /* What is done in vain now and then is in the sum; single passes that were disturbed, too. */
+    bool holds = v->most <= most && (other == KIND_FULL || sum <= most);
+    bool fails = v->least > most || (other == KIND_SCAN && sum > most);
+    char note[160];
+    bench_report_row(&b->report, name, metrics, other == KIND_SCAN ? 4 : 3);
+    snprintf(note, sizeof(note), "  at most %.2f times %s: %s after %lld passes of each", most,
+             kind_names[other],
+             holds   ? "yes"
+             : fails ? "NO"
+                     : "not decided",
+             (long long)t->n_passes);
+    bench_report_note(&b->report, note);
+}
+
+/* As many as take 20 s at most, the first one too. */
+static void take_turns(struct attention_bench *a, enum kind other, struct turns *t,
+                       struct bench_series *ratios)
+{
+    run_both(a, other, t); /* memory is touched */
+    double ns = t->sum[0] + t->sum[1];
+    int passes = ns < TURN_NS ? (int)(TURN_NS / ns) : 1;
+    double turns = TURNS_NS / (ns * passes);
+    turns = turns > TURNS ? TURNS : turns < LEAST_TURNS ? LEAST_TURNS : turns;
+    t->n_equal = t->n_passes = 0;
+    t->sum[0] = t->sum[1] = 0;
+    for (int i = 0; i < (int)turns; i++) {
+        t->ns[0] = t->ns[1] = 0;
+        for (int pass = 0; pass < passes; pass++)
+            run_both(a, other, t);
+        bench_series_add(ratios, t->ns[0] / t->ns[1]);
+    }
+}
+
+static int run_turns(struct bench *b, struct attention_bench *a, enum kv_format format, int depth,
+                     enum kind other, struct err *e)
+{
+    struct bench_series ratios = {0};
+    char name[80];
+    /* With nothing learnt. */
+    attention_close(&a->attention[KIND_MSA]);
+    int rc = open_kind(a, b, format, KIND_MSA, e);
+    if (rc < 0)
+        return rc;
+    struct turns t = {.x = mem_array((size_t)a->rows * HIDDEN, sizeof(float))};
+    take_turns(a, other, &t, &ratios);
+    snprintf(name, sizeof(name), "msa/%s %s, %d row%s at %d", kind_names[other],
+             kv_format_name(format), a->rows, a->rows == 1 ? "" : "s", depth);
+    report_turns(b, a, name, other, &ratios, &t);
+    mem_free(t.x);
+    return 0;
+}
+
+static int run_all_turns(struct bench *b, struct attention_bench *a, enum kv_format format,
+                         int depth, struct err *e)
+{
+    bool sees_all = !msa_chooses(&a->model->sparse, depth + a->rows - 1);
+    int rc = 0;
+    if (a->wanted[KIND_MSA] && a->wanted[KIND_FULL] && sees_all)
+        rc = run_turns(b, a, format, depth, KIND_FULL, e);
+    if (a->wanted[KIND_MSA] && a->wanted[KIND_SCAN] && !sees_all && rc == 0)
+        rc = run_turns(b, a, format, depth, KIND_SCAN, e);
+    return rc;
+}
+
 static int run_depth(struct bench *b, const struct attention_bench *as, enum kv_format format,
                      int depth, struct err *e)
 {
@@ -253,12 +402,14 @@ static int run_depth(struct bench *b, const struct attention_bench *as, enum kv_
     int rc = open_all(&a, b, format, depth, e);
     if (rc < 0)
         return err_prefix(e, "depth %d", depth);
-    for (int i = 0; i < (rows[1] > 1 ? 2 : 1); i++)
+    for (int i = 0; i < (rows[1] > 1 ? 2 : 1) && rc == 0; i++) {
         for (a.kind = 0; a.kind < N_KINDS; a.kind++)
             if (a.wanted[a.kind])
                 run_one(b, &a, format, depth, rows[i]);
+        rc = run_all_turns(b, &a, format, depth, e);
+    }
     close_all(&a);
-    return 0;
+    return rc;
 }
 
 static int parse_kinds(const char *text, struct attention_bench *a, struct err *e)
@@ -293,6 +444,12 @@ static int parse_what(const struct bench_options *o, struct attention_bench *a,
         a->model = &m3_layer;
     else if (o->geometry && strcmp(o->geometry, "m2") != 0)
         return err_set(e, E_INVALID, "--geometry: found \"%s\", expected m2 or m3", o->geometry);
+    if (o->scores && strcmp(o->scores, "realistic") != 0 && strcmp(o->scores, "adversarial") != 0)
+        return err_set(e, E_INVALID, "--scores: found \"%s\", expected realistic or adversarial",
+                       o->scores);
+    a->is_adversarial = o->scores && strcmp(o->scores, "adversarial") == 0;
+    if (a->is_adversarial && a->model != &m3_layer)
+        return err_set(e, E_INVALID, "--scores adversarial: only --geometry m3 has index keys");
     *first = KV_F32;
     *last = KV_FORMAT_COUNT - 1;
     if (o->cache && !kv_format_parse(o->cache, first))

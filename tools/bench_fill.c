@@ -36,6 +36,7 @@ static const float key_shares[] = {[COMMON] = 0.15f, [TOPIC] = 0.25f, [WORD] = 0
 /* A query looks for a topic and a word that is not among the most frequent. */
 static const float query_shares[] = {[TOPIC] = 0.5f, [WORD] = 0.3f, [OWN] = 0.2f};
 enum { FIRST_RARE_WORD = 256, SINK_SHARE = 8 };
+#define OWN_OF_ALIKE 0x1p-12f
 
 /* The `which`-th direction of a kind, added. */
 static void add_direction(const struct fill *f, enum direction kind, uint64_t which, float share,
@@ -72,6 +73,29 @@ static void make_index_key(const struct fill *f, int layer, int at, float *key)
     must(dim <= MAX_INDEX_DIM && f->rope->half <= MAX_INDEX_DIM);
     rope_angles(f->rope, at, sine, cosine);
     rope_turn(f->rope, sine, cosine, key);
+}
+
+static void make_alike_key(const struct fill *f, int layer, int at, float *key)
+{
+    const float *common = f->table + layer % TABLE_FLOATS;
+    const float *own = f->table + ((size_t)at * 7919 + (size_t)layer) % TABLE_FLOATS;
+    for (int d = 0; d < f->config->sparse.head_dim; d++)
+        key[d] = common[d] + OWN_OF_ALIKE * own[d];
+}
+
+/* Task = (layer, page). */
+static void alike_task(void *ctx, int task)
+{
+    const struct fill *f = ctx;
+    int pages = (f->n_positions + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
+    int layer = task / pages, first = task % pages * KV_PAGE_TOKENS;
+    float key[MAX_INDEX_DIM];
+    if (!config_is_sparse(f->config, layer))
+        return;
+    for (int at = first; at < first + KV_PAGE_TOKENS && at < f->n_positions; at++) {
+        make_alike_key(f, layer, at, key);
+        kv_index_write(f->kv, f->seq, layer, at, key);
+    }
 }
 
 /* Task = (layer, page): pages are written by one thread each. */
@@ -117,6 +141,17 @@ void bench_fill_index_queries(const struct model_config *config, int layer, int 
         add_direction(&f, OWN, base + rng_next(&r) % (1ULL << 31), query_shares[OWN], queries);
     }
     mem_free((void *)(uintptr_t)f.table);
+}
+
+void bench_fill_alike(const struct model_config *config, struct kv *kv, const struct kv_seq *seq,
+                      int n_positions, struct pool *pool)
+{
+    float *table = make_table(config);
+    struct fill f = {
+        .config = config, .kv = kv, .seq = seq, .n_positions = n_positions, .table = table};
+    int pages = (n_positions + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
+    pool_run(pool, alike_task, &f, pages * config->n_layers);
+    mem_free(table);
 }
 
 void bench_fill_cache(const struct model_config *config, struct kv *kv, struct kv_seq *seq,

@@ -9,6 +9,11 @@
 void bench_fill_cache(const struct model_config *config, struct kv *kv, struct kv_seq *seq,
                       int n_positions, struct pool *pool);
 
+/* Writes the index keys of these positions anew, all but alike: 2^-12 of each is its own.  Then no
+ * bound tells one block from another. */
+void bench_fill_alike(const struct model_config *config, struct kv *kv, const struct kv_seq *seq,
+                      int n_positions, struct pool *pool);
+
 /* Queries [n, index dim], before norm and rotation, that look for something in the index keys that
  * bench_fill_cache() writes to a sparse layer: a topic and a rare word of theirs. */
 void bench_fill_index_queries(const struct model_config *config, int layer, int n, float *queries);

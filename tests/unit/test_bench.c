@@ -387,6 +387,9 @@ TEST(bench_command_line_errors)
     CHECK_INT(run_bench(attention, kind, unknown), 2);
     CHECK_INT(run_bench(attention, geometry, tiny), 2); /* m2 or m3 */
     CHECK_INT(run_bench(attention, cache, tiny), 2);
+    char scores[] = "--scores", adversarial[] = "adversarial";
+    CHECK_INT(run_bench(attention, scores, unknown), 2);
+    CHECK_INT(run_bench(attention, scores, adversarial), 2); /* M2 has no index keys */
     CHECK_INT(run_bench(help, NULL, NULL), 0);
     CHECK_INT(run_bench(decode, help, NULL), 0);
 }

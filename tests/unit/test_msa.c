@@ -336,13 +336,16 @@ TEST(msa_goes_without_bounds_where_they_do_not_pay_and_tries_again)
     struct scene s;
     open_scene(&s, 16, 4, 16 * 80 + 16, 16, 1, kernels_best()->name, &r);
     dress(&s, LOOK_EQUAL, &r);
-    int n_without = 0;
+    int n_without = 0, tried = 0;
     for (int step = 0; step < 60; step++) {
         n_without += s.msa.layers[2].n_without > 0;
         choose_both_ways(&s, 1);
+        tried += (int)s.msa.counts.tried;
         s.msa.counts = (struct msa_counts){0};
     }
     CHECK(n_without >= 56);
+    /* Every attempt counts, and there was one wave a step. */
+    CHECK_INT(tried, 60 - n_without);
     CHECK_INT(s.msa.layers[2].penalty, 64);
     dress(&s, LOOK_TOPICS, &r);
     for (int step = 0; step < 64; step++) {
