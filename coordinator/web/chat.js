@@ -13,6 +13,7 @@ class Answer {
   constructor() {
     this.content = "";
     this.reasoning = "";
+    this.isThinking = false;
     this.calls = [];
     this.thought = make("div", { className: "reasoning" });
     this.summary = make("summary", {}, "Thinking …");
@@ -21,32 +22,51 @@ class Answer {
     this.tools = make("div");
     this.note = make("p", { className: "note" });
     this.box = make("article", { className: "said writing" }, this.fold, this.text, this.tools, this.note);
+    this.unseen = { content: "", reasoning: "" };
+    this.frame = 0;
     talk.append(this.box);
+  }
+
+  // Once a frame: laying out a long answer for every token would keep the page from its keys.
+  show() {
+    cancelAnimationFrame(this.frame);
+    this.frame = 0;
+    const stay = atEnd();
+    this.thought.append(this.unseen.reasoning);
+    this.text.append(this.unseen.content);
+    this.text.normalize();
+    this.unseen = { content: "", reasoning: "" };
+    for (const call of this.calls.filter(Boolean)) {
+      call.title.textContent = call.name;
+      call.code.textContent = pretty(call.arguments);
+    }
+    if (stay) toEnd();
   }
 
   take(delta) {
     const reasoning = delta.reasoning_content ?? delta.reasoning;
     if (reasoning) {
       this.reasoning += reasoning;
+      this.isThinking = true;
       this.fold.hidden = false;
-      this.thought.append(reasoning);
+      this.unseen.reasoning += reasoning;
     }
     if (delta.content) {
       this.content += delta.content;
-      this.text.append(delta.content);
-      this.text.normalize();
-      this.thoughtOver();
+      this.unseen.content += delta.content;
     }
+    if (this.isThinking && (delta.content || delta.tool_calls)) this.thoughtOver();
     for (const part of delta.tool_calls ?? []) this.takeCall(part);
+    this.frame ||= requestAnimationFrame(() => this.show());
   }
 
   thoughtOver() {
+    this.isThinking = false;
     const words = this.reasoning.trim().split(/\s+/).length;
     this.summary.textContent = `Thought (${words} ${words === 1 ? "word" : "words"})`;
   }
 
   takeCall(part) {
-    this.thoughtOver();
     let call = this.calls[part.index];
     if (!call) {
       call = { id: "", name: "", arguments: "" };
@@ -60,13 +80,12 @@ class Answer {
     if (part.id) call.id = part.id;
     call.name += part.function?.name ?? "";
     call.arguments += part.function?.arguments ?? "";
-    call.title.textContent = call.name;
-    call.code.textContent = pretty(call.arguments);
   }
 
   end(note, failed) {
+    this.show();
     this.box.classList.remove("writing");
-    if (this.reasoning) this.thoughtOver();
+    if (this.isThinking) this.thoughtOver();
     this.note.textContent = note;
     this.note.classList.toggle("failed", Boolean(failed));
     const calls = this.calls.filter(Boolean);
@@ -149,7 +168,6 @@ async function exchange() {
       isDegraded ||= event.degraded === true;
       const choice = event.choices?.[0];
       if (!choice) return;
-      const stay = atEnd();
       const d = choice.delta;
       if (d.content || d.reasoning_content || d.tool_calls) {
         first ||= performance.now();
@@ -157,7 +175,6 @@ async function exchange() {
       }
       answer.take(d);
       finish = choice.finish_reason ?? finish;
-      if (stay) toEnd();
     });
     answer.end((finish === "length" ? "Cut off: the token limit was reached. " : "") +
       (isDegraded ? "Some experts could not be asked for this answer." : ""));

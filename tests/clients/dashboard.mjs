@@ -103,8 +103,12 @@ test('dashboard: reasoning is folded, tool calls are shown and answered', (clust
 
 test('dashboard: stop ends an answer, and the cluster forgets it', (cluster) => withPage(cluster, {}, async (page) => {
     await page.route('**/v1/chat/completions', (route) => route.continue({
-        postData: JSON.stringify({ ...route.request().postDataJSON(), ignore_eos: true, max_tokens: 100000 }),
+        postData: JSON.stringify({ ...route.request().postDataJSON(), ignore_eos: true, max_tokens: 900 }),
     }));
+    // A slow line: on a busy machine the whole answer is written before a key is pressed.
+    const line = await page.context().newCDPSession(page);
+    await line.send('Network.emulateNetworkConditions',
+        { offline: false, latency: 0, downloadThroughput: 5000, uploadThroughput: -1 });
     await ask(page, 'Count.');
     await page.waitForFunction(() => document.querySelector('.writing')?.innerText.length > 20);
     await page.keyboard.press('Escape');
