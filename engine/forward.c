@@ -47,6 +47,7 @@ struct forward {
     struct lane lanes[FORWARD_LANES];
     struct step_seq *lane_seqs; /* [max_rows + 1]: the lanes' one behind the other */
     int max_rows;
+    bool has_window; /* sparse layers see their last blocks */
 
     size_t h_stride;                         /* floats; hidden with padding that stays zero */
     float *x;                                /* [max_rows, hidden]: the residual stream */
@@ -161,8 +162,10 @@ static int take_scratch(struct forward *f, const struct format_set *formats, str
     f->scratch_bytes += f->expert_room.bytes + f->head_room.bytes;
     if (!take_mlps(f, format_group(formats->experts)))
         return err_set(e, E_NOMEM, "no memory for the MLPs of %d rows", f->max_rows);
-    struct attention_options attention = {
-        .max_rows = f->max_rows, .group = f->layers[0].attention.wq.group, .kv = formats->kv};
+    struct attention_options attention = {.max_rows = f->max_rows,
+                                          .group = f->layers[0].attention.wq.group,
+                                          .kv = formats->kv,
+                                          .choice = f->has_window ? MSA_LAST : MSA_BEST};
     return attention_open(&f->config, &attention, f->compute, &f->attention, e);
 }
 
@@ -174,6 +177,9 @@ int forward_open(struct checkpoint *c, const struct forward_options *o, struct c
     f->config = *checkpoint_config(c);
     if (o->sees_all)
         f->config.sparse = (struct sparse_config){0};
+    f->has_window = o->window_blocks > 0 && f->config.sparse.block_size > 0;
+    if (f->has_window)
+        f->config.sparse.top_k = o->window_blocks;
     f->compute = compute;
     f->max_rows = o->max_rows;
     f->layers = mem_array((size_t)f->config.n_layers, sizeof(*f->layers));

@@ -70,7 +70,9 @@ struct forward;
 struct forward_options {
     struct format_set formats; /* kv must be that of the cache */
     int max_rows;              /* rows of one step */
-    bool sees_all;             /* sparse layers see every key: another function, to compare with */
+    /* Other functions, to compare with: sparse layers see every key, or so many last blocks. */
+    bool sees_all;
+    int window_blocks; /* 0: as the model says */
 };
 
 /* Loads everything but the experts: embedding (stays mapped), attention, routers, head. */

@@ -32,15 +32,18 @@ static void usage(FILE *out)
         "usage: polymath eval recall --model DIR [OPTION]...\n\n"
         "What each kind of attention sees of the tokens that an answer follows from, and what it\n"
         "changes: RULER-style tasks made of token ids, run through the model in this process\n"
-        "with full attention and with its own (MiniMax Sparse Attention, if it has that).\n\n"
+        "with full attention and, if it has sparse layers, with its own (MiniMax Sparse "
+        "Attention)\n"
+        "and with a sliding window instead.\n\n"
         "  --tasks LIST       of " RECALL_TASK_CHOICES "\n"
         "                     (default: all)\n"
         "  --lengths LIST     tokens of a context, with commas between, 128 or more each\n"
         "                     (default 512,2048)\n"
         "  --items N          of each task and length (default 4)\n"
         "  --kinds LIST       of full,msa,window (default: all that the model has)\n"
-        "  --window N         keys that the window sees (default: as many as msa, or 2048);\n"
-        "                     what it sees is reckoned, not run\n"
+        "  --window N         keys that the window sees, in whole blocks with the row's own\n"
+        "                     (default: as many as msa); without sparse layers what 2048 would\n"
+        "                     show is reckoned, not run\n"
         "  --layers           a line for each layer and KV head, too\n"
         "  --seed N           of the tasks (default 1)\n"
         "  --json             as JSON\n" LOCAL_ENGINE_HELP
@@ -66,13 +69,15 @@ struct cell {
 struct run {
     const struct recall_options *options;
     struct local_engine engine;
-    struct forward *full; /* the same weights, every key in sight */
-    int n_sparse, n_heads, first_sparse, seen_keys;
+    struct forward *full;   /* the same weights, every key in sight */
+    struct forward *window; /* the last blocks; NULL: reckoned */
+    int n_sparse, n_heads, first_sparse, seen_keys, window_blocks;
     struct cell cells[KINDS];
     struct progress progress;
     struct bench_report report;
 
     /* The item in progress. */
+    enum kind kind; /* that runs */
     const struct recall_item *item;
     bool *reached; /* [n_evidence] by any layer and head of a row */
     float *wanted; /* [n_answer, vocab]: logits of full attention */
@@ -85,7 +90,8 @@ static bool is_seen(const struct run *r, const int32_t *blocks, int position)
     const struct sparse_config *s = &r->engine.config->sparse;
     if (!blocks)
         return true;
-    for (int i = 0; i < s->top_k; i++)
+    int n = r->kind == KIND_WINDOW ? r->window_blocks : s->top_k;
+    for (int i = 0; i < n; i++)
         if (blocks[i] == position / s->block_size)
             return true;
     return false;
@@ -94,7 +100,7 @@ static bool is_seen(const struct run *r, const int32_t *blocks, int position)
 static void on_blocks(void *ud, int layer, int row, int kv_head, const int32_t *blocks)
 {
     struct run *r = ud;
-    struct cell *c = &r->cells[KIND_MSA];
+    struct cell *c = &r->cells[r->kind];
     const struct recall_item *item = r->item;
     int n_seen = 0;
     (void)row; /* all rows of this step say the answer */
@@ -106,6 +112,8 @@ static void on_blocks(void *ud, int layer, int row, int kv_head, const int32_t *
     double share = item->n_evidence > 0 ? (double)n_seen / item->n_evidence : 1;
     c->visible += share;
     c->n_visible++;
+    if (r->kind != KIND_MSA)
+        return;
     c->by_head[(layer - r->first_sparse) * r->n_heads + kv_head] += share;
     c->n_by_head += layer == r->first_sparse && kv_head == 0;
 }
@@ -140,9 +148,9 @@ static void count_window(struct run *r)
 
 /* ---- running ---- */
 
-static int step(struct run *r, enum kind kind, int at, int n, bool says, const float **logits,
-                struct err *e)
+static int step(struct run *r, int at, int n, bool says, const float **logits, struct err *e)
 {
+    struct forward *const forwards[KINDS] = {r->full, r->engine.forward, r->window};
     struct local_engine *g = &r->engine;
     struct step_seq seq = {.kv = &g->seq,
                            .position = at,
@@ -151,17 +159,16 @@ static int step(struct run *r, enum kind kind, int at, int n, bool says, const f
                            .all_logits = says,
                            .no_logits = !says};
     struct step s = {.n_seqs = 1, .seqs = &seq, .probe_ud = r};
-    if (says && kind == KIND_MSA)
+    if (says && r->kind != KIND_FULL)
         s.probe_blocks = on_blocks;
     int n_logits;
-    int rc = forward_step(kind == KIND_FULL ? r->full : g->forward, g->kv, &s, &moe_local_ops,
-                          g->moe, logits, &n_logits);
+    int rc = forward_step(forwards[r->kind], g->kv, &s, &moe_local_ops, g->moe, logits, &n_logits);
     progress_add(&r->progress, n);
     return rc < 0 ? err_set(e, rc, "step at position %d: %s", at, err_text(rc)) : 0;
 }
 
 /* A step is at most a chunk; the rows that say the answer are the last one's. */
-static int run_item(struct run *r, enum kind kind, const float **logits, struct err *e)
+static int run_item(struct run *r, const float **logits, struct err *e)
 {
     const struct recall_item *item = r->item;
     struct local_engine *g = &r->engine;
@@ -171,10 +178,10 @@ static int run_item(struct run *r, enum kind kind, const float **logits, struct 
         return err_set(e, E_BUSY, "the KV cache is too small");
     for (int at = 0; at < end && rc == 0;) {
         int n = end - at < g->chunk_rows ? end - at : g->chunk_rows;
-        rc = step(r, kind, at, n, false, logits, e);
+        rc = step(r, at, n, false, logits, e);
         at += n;
     }
-    return rc < 0 ? rc : step(r, kind, end, item->n_answer, true, logits, e);
+    return rc < 0 ? rc : step(r, end, item->n_answer, true, logits, e);
 }
 
 static int first_choice(const float *logits, int vocab)
@@ -186,10 +193,10 @@ static int first_choice(const float *logits, int vocab)
     return best;
 }
 
-static void count_logits(struct run *r, enum kind kind, const float *logits)
+static void count_logits(struct run *r, const float *logits)
 {
     const struct recall_item *item = r->item;
-    struct cell *c = &r->cells[kind];
+    struct cell *c = &r->cells[r->kind];
     int vocab = r->engine.config->vocab_size, n_right = 0;
     for (int i = 0; i < item->n_answer; i++) {
         const float *row = logits + (size_t)i * (size_t)vocab;
@@ -204,30 +211,41 @@ static void count_logits(struct run *r, enum kind kind, const float *logits)
     c->n_items++;
 }
 
+/* With less in sight than full attention, which has been before. */
+static int run_kind(struct run *r, enum kind kind, struct err *e)
+{
+    const float *logits;
+    r->kind = kind;
+    memset(r->reached, 0, (size_t)r->item->n_evidence);
+    int rc = run_item(r, &logits, e);
+    if (rc < 0)
+        return rc;
+    count_logits(r, logits);
+    add_reached(&r->cells[kind], r);
+    return 0;
+}
+
 static int run_kinds(struct run *r, struct err *e)
 {
     const float *logits;
     size_t bytes = (size_t)r->item->n_answer * (size_t)r->engine.config->vocab_size;
     const bool *kinds = r->options->kinds;
-    int rc = run_item(r, KIND_FULL, &logits, e);
+    r->kind = KIND_FULL;
+    int rc = run_item(r, &logits, e);
     if (rc < 0)
         return rc;
     memcpy(r->wanted, logits, bytes * sizeof *logits);
-    count_logits(r, KIND_FULL, logits);
+    count_logits(r, logits);
     r->cells[KIND_FULL].visible++;
     r->cells[KIND_FULL].reached++;
     r->cells[KIND_FULL].n_visible++;
-    if (kinds[KIND_MSA]) {
-        memset(r->reached, 0, (size_t)r->item->n_evidence);
-        rc = run_item(r, KIND_MSA, &logits, e);
-        if (rc < 0)
-            return rc;
-        count_logits(r, KIND_MSA, logits);
-        add_reached(&r->cells[KIND_MSA], r);
-    }
-    if (kinds[KIND_WINDOW])
+    if (kinds[KIND_MSA])
+        rc = run_kind(r, KIND_MSA, e);
+    if (kinds[KIND_WINDOW] && r->window && rc == 0)
+        rc = run_kind(r, KIND_WINDOW, e);
+    else if (kinds[KIND_WINDOW] && rc == 0)
         count_window(r);
-    return 0;
+    return rc;
 }
 
 /* ---- the report ---- */
@@ -331,7 +349,8 @@ static int run_all(struct run *r, struct err *e)
     for (int t = 0; t < RECALL_TASKS; t++)
         n_tasks += o->tasks[t];
     for (int i = 0; i < o->n_lengths; i++)
-        total += o->lengths[i] * n_tasks * o->n_items * (1 + o->kinds[KIND_MSA]);
+        total +=
+            o->lengths[i] * n_tasks * o->n_items * (1 + o->kinds[KIND_MSA] + (r->window != NULL));
     bench_report_begin(&r->report, o->as_json, stdout);
     report_model(r);
     progress_begin(&r->progress, "recall", total, PROGRESS_ITEMS);
@@ -360,6 +379,12 @@ static int settle(struct recall_options *o, struct run *r, struct err *e)
         o->kinds[KIND_MSA] = false;
     if (o->window == 0)
         o->window = r->n_sparse > 0 ? r->seen_keys : DEFAULT_WINDOW;
+    if (r->n_sparse > 0) {
+        int size = c->sparse.block_size;
+        int64_t most = c->max_positions; /* more is never in sight */
+        r->window_blocks = (int)(((o->window < most ? o->window : most) + size - 1) / size);
+        o->window = (int64_t)r->window_blocks * size;
+    }
     for (int i = 0; i < o->n_lengths; i++)
         if (o->lengths[i] > c->max_positions)
             return err_set(e, E_RANGE, "--lengths %lld: max_position_embeddings of %s is %d",
@@ -381,7 +406,12 @@ static int open_run(struct recall_options *o, struct run *r, struct err *e)
         return rc;
     struct forward_options full = {
         .formats = r->engine.formats, .max_rows = r->engine.chunk_rows, .sees_all = true};
+    struct forward_options window = full;
+    window.sees_all = false;
+    window.window_blocks = r->window_blocks;
     rc = forward_open(r->engine.checkpoint, &full, r->engine.compute, &r->full, e);
+    if (rc == 0 && r->n_sparse > 0 && o->kinds[KIND_WINDOW])
+        rc = forward_open(r->engine.checkpoint, &window, r->engine.compute, &r->window, e);
     r->cells[KIND_MSA].by_head =
         mem_array((size_t)(r->n_sparse * r->n_heads + 1), sizeof *r->cells[KIND_MSA].by_head);
     r->wanted = mem_array((size_t)RECALL_MAX_ANSWER * (size_t)r->engine.config->vocab_size,
@@ -394,6 +424,7 @@ static void close_run(struct run *r)
     mem_free(r->cells[KIND_MSA].by_head);
     mem_free(r->wanted);
     forward_close(&r->full);
+    forward_close(&r->window);
     local_engine_close(&r->engine);
 }
 

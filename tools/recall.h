@@ -1,7 +1,7 @@
 /* tools/recall.h - `polymath eval recall`: what each kind of attention can see of what matters.
  *
  * For every task and length (recall_tasks.h) the same tokens go through the model with full
- * attention and with its own.  Of the rows that say the answer, over all layers with sparse
+ * attention, with its own, and with a sliding window of blocks in its sparse layers.  Of the rows that say the answer, over all layers with sparse
  * attention and their KV heads:
  *
  *   visible   share of the evidence that lies in what a row and head see
@@ -10,7 +10,7 @@
  *             have the same first choice
  *   exact     answers of which every token is the first choice, given those before
  *
- * A sliding window over as many keys is reckoned beside it (its visibility only). */
+ * For a model without sparse layers a window's visibility is reckoned, and nothing run. */
 #pragma once
 
 /* argv[0] is the verb, argv[1] "recall".  Exit code: 0, 1 failed, 2 misused. */

@@ -157,11 +157,17 @@ TEST_WITHIN(recall_of_what_is_all_in_sight_is_perfect, 60)
     CHECK_NEAR(value_of(root, "msa 200 tracking", "kl"), 0, 0);
     CHECK_NEAR(value_of(root, "msa 200 needle", "top1"), 100, 0);
     CHECK_NEAR(value_of(root, "window 200 needle", "visible"), 100, 0);
+    CHECK_NEAR(value_of(root, "window 200 tracking", "kl"), 0, 0);
     json_decref(root);
     root = recall("1024");
     CHECK(value_of(root, "msa 1024 tracking", "visible") < 100);
     CHECK(value_of(root, "msa 1024 tracking", "kl") > 0);
     CHECK_NEAR(value_of(root, "full 1024 tracking", "kl"), 0, 0);
+    /* A window has logits of its own. */
+    CHECK(value_of(root, "window 1024 tracking", "kl") > 0);
+    CHECK(value_of(root, "window 1024 tracking", "kl") !=
+          value_of(root, "msa 1024 tracking", "kl"));
+    CHECK(value_of(root, "window 1024 tracking", "visible") < 100);
     CHECK_NEAR(value_of(root, "full 1024 tracking", "visible"), 100, 0);
     CHECK(value_of(root, "msa 1024 tracking", "reached") >=
           value_of(root, "msa 1024 tracking", "visible"));
