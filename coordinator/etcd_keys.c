@@ -78,12 +78,17 @@ static json_t *hex(uint64_t v)
     return json_string(text);
 }
 
-static uint64_t hex_of(const json_t *object, const char *key)
+/* 0: it is none. */
+static uint64_t hex_number(const char *text)
 {
-    const char *text = json_string_value(json_object_get(object, key));
     return text && strspn(text, "0123456789abcdef") == 16 && strlen(text) == 16
                ? strtoull(text, NULL, 16)
                : 0;
+}
+
+static uint64_t hex_of(const json_t *object, const char *key)
+{
+    return hex_number(json_string_value(json_object_get(object, key)));
 }
 
 /* Printable, and short enough; else empty. */
@@ -142,10 +147,12 @@ const char *etcd_path_of(enum leader_ask ask)
     return NULL;
 }
 
-static json_t *both_keys(const char *prefix)
+static json_t *all_keys(const char *prefix)
 {
-    return made(json_pack("[{s{so}},{s{so}}]", "request_range", "key", key_of("%s/leader", prefix),
-                          "request_range", "key", key_of("%s/last", prefix)));
+    return made(json_pack("[{s{so}},{s{so}},{s{so}}]", "request_range", "key",
+                          key_of("%s/leader", prefix), "request_range", "key",
+                          key_of("%s/last", prefix), "request_range", "key",
+                          key_of("%s/in_step", prefix)));
 }
 
 static json_t *self_value(const struct etcd_leader *self)
@@ -169,7 +176,7 @@ static json_t *take(const struct leader_request *r, const char *prefix,
                                   number(r->lease), "request_put", "key", key_of("%s/last", prefix),
                                   "value", self_value(self)));
     return made(
-        json_pack("{so,so,so}", "compare", compare, "success", puts, "failure", both_keys(prefix)));
+        json_pack("{so,so,so}", "compare", compare, "success", puts, "failure", all_keys(prefix)));
 }
 
 json_t *etcd_request_of(const struct leader_request *r, const char *prefix,
@@ -177,7 +184,7 @@ json_t *etcd_request_of(const struct leader_request *r, const char *prefix,
 {
     switch (r->ask) {
     case LEADER_LOOK:
-        return made(json_pack("{so}", "success", both_keys(prefix)));
+        return made(json_pack("{so}", "success", all_keys(prefix)));
     case LEADER_GRANT: /* whole seconds; never less than what was meant */
         return made(json_pack("{so}", "TTL", number((r->ttl_ns + 999999999) / 1000000000)));
     case LEADER_KEEP:
@@ -215,8 +222,27 @@ static int read_leader(const json_t *kv, struct etcd_leader *out, struct err *e)
     return out->instance ? 0 : err_set(e, E_CORRUPT, "the key of the leader holds something else");
 }
 
-static int read_keys(const json_t *answer, struct leader_keys *k, struct etcd_leader *holder,
-                     struct err *e)
+/* A list that cannot be read keeps nobody from leading. */
+static bool others_have_more(const json_t *kv, uint64_t self)
+{
+    size_t bytes = 0, i;
+    char *text = kv ? decode(json_object_get(kv, "value"), &bytes) : NULL;
+    json_t *v = text ? json_loadb(text, bytes, 0, NULL) : NULL, *instance;
+    json_t *instances = json_object_get(v, "instances");
+    bool any = false, is_one = false;
+    json_array_foreach(instances, i, instance)
+    {
+        uint64_t number = hex_number(json_string_value(instance));
+        any |= number != 0;
+        is_one |= number == self;
+    }
+    mem_free(text);
+    json_decref(v);
+    return any && !is_one;
+}
+
+static int read_keys(const json_t *answer, uint64_t self, struct leader_keys *k,
+                     struct etcd_leader *holder, struct err *e)
 {
     const json_t *leader = found(answer, 0), *last = found(answer, 1);
     struct etcd_leader before = {0};
@@ -229,6 +255,7 @@ static int read_keys(const json_t *answer, struct leader_keys *k, struct etcd_le
     k->lease = number_of(leader, "lease");
     k->last = before.instance;
     k->term = (uint64_t)number_of(last, "mod_revision");
+    k->others_have_more = others_have_more(found(answer, 2), self);
     return rc;
 }
 
@@ -264,7 +291,7 @@ int etcd_answer_of(const json_t *answer, const struct leader_request *r,
     bool is_taken = r->ask == LEADER_TAKE && json_is_true(json_object_get(answer, "succeeded"));
     if (!is_taken) {
         out->outcome = r->ask == LEADER_TAKE ? LEADER_NO : LEADER_DONE;
-        return read_keys(answer, &out->keys, holder, e);
+        return read_keys(answer, self->instance, &out->keys, holder, e);
     }
     *holder = *self;
     out->keys = (struct leader_keys){.holder = self->instance,
@@ -286,6 +313,13 @@ static json_t *node_operation(const char *prefix, const struct etcd_node *n)
     return made(json_pack("{s{so,so}}", "request_put", "key", key, "value", value_of(v)));
 }
 
+static json_t *while_leading(const char *prefix, uint64_t term, json_t *puts)
+{
+    return made(json_pack("{s[{ss,ss,so,so}],so}", "compare", "target", "MOD", "result", "EQUAL",
+                          "key", key_of("%s/leader", prefix), "mod_revision", number((int64_t)term),
+                          "success", puts));
+}
+
 json_t *etcd_store(const char *prefix, uint64_t term, const struct etcd_placement *p,
                    const struct etcd_node *nodes, int n_nodes)
 {
@@ -296,9 +330,17 @@ json_t *etcd_store(const char *prefix, uint64_t term, const struct etcd_placemen
                                   key_of("%s/placement", prefix), "value", value_of(v)));
     for (int i = 0; i < n_nodes; i++)
         must_zero(json_array_append_new(puts, node_operation(prefix, &nodes[i])));
-    return made(json_pack("{s[{ss,ss,so,so}],so}", "compare", "target", "MOD", "result", "EQUAL",
-                          "key", key_of("%s/leader", prefix), "mod_revision", number((int64_t)term),
-                          "success", puts));
+    return while_leading(prefix, term, puts);
+}
+
+json_t *etcd_store_in_step(const char *prefix, uint64_t term, const uint64_t *instances, int n)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < n; i++)
+        must_zero(json_array_append_new(list, hex(instances[i])));
+    json_t *put = json_pack("[{s{so,so}}]", "request_put", "key", key_of("%s/in_step", prefix),
+                            "value", value_of(json_pack("{so}", "instances", list)));
+    return while_leading(prefix, term, made(put));
 }
 
 bool etcd_was_stored(const json_t *answer)

@@ -2,6 +2,7 @@
  *
  *   PREFIX/leader       who leads; under its lease            {"instance", "name", "url", "cluster"}
  *   PREFIX/last         the same, without a lease: its revision is the term
+ *   PREFIX/in_step      {"instances": [...]}: of the standbys that have all of the leader's log
  *   PREFIX/placement    {"version", "layers", "experts", "fingerprint"}
  *   PREFIX/nodes/NAME   {"host", "capacity", "holds": base64 of [layers][(experts + 7) / 8]}
  *
@@ -38,6 +39,8 @@ json_t *etcd_request_of(const struct leader_request *r, const char *prefix,
 int etcd_answer_of(const json_t *answer, const struct leader_request *r,
                    const struct etcd_leader *self, struct leader_answer *out,
                    struct etcd_leader *holder, uint64_t *cluster, struct err *e);
+/* Who is in step with the leader of this term; done only as long as it leads. */
+json_t *etcd_store_in_step(const char *prefix, uint64_t term, const uint64_t *instances, int n);
 extern const char etcd_path_revoke[], etcd_path_txn[], etcd_path_range[];
 json_t *etcd_revoke(int64_t lease);
 

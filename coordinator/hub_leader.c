@@ -355,6 +355,22 @@ static void store(struct hub *h)
         forget_stored(w);
 }
 
+static void on_recorded(void *ud, int code, const json_t *answer, const char *why)
+{
+    bool is_done = code == 0 && etcd_was_stored(answer);
+    if (!is_done)
+        log_warn("leader.not_stored", "why=%s",
+                 log_quote(code < 0 ? why : "another coordinator has taken over").text);
+    hub_ship_recorded(ud, is_done);
+}
+
+bool hub_leader_record(struct hub *h, const uint64_t *instances, int n)
+{
+    struct hub_leader *w = h->leader;
+    json_t *body = etcd_store_in_step(h->config->etcd_prefix, w->machine.term, instances, n);
+    return etcd_post(w->etcd, etcd_path_txn, body, STORE_TIMEOUT_NS, on_recorded, h) == 0;
+}
+
 void hub_leader_tick(struct hub *h, int64_t now_ns)
 {
     struct hub_leader *w = h->leader;

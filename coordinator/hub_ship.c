@@ -13,6 +13,7 @@
 
 #define HOLD_NS (500 * CLOCK_MS)
 #define FORGET_NS (10 * CLOCK_S)
+#define RECORD_AGAIN_NS (100 * CLOCK_MS)
 
 struct hub_ship {
     struct ship machine;
@@ -20,6 +21,7 @@ struct hub_ship {
     uint64_t known[SHIP_MAX_STANDBYS]; /* instances whose coming was told, */
     bool in_step[SHIP_MAX_STANDBYS];   /* and their being in step */
     struct loop_timer timer;
+    int64_t record_again_ns; /* after a failure */
 };
 
 static void reply(struct server_call **call, const struct ship_answer *a)
@@ -72,6 +74,28 @@ static void tell(struct hub *h, int slot)
     w->in_step[slot] = b->in_step;
 }
 
+/* Whoever leads next shall be one of those who are in step. */
+static void record(struct hub *h, int64_t now_ns)
+{
+    uint64_t instances[SHIP_MAX_STANDBYS];
+    if (now_ns < h->ship->record_again_ns || !hub_leader_is_sure(h))
+        return;
+    int n = ship_unrecorded(&h->ship->machine, instances);
+    if (n >= 0 && !hub_leader_record(h, instances, n))
+        hub_ship_recorded(h, false);
+}
+
+void hub_ship_recorded(struct hub *h, bool is_done)
+{
+    int64_t now_ns = clock_now_ns();
+    ship_recorded(&h->ship->machine, is_done);
+    if (is_done)
+        record(h, now_ns); /* what has changed meanwhile */
+    else
+        h->ship->record_again_ns = now_ns + RECORD_AGAIN_NS;
+    hub_log_release(h);
+}
+
 static void take_question(struct hub *h, struct server_call *call, const struct wire_follow *q)
 {
     struct hub_ship *w = h->ship;
@@ -96,6 +120,7 @@ static void take_question(struct hub *h, struct server_call *call, const struct 
         w->held[a.slot] = call;
     else
         reply(&call, &a);
+    record(h, now_ns);
     hub_log_release(h); /* what has just been acknowledged */
 }
 
@@ -156,6 +181,7 @@ void hub_ship_tick(struct hub *h, int64_t now_ns)
         hub_tell(h, EVENTS_WARN, "standby late", "%s: requests go on without it", b->name);
     }
     answer_held(h, now_ns);
+    record(h, now_ns);
     if (any)
         hub_log_release(h);
 }
@@ -171,8 +197,9 @@ json_t *hub_ship_object(const struct hub *h)
     for (int i = 0; h->ship && i < SHIP_MAX_STANDBYS; i++) {
         const struct ship_standby *b = &h->ship->machine.standbys[i];
         if (b->instance)
-            json_array_append_new(all, json_pack("{ss, sb, sI}", "name", b->name, "in_step",
-                                                 b->in_step, "lag_bytes",
+            json_array_append_new(all, json_pack("{ss, sb, sb, sI}", "name", b->name, "in_step",
+                                                 b->in_step, "recorded",
+                                                 b->is_recorded && b->in_step, "lag_bytes",
                                                  (json_int_t)ship_lag_bytes(&h->ship->machine, b)));
     }
     return all;
@@ -187,7 +214,8 @@ void hub_ship_open(struct hub *h)
                                  .window_bytes = c->state_max_bytes / 4,
                                  .patience_ns = c->state_standby_ns,
                                  .hold_ns = HOLD_NS,
-                                 .forget_ns = FORGET_NS};
+                                 .forget_ns = FORGET_NS,
+                                 .is_recorded = true};
     h->ship = mem_alloc(sizeof *h->ship);
     h->ship->timer = (struct loop_timer){.deadline_ns = CLOCK_NEVER, .cb = on_timer, .ud = h};
     ship_init(&h->ship->machine, &config);

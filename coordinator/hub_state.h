@@ -185,6 +185,9 @@ int hub_leader_open(struct hub *h, struct err *e);
 /* After the log is closed: a standby leads from then on. */
 void hub_leader_close(struct hub *h);
 void hub_leader_tick(struct hub *h, int64_t now_ns);
+/* Puts on record who is in step; false: could not.  Else hub_ship_recorded() follows. */
+bool hub_leader_record(struct hub *h, const uint64_t *instances, int n);
+void hub_ship_recorded(struct hub *h, bool is_done);
 /* Why this one does nothing: for people. */
 void hub_leader_why(const struct hub *h, char *text, size_t bytes);
 /* Of another coordinator, that leads; "": none, or not known. */

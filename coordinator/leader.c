@@ -89,7 +89,7 @@ bool leader_ask(struct leader *l, int64_t now_ns, struct leader_request *out)
                                 .number = ++l->n_requests,
                                 .lease = l->lease,
                                 .ttl_ns = l->config.lease_ns,
-                                .term = l->state == LEADER_SUSPENDED ? l->term : 0,
+                                .term = l->state == LEADER_SUSPENDED ? l->term : l->seen_term,
                                 .timeout_ns = least(l->config.lease_ns / KEEPS, TIMEOUT_MOST_NS)};
     l->is_out = true;
     l->sent_ns = now_ns;
@@ -105,6 +105,15 @@ int64_t leader_next_ns(const struct leader *l)
 
 /* ---- answers ------------------------------------------------------------------------- */
 
+/* Whoever led is complete, and so are those that others_have_more does not name. */
+static bool lets_others_go_first(struct leader *l, const struct leader_keys *k, int64_t now_ns)
+{
+    if (l->vacant_ns == 0)
+        l->vacant_ns = now_ns;
+    return l->state == LEADER_STANDBY && k->others_have_more &&
+           now_ns - l->vacant_ns < l->config.lease_ns;
+}
+
 /* A look at the keys, by whoever is not sure to lead. */
 static enum leader_turn look(struct leader *l, const struct leader_keys *k, int64_t now_ns)
 {
@@ -115,7 +124,13 @@ static enum leader_turn look(struct leader *l, const struct leader_keys *k, int6
         l->term = k->term; /* our own, if a TAKE of unknown fate was done */
     }
     l->next_ns = now_ns;
-    if (k->holder == 0) {
+    l->seen_term = k->term;
+    if (k->holder != 0)
+        l->vacant_ns = 0;
+    if (k->holder == 0 && lets_others_go_first(l, k, now_ns)) {
+        l->sight = LEADER_SEES_HEIRS;
+        l->next_ns = now_ns + poll_ns(l);
+    } else if (k->holder == 0) {
         l->sight = LEADER_SEES_NOBODY;
     } else if (k->holder == l->config.instance && k->lease == l->lease) {
         l->sight = LEADER_SEES_ITSELF;
@@ -188,6 +203,7 @@ enum leader_turn leader_answer(struct leader *l, const struct leader_answer *a, 
     l->is_out = false;
     if (a->outcome == LEADER_FAILED) {
         l->sight = LEADER_UNSEEN;
+        l->vacant_ns = 0;
         l->wants_look = false; /* the lease comes first */
         l->next_ns = now_ns + poll_ns(l);
         return turn;

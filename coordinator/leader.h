@@ -4,6 +4,9 @@
  * `last`, put in the same transaction without a lease, whose revision is the term.  A leader renews
  * its lease and looks at its key; who stands by looks until the key is gone, and puts its own.
  *
+ * A third key names the standbys that had the whole of the leader's log when it last spoke of them.
+ * While it names any, another one that finds no leader lets them go first: for the time of a lease.
+ *
  * Fencing is by the lease's own clock: a lease that was granted or kept alive by a request that
  * left here at t ends in etcd not before t + ttl, so its holder acts until t + 7/8 ttl and no longer;
  * the rest is for clocks that run at different rates and for acts on their way.  Therefore:
@@ -33,7 +36,8 @@ enum leader_state { LEADER_STANDBY, LEADER_LEADS, LEADER_SUSPENDED, LEADER_OVER 
 enum leader_ask {
     LEADER_LOOK,  /* at both keys */
     LEADER_GRANT, /* a lease */
-    LEADER_TAKE,  /* put both keys, if `leader` is absent and, with a term, `last` is of that one */
+    LEADER_TAKE,  /* put both keys, if `leader` is absent and, with a term, `last` is of that one,
+                   * which is the one that was seen */
     LEADER_KEEP,  /* the lease alive */
 };
 struct leader_request {
@@ -50,6 +54,7 @@ struct leader_keys {
     uint64_t holder; /* instance; 0: nobody */
     int64_t lease;   /* of the holder's key */
     uint64_t last, term;
+    bool others_have_more; /* there are standbys with the whole log, and this is none of them */
 };
 struct leader_answer {
     uint64_t number;
@@ -61,7 +66,13 @@ struct leader_answer {
 /* What its owner must do at once. */
 enum leader_turn { LEADER_GO_ON, LEADER_LEAD, LEADER_SUSPEND, LEADER_RESUME, LEADER_STEP_DOWN };
 
-enum leader_sight { LEADER_UNSEEN, LEADER_SEES_NOBODY, LEADER_SEES_ITSELF, LEADER_SEES_ANOTHER };
+enum leader_sight {
+    LEADER_UNSEEN,
+    LEADER_SEES_NOBODY,
+    LEADER_SEES_HEIRS, /* nobody, and it is others' turn first */
+    LEADER_SEES_ITSELF,
+    LEADER_SEES_ANOTHER,
+};
 
 struct leader {
     struct leader_config config;
@@ -70,6 +81,9 @@ struct leader {
     int64_t lease; /* 0: none */
     int64_t sure_ns;
     enum leader_sight sight; /* of the newest look at the keys */
+    uint64_t seen_term;
+    int64_t
+        vacant_ns; /* since when nobody was seen to lead; 0: somebody was, or nothing is known */
     bool is_out, wants_look;
     struct leader_request out;
     int64_t sent_ns, next_ns, kept_ns, heard_ns;

@@ -87,10 +87,49 @@ uint64_t ship_append(struct ship *s, uint8_t type, struct str payload, int64_t n
 
 bool ship_has(const struct ship *s, uint64_t position)
 {
-    for (int i = 0; i < SHIP_MAX_STANDBYS; i++)
-        if (s->standbys[i].in_step && position_of(&s->standbys[i]) < position)
+    if (s->config.is_recorded && !s->has_record)
+        return false;
+    for (int i = 0; i < SHIP_MAX_STANDBYS; i++) {
+        const struct ship_standby *b = &s->standbys[i];
+        if (b->in_step ? position_of(b) < position : b->is_recorded)
             return false;
+    }
     return true;
+}
+
+/* Has it all that was ever told? */
+static bool is_whole(const struct ship_standby *b)
+{
+    return b->in_step && position_of(b) >= b->whole_from;
+}
+
+int ship_unrecorded(struct ship *s, uint64_t instances[SHIP_MAX_STANDBYS])
+{
+    int n = 0;
+    bool has_changed = !s->is_record_sure;
+    for (int i = 0; i < SHIP_MAX_STANDBYS; i++)
+        has_changed |= is_whole(&s->standbys[i]) != s->standbys[i].is_recorded;
+    if (!s->config.is_recorded || s->is_recording || !has_changed)
+        return -1;
+    s->is_recording = true;
+    for (int i = 0; i < SHIP_MAX_STANDBYS; i++) {
+        struct ship_standby *b = &s->standbys[i];
+        b->is_in_question = is_whole(b);
+        b->is_recorded |= b->is_in_question;
+        if (b->is_in_question)
+            instances[n++] = b->instance;
+    }
+    return n;
+}
+
+void ship_recorded(struct ship *s, bool is_done)
+{
+    must(s->is_recording);
+    s->is_recording = false;
+    s->is_record_sure = is_done;
+    s->has_record |= is_done;
+    for (int i = 0; i < SHIP_MAX_STANDBYS && is_done; i++)
+        s->standbys[i].is_recorded = s->standbys[i].is_in_question;
 }
 
 int ship_count(const struct ship *s, bool in_step)
@@ -149,6 +188,14 @@ static void answer(struct ship *s, int slot, int64_t now_ns, struct ship_answer 
                                 .bytes = bytes};
 }
 
+/* What has been told before this moment was told without it. */
+static void be_in_step(const struct ship *s, struct ship_standby *b)
+{
+    if (!b->in_step)
+        b->whole_from = s->end;
+    b->in_step = true;
+}
+
 /* What it says that it has. */
 static void note(struct ship *s, struct ship_standby *b, uint64_t offset, int64_t now_ns)
 {
@@ -158,7 +205,7 @@ static void note(struct ship *s, struct ship_standby *b, uint64_t offset, int64_
     if (b->mark && b->have >= b->mark) {
         b->behind_ns = b->mark_ns;
         if (s->config.patience_ns > 0 && now_ns - b->mark_ns <= s->config.patience_ns)
-            b->in_step = true;
+            be_in_step(s, b);
     }
     trim(s);
 }
@@ -238,7 +285,10 @@ const struct ship_standby *ship_tick(struct ship *s, int64_t now_ns)
             s->n_late++;
             return b;
         }
-        if (!b->is_held && now_ns - b->asked_ns > s->config.forget_ns)
+        if (b->is_held || now_ns - b->asked_ns <= s->config.forget_ns)
+            continue;
+        b->in_step = false;
+        if (!b->is_recorded)
             forget(b);
     }
     return NULL;

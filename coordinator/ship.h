@@ -13,6 +13,9 @@
  * leads next knows it.  One that is later than patience_ns is not in step any more, and nobody waits
  * for it until it has caught up: a standby that dies costs one such pause, once.
  *
+ * Where it is on record who is in step, so that only such a one leads next (ship_unrecorded()), nothing
+ * is told before there is a record, nor while it names one who is not in step any more.
+ *
  * Pure: questions and records in, answers out, time passed in.  Owner: coordinator loop. */
 #pragma once
 
@@ -29,6 +32,7 @@ struct ship_config {
     int64_t patience_ns;   /* 0: nothing waits for anybody */
     int64_t hold_ns;       /* how long a question may wait for news */
     int64_t forget_ns;     /* a standby that has not asked for so long is gone */
+    bool is_recorded;      /* elsewhere, who is in step */
 };
 
 struct ship_question {
@@ -52,6 +56,9 @@ struct ship_standby {
     uint64_t have; /* bytes of the stream */
     bool is_held;  /* its question waits for news; then it has everything */
     bool in_step;
+    uint64_t whole_from; /* it has all that was told when it has come to here */
+    bool is_recorded;    /* may be on record as in step, */
+    bool is_in_question; /* and is, or is not, after what is being written */
     int64_t asked_ns;
     /* An answer that left at mark_ns held all up to here: what is behind came after that. */
     uint64_t mark;
@@ -65,6 +72,7 @@ struct ship {
     struct buf window; /* the log's last bytes, as far as somebody may ask for them */
     uint64_t end;      /* position behind them */
     uint64_t n_streams;
+    bool is_recording, has_record, is_record_sure;
     int64_t n_late, sent_bytes; /* fallen behind; of snapshots and records */
 };
 
@@ -74,6 +82,11 @@ void ship_fini(struct ship *s);
 uint64_t ship_append(struct ship *s, uint8_t type, struct str payload, int64_t now_ns);
 /* Is what lies before this position with everyone who is in step? */
 bool ship_has(const struct ship *s, uint64_t position);
+/* Who is in step, if that is to be written now: how many; -1: nothing is, or something is being
+ * written.  Its end is told to ship_recorded(). */
+int ship_unrecorded(struct ship *s, uint64_t instances[SHIP_MAX_STANDBYS]);
+/* is_done false: perhaps it was written, and perhaps not. */
+void ship_recorded(struct ship *s, bool is_done);
 int ship_count(const struct ship *s, bool in_step);
 /* What a standby lacks, snapshot included. */
 uint64_t ship_lag_bytes(const struct ship *s, const struct ship_standby *b);

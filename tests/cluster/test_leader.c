@@ -399,13 +399,13 @@ TEST_WITHIN(an_orderly_end_hands_over_at_once, 120)
 
 /* ---- each with its own token log ------------------------------------------------------------- */
 
-/* Until the first coordinator's standby has, or has not, all of its log. */
+/* Until the first coordinator's standby has, or has not, all of its log, and is on record as such. */
 static void wait_in_step(struct pair *p, bool in_step)
 {
     int64_t deadline_ns = clock_now_ns() + (test_is_slow_build() ? 80 : 20) * CLOCK_S;
     for (;;) {
         json_t *root = cluster_ask_json(&p->cluster, "/health", NULL);
-        json_t *is = cluster_at(root, "standbys.0.in_step");
+        json_t *is = cluster_at(root, "standbys.0.recorded");
         bool done = is && json_is_true(is) == in_step;
         json_decref(root);
         if (done)

@@ -41,6 +41,7 @@ struct etcd {
     int64_t leases[4096]; /* end of each; 0: none */
     int n_leases;
     struct leader_keys keys;
+    uint64_t in_step; /* the instance that is on record as having the whole log; 0: none */
 };
 
 struct world {
@@ -130,6 +131,7 @@ static struct leader_answer apply(struct world *w, const struct event *e)
         break;
     }
     a.keys = s->keys;
+    a.keys.others_have_more = s->in_step != 0 && s->in_step != e->instance;
     return a;
 }
 
@@ -251,6 +253,18 @@ static int count_acting(const struct world *w)
     return n;
 }
 
+/* Whoever leads puts on record now and then who has its log. */
+static void say_who_follows(struct world *w)
+{
+    const struct coordinator *heir = &w->coordinators[rng_below(&w->rng, (uint64_t)w->n)];
+    for (int i = 0; i < w->n; i++) {
+        const struct coordinator *c = &w->coordinators[i];
+        bool acts = w->now_ns >= c->down_ns && leader_is_sure(&c->leader, clock_of(w, c));
+        if (acts && w->etcd.keys.holder == c->leader.config.instance && chance(w, 0.001))
+            w->etcd.in_step = heir->leader.config.instance;
+    }
+}
+
 static void step(struct world *w)
 {
     w->now_ns += STEP_NS;
@@ -263,6 +277,7 @@ static void step(struct world *w)
         }
         run(w, i);
     }
+    say_who_follows(w);
     if (count_acting(w) > 1)
         test_fail(__FILE__, __LINE__, "cluster %llu: two lead at %lld ms",
                   (unsigned long long)w->seed, (long long)(w->now_ns / CLOCK_MS));
@@ -366,7 +381,8 @@ TEST_WITHIN(never_do_two_lead_and_somebody_leads_soon, 120)
     CHECK(n_leads > CLUSTERS && n_resumed > 100 && n_stepped_down > 100);
     /* A dead one's lease ends, which its last request, TTL_NS late, may have renewed; a standby looks, and
      * three requests are answered. */
-    CHECK(longest_ns < 2 * TTL_NS + TTL_NS / 4);
+    /* Who is not in step lets others go first for a lease, by a clock that may be slow. */
+    CHECK(longest_ns < 3 * TTL_NS + TTL_NS / 2);
 }
 
 /* Without trouble the first one leads, and goes on. */
@@ -379,6 +395,40 @@ TEST(one_leads_for_ever_when_nothing_happens)
         step(&w);
     CHECK_INT(w.n_leads, 1);
     CHECK_INT(w.n_suspended, 0);
+}
+
+/* The one in step leads next, however late it looks; if it is dead, too, another one does. */
+TEST(who_is_in_step_leads_next_unless_it_is_dead)
+{
+    static struct world w;
+    for (int k = 0; k < 200; k++) {
+        begin(&w, test_seed() + (uint64_t)k);
+        w.n = MAX_COORDINATORS;
+        for (int i = 0; i < w.n; i++) {
+            w.coordinators[i].rate = 0.96 + 0.08 * rng_unit(&w.rng);
+            be_born(&w, &w.coordinators[i]);
+        }
+        w.loss = 0;
+        time_to_lead(&w);
+        int first = 0, heir;
+        while (!leader_is_sure(&w.coordinators[first].leader, clock_of(&w, &w.coordinators[first])))
+            first++;
+        heir = (first + 1 + (int)rng_below(&w.rng, MAX_COORDINATORS - 1)) % MAX_COORDINATORS;
+        bool is_dead = k % 2;
+        w.etcd.in_step = w.coordinators[heir].leader.config.instance;
+        w.coordinators[first].down_ns = w.now_ns + 100 * TTL_NS;
+        if (is_dead)
+            w.coordinators[heir].down_ns = w.now_ns + 100 * TTL_NS;
+        else
+            w.coordinators[heir].paused_ns = w.now_ns + TTL_NS + TTL_NS / 2;
+        int64_t from_ns = w.now_ns;
+        uint64_t in_step = w.etcd.in_step;
+        while (count_acting(&w) == 0) {
+            step(&w);
+            CHECK(w.now_ns - from_ns < 3 * TTL_NS);
+        }
+        CHECK_INT(w.etcd.keys.holder == in_step, !is_dead);
+    }
 }
 
 /* Its key is deleted by an operator: somebody takes it, and it is not led by two for longer than

@@ -1,7 +1,7 @@
 /* tests/sim/test_ship_sim.c - a leader's token log and those who copy it, in simulated time: answers are
  * lost, late or cut off, standbys are stopped, killed and start again with what their disks have,
  * disks are slow, the leader is followed by another.  Never is a client told of a record that a
- * standby in step does not have on its disk; nothing waits longer than patience allows; a copy is
+ * standby in step, or on record as such, does not have on its disk; nothing waits longer than patience allows; a copy is
  * always a whole beginning of the log; and it is all of it soon after the faults end. */
 #include "coordinator/follow.h"
 #include "coordinator/records.h"
@@ -46,7 +46,12 @@ struct world {
     uint32_t n_told;                          /* records that clients know of */
     uint32_t told_before[SHIP_MAX_STANDBYS];  /* it came in step, */
     uint64_t seen_in_step[SHIP_MAX_STANDBYS]; /* as this instance */
-    int64_t n_waited_ns, n_late, n_snapshots, n_deaths;
+    /* Who is on record as in step, and what is being written. */
+    bool keeps_record;
+    uint64_t record[SHIP_MAX_STANDBYS], in_question[SHIP_MAX_STANDBYS];
+    int n_record, n_in_question;
+    int64_t record_at_ns; /* 0: nothing is */
+    int64_t n_waited_ns, n_late, n_snapshots, n_deaths, n_recorded;
 };
 
 static bool chance(struct world *w, double p)
@@ -111,8 +116,10 @@ static void lead(struct world *w)
                             .window_bytes = 600 << 10,
                             .patience_ns = PATIENCE_NS,
                             .hold_ns = 50 * CLOCK_MS,
-                            .forget_ns = 3 * CLOCK_S};
+                            .forget_ns = 3 * CLOCK_S,
+                            .is_recorded = w->keeps_record};
     ship_fini(&w->ship);
+    w->record_at_ns = 0;
     ship_init(&w->ship, &c);
     /* Of a record from before nobody can say that it is not there. */
     for (uint32_t i = 0; i < w->n_records; i++)
@@ -170,7 +177,7 @@ static void tell_clients(struct world *w)
         }
     while (w->n_told < w->n_records && ship_has(&w->ship, w->position[w->n_told])) {
         int64_t waited_ns = w->now_ns - w->appended_ns[w->n_told];
-        CHECK(waited_ns <= PATIENCE_NS + 2 * STEP_NS);
+        CHECK(waited_ns <= (w->ship.config.is_recorded ? 4 : 1) * PATIENCE_NS + 2 * STEP_NS);
         if (waited_ns > w->n_waited_ns)
             w->n_waited_ns = waited_ns;
         w->n_told++;
@@ -180,6 +187,31 @@ static void tell_clients(struct world *w)
         const struct standby *b = s->instance ? standby_of(w, s->instance) : NULL;
         if (s->in_step && b && w->n_told > w->told_before[i])
             CHECK(b->disk_end >= w->n_told);
+    }
+}
+
+/* Who is on record may lead next, and so has all that clients have heard of. */
+static void turn_record(struct world *w)
+{
+    if (w->record_at_ns && w->now_ns >= w->record_at_ns) {
+        bool is_applied = !chance(w, w->trouble), is_heard = is_applied && !chance(w, w->trouble);
+        if (is_applied) {
+            memcpy(w->record, w->in_question, sizeof w->record);
+            w->n_record = w->n_in_question;
+        }
+        w->record_at_ns = 0;
+        ship_recorded(&w->ship, is_heard);
+    }
+    if (w->record_at_ns == 0) {
+        int n = ship_unrecorded(&w->ship, w->in_question);
+        w->n_in_question = n;
+        w->record_at_ns = n < 0 ? 0 : w->now_ns + 1 + up_to(w, 10 * CLOCK_MS);
+    }
+    for (int i = 0; i < w->n_record; i++) {
+        const struct standby *b = standby_of(w, w->record[i]);
+        if (b)
+            CHECK(b->disk_end >= w->n_told);
+        w->n_recorded += b != NULL;
     }
 }
 
@@ -200,6 +232,7 @@ static void turn_leader(struct world *w)
     while (ship_tick(&w->ship, w->now_ns))
         w->n_late++;
     tell_clients(w);
+    turn_record(w);
 }
 
 /* ---- standbys -------------------------------------------------------------------------------- */
@@ -317,10 +350,12 @@ static struct world *begin(double trouble)
 
 TEST(ship_sim_whatever_fails_what_clients_know_is_with_those_in_step)
 {
-    int64_t n_late = 0, n_snapshots = 0, n_deaths = 0, n_told = 0;
+    int64_t n_late = 0, n_snapshots = 0, n_deaths = 0, n_told = 0, n_recorded = 0;
     for (int i = 0; i < 12; i++) {
         struct world *w = begin(0);
         w->rng = rng_stream(test_seed(), (uint64_t)i);
+        w->keeps_record = i % 2;
+        lead(w);
         for (int k = 0; k < 4; k++) {
             w->trouble = 0.05 * k;
             run(w, 3 * CLOCK_S);
@@ -332,11 +367,13 @@ TEST(ship_sim_whatever_fails_what_clients_know_is_with_those_in_step)
             CHECK(w->standbys[b].disk_end + 200 > w->n_records);
         CHECK(w->n_told + 200 > w->n_records);
         n_late += w->n_late, n_snapshots += w->n_snapshots, n_deaths += w->n_deaths;
-        n_told += w->n_told;
+        n_told += w->n_told, n_recorded += w->n_recorded;
+        CHECK_INT(w->n_record, w->keeps_record ? STANDBYS : 0);
         end(w);
     }
     test_note("%lld records told, %lld times late, %lld snapshots, %lld deaths", (long long)n_told,
               (long long)n_late, (long long)n_snapshots, (long long)n_deaths);
+    CHECK(n_recorded > 1000);
     CHECK(n_late > 10 && n_snapshots > 50 && n_deaths > 10);
 }
 

@@ -48,6 +48,31 @@ TEST(etcd_answers_about_leases)
     CHECK_INT(read_answer("{\"ID\":[],\"TTL\":{}}", LEADER_GRANT, &a, &holder), E_CORRUPT);
 }
 
+/* What a leader says of who is in step is read by those who look. */
+static void check_in_step(void)
+{
+    static const uint64_t others[] = {0xdef, 0x123}, with_self[] = {0xdef, 0xabc};
+    const struct {
+        const uint64_t *instances;
+        int n;
+        bool others_have_more;
+    } cases[] = {{others, 2, true}, {with_self, 2, false}, {others, 0, false}};
+    for (size_t i = 0; i < 3; i++) {
+        json_t *store = etcd_store_in_step("p", 7, cases[i].instances, cases[i].n);
+        json_t *put =
+            json_object_get(json_array_get(json_object_get(store, "success"), 0), "request_put");
+        char *text = mem_format("{\"header\":{\"revision\":\"12\"},\"responses\":[{},{},"
+                                "{\"response_range\":{\"kvs\":[{\"value\":\"%s\"}]}}]}",
+                                json_string_value(json_object_get(put, "value")));
+        struct leader_answer a;
+        struct etcd_leader holder;
+        CHECK_INT(read_answer(text, LEADER_LOOK, &a, &holder), 0);
+        CHECK_INT(a.keys.others_have_more, cases[i].others_have_more);
+        mem_free(text);
+        json_decref(store);
+    }
+}
+
 TEST(etcd_answers_about_keys)
 {
     struct leader_answer a;
@@ -69,7 +94,9 @@ TEST(etcd_answers_about_keys)
     CHECK_INT(a.keys.last, 0xdef);
     CHECK_INT(a.keys.term, 9);
     CHECK_STR(holder.name, "n");
+    CHECK(!a.keys.others_have_more);
     mem_free(text);
+    check_in_step();
     /* Taken: the revision is the term, and the holder is who asked. */
     CHECK_INT(read_answer("{\"header\":{\"revision\":\"12\"},\"succeeded\":true}", LEADER_TAKE, &a,
                           &holder),
