@@ -1,5 +1,5 @@
 # make              programs, in build/release/bin
-# make run          install what is missing, build, start a local cluster, answer on :8080 (MODEL=DIR)
+# make run          install what is missing, build, start a local cluster, answer on :8080 (MODEL=DIR or m3-tiny)
 # make test         install what is missing, build, run every test (V=debug|asan|tsan make test)
 # make check        what CI runs: lint, gcc and clang with -Werror, tests under the sanitizers
 # make lint         include rules, header self-check, forbidden calls, formatting
