@@ -60,12 +60,15 @@ static char *write_text(const struct conversation *c, const struct openai_model 
     if (c->prompt.thinking == CHAT_THINKING_ON)
         json_put(root, "after",
                  json_integer(m->chat->ids[is_m3 ? CHAT_MARK_M3_END_THINK : CHAT_MARK_END_THINK]));
-    json_push(calls, json_integer(m->chat->ids[CHAT_MARK_CALLS]));
-    json_push(calls, json_integer(m->chat->ids[CHAT_MARK_END_CALLS]));
+    json_push(calls, json_integer(m->chat->ids[is_m3 ? CHAT_MARK_M3_CALLS : CHAT_MARK_CALLS]));
+    json_push(calls,
+              json_integer(m->chat->ids[is_m3 ? CHAT_MARK_M3_END_CALLS : CHAT_MARK_END_CALLS]));
     json_put(root, "calls", calls);
+    if (is_m3)
+        json_put(root, "namespace", json_integer(m->chat->ids[CHAT_MARK_M3_NAMESPACE]));
     if (c->rules.value)
         json_object_set(root, "value", (json_t *)(uintptr_t)c->rules.value);
-    if (c->prompt.tools && !is_m3)
+    if (c->prompt.tools)
         json_put(root, "tools", tools_of(c, which));
     json_put(root, "forced", json_boolean(c->rules.forced));
     json_put(root, "single", json_boolean(c->rules.single));
@@ -125,11 +128,6 @@ int conversation_constrain(const struct conversation *c, const struct openai_mod
     if (!rules->value && !rules->forced &&
         !(c->prompt.tools && (rules->single || has_strict_tool(c))))
         return 0;
-    if (m->chat->template == CHAT_TEMPLATE_M3 && c->prompt.tools)
-        return openai_refuse(
-            e, "unsupported", "tools",
-            "this model's form of tool calls has no grammar: tools can be neither forced nor "
-            "strict, and not be given beside a schema for the answer");
     if (r->ignores_eos)
         return openai_refuse(e, "contradiction", "ignore_eos",
                              "ignore_eos and an answer of a certain form contradict each other");

@@ -5,6 +5,7 @@
  *   {"stops": [200020],          ids that end the output
  *    "after": 200051,            free text up to this marker comes first; absent: the output begins at once
  *    "calls": [200052, 200053],  markers around a block of tool calls
+ *    "namespace": 200058,        marker before each tag: calls have M3's form; absent: M2's
  *    "value": {...},             the answer is a JSON value of this schema; absent: it is free text
  *    "tools": [{"name": "f", "schema": {...}}, ...],  calls that are possible; without schema: any arguments
  *    "forced": true,             the answer is a block of calls and nothing else

@@ -23,7 +23,7 @@ struct build_rule {
 enum build_shared {
     BUILD_SPACE,     /* between parts of a value: nothing, a space, or a line feed and an indent */
     BUILD_CHARACTER, /* of a JSON string */
-    BUILD_RAW,       /* of a tool's argument that is a string: not '<' */
+    BUILD_RAW,       /* of a tool's argument that is a string: not '<', where in_call */
     BUILD_STRING,
     BUILD_NUMBER,
     BUILD_ANY, /* a JSON value */
@@ -45,6 +45,8 @@ struct builder {
     /* Inside a tool call: no string may hold '<', where "</parameter>" would end the value.  Shared rules are of
      * one kind: they are forgotten when this changes. */
     bool in_call;
+    /* M3's calls: the marker before every tag; -1: M2's, or no call. */
+    int32_t namespace;
     bool failed;
 };
 
@@ -78,7 +80,7 @@ struct build_bounds {
 /* A number without exponent. */
 uint32_t build_decimal(struct builder *b, const struct build_bounds *x, uint32_t next);
 uint32_t build_json(struct builder *b, const json_t *value, uint32_t next);
-/* Text up to and with "</parameter>". */
+/* Text up to and with M2's "</parameter>"; M3's ends at a marker, which is `next`. */
 uint32_t build_raw_to_close(struct builder *b, uint32_t next);
 
 /* Where "#/..." leads in the schema that is read; NULL: nowhere. */
@@ -128,5 +130,16 @@ uint32_t build_array(struct builder *b, const json_t *schema, uint32_t next);
 uint32_t build_object(struct builder *b, const json_t *schema, uint32_t next);
 /* grammar_schema.c: a value of a schema, as JSON. */
 uint32_t build_schema(struct builder *b, const json_t *schema, uint32_t next);
-/* An argument of a tool and its closing tag, as the model writes it: strings are not quoted. */
+/* An argument of a tool as the model writes it, strings without quotes, and M2's closing tag. */
 uint32_t build_argument(struct builder *b, const json_t *schema, uint32_t next);
+
+/* grammar_elements.c: M3's form of calls, in which a tag stands behind the namespace's marker.  The tag itself, as
+ * "<name>"; an element with its value; */
+uint32_t build_tag(struct builder *b, const char *open, const char *name, uint32_t next);
+uint32_t build_element(struct builder *b, const char *name, const json_t *schema, uint32_t next);
+/* and elements for the parts of an object or array of this schema, whose only type is `types`; 0 where they would not
+ * say it, and JSON must. */
+uint32_t build_parts(struct builder *b, const json_t *schema, unsigned types, uint32_t next);
+/* grammar_text.c: members of an object, each as a parameter or an element, in the order of the schema; those that are
+ * not required may be left out. */
+uint32_t build_members(struct builder *b, const json_t *schema, uint32_t next);

@@ -107,7 +107,7 @@ uint32_t build_raw_character(struct builder *b)
         struct byte_set plain = {0};
         byte_set_add(&plain, '\t', '\n');
         byte_set_add(&plain, ' ', ';');
-        byte_set_add(&plain, '=', 0x7e);
+        byte_set_add(&plain, b->in_call ? '=' : '<', 0x7e);
         *rule = either(b, grammar_bytes(b->g, &plain, end), beyond_ascii(b, end));
     }
     return *rule;
@@ -217,6 +217,8 @@ uint32_t build_json(struct builder *b, const json_t *value, uint32_t next)
 /* The closing tag is looked for as the parser does: "<" begins anew. */
 uint32_t build_raw_to_close(struct builder *b, uint32_t next)
 {
+    if (b->namespace >= 0)
+        return build_repeat(b, build_raw_character(b), 0, -1, next);
     static const char tag[] = "</parameter>";
     uint32_t states[sizeof tag - 1]; /* so many bytes of the tag were there */
     for (size_t i = 0; i < sizeof tag - 1; i++)

@@ -657,10 +657,16 @@ static bool limits_strings(const json_t *schema)
     return field(schema, "pattern") || field(schema, "minLength") || field(schema, "maxLength");
 }
 
+/* What M2 writes behind an argument; M3's tags are the caller's. */
+static struct str closing_tag(const struct builder *b)
+{
+    return b->namespace >= 0 ? STR("") : STR("</parameter>");
+}
+
 /* Plain strings; what else may be one is free text. */
 static uint32_t raw_string(struct builder *b, const json_t *schema, uint32_t next)
 {
-    uint32_t close = grammar_literal(b->g, STR("</parameter>"), next);
+    uint32_t close = grammar_literal(b->g, closing_tag(b), next);
     int64_t min, max;
     struct str pattern = pattern_of(b, schema);
     check_keywords(b, schema);
@@ -678,14 +684,16 @@ uint32_t build_argument(struct builder *b, const json_t *schema, uint32_t next)
     unsigned types = schema ? argument_types(b, schema, 0) : ALL_TYPES;
     if (b->failed)
         return 0;
+    uint32_t parts = b->namespace >= 0 ? build_parts(b, schema, types, next) : 0;
+    if (parts || b->failed)
+        return parts;
     if (!(types & TYPE_STRING))
-        return build_schema(b, schema, grammar_literal(b->g, STR("</parameter>"), next));
+        return build_schema(b, schema, grammar_literal(b->g, closing_tag(b), next));
     const json_t *flat = json_is_object(schema) ? build_flatten(b, schema) : NULL;
     if (!flat)
         return build_raw_to_close(b, next);
     if (field(flat, "enum") || field(flat, "const"))
-        return raw_values(b, flat, STR("</parameter>"),
-                          grammar_literal(b->g, STR("</parameter>"), next));
+        return raw_values(b, flat, closing_tag(b), grammar_literal(b->g, closing_tag(b), next));
     if (types == TYPE_STRING && !field(flat, "anyOf") && !field(flat, "oneOf"))
         return raw_string(b, flat, next);
     if (limits_strings(flat))

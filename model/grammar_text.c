@@ -5,7 +5,7 @@
 #include "model/grammar_build.h"
 
 struct marks {
-    int32_t after, begin, end; /* -1: none */
+    int32_t after, begin, end, namespace; /* -1: none */
 };
 
 static int32_t id_of(const json_t *v)
@@ -24,6 +24,7 @@ static uint32_t free_text(struct builder *b, uint32_t next)
     return loop;
 }
 
+/* M2 writes them between the parts of an answer, where nobody reads them; M3 none. */
 static uint32_t line_feeds(struct builder *b, int most, uint32_t next)
 {
     uint32_t at = next;
@@ -34,16 +35,21 @@ static uint32_t line_feeds(struct builder *b, int most, uint32_t next)
 
 /* ---- tool calls --------------------------------------------------------------------------------- */
 
-static uint32_t parameter(struct builder *b, const char *key, uint32_t value)
+static uint32_t parameter(struct builder *b, const char *key, const json_t *schema, uint32_t next)
 {
+    if (b->namespace >= 0)
+        return build_element(b, key, schema, next);
+    uint32_t value = build_argument(b, schema, grammar_literal(b->g, STR("\n"), next));
     value = grammar_literal(b->g, STR("\">"), value);
     value = grammar_literal(b->g, str_of(key), value);
     return grammar_literal(b->g, STR("<parameter name=\""), value);
 }
 
-/* Arguments that nobody described. */
+/* Arguments that nobody described.  M3's tags come in pairs of one name, which no grammar can say of any name. */
 static uint32_t any_parameters(struct builder *b, uint32_t next)
 {
+    if (b->namespace >= 0)
+        return free_text(b, next);
     struct byte_set name = {0};
     byte_set_add(&name, '0', '9');
     byte_set_add(&name, 'A', 'Z');
@@ -70,8 +76,7 @@ static bool is_named(const json_t *list, const char *key)
     return false;
 }
 
-/* In the order of the schema; those that are not required may be left out. */
-static uint32_t parameters(struct builder *b, json_t *schema, uint32_t next)
+uint32_t build_members(struct builder *b, const json_t *schema, uint32_t next)
 {
     json_t *properties = json_object_get(schema, "properties"), *v;
     const json_t *required = json_object_get(schema, "required");
@@ -91,11 +96,9 @@ static uint32_t parameters(struct builder *b, json_t *schema, uint32_t next)
         size_t mark = build_enter(b, "properties"), inner = build_enter(b, keys[i - 1]);
         if (strpbrk(keys[i - 1], "\"<>\n"))
             build_refuse(b, "the model's form of calls has no way to write this name");
-        uint32_t value = build_argument(b, json_object_get(properties, keys[i - 1]),
-                                        grammar_literal(b->g, STR("\n"), next));
+        uint32_t with = parameter(b, keys[i - 1], json_object_get(properties, keys[i - 1]), next);
         build_leave(b, inner);
         build_leave(b, mark);
-        uint32_t with = parameter(b, keys[i - 1], value);
         next = is_named(required, keys[i - 1]) ? with : grammar_either(b->g, with, next);
     }
     mem_free(keys);
@@ -130,6 +133,13 @@ static json_t *check_parameters(struct builder *b, json_t *schema)
     return flat;
 }
 
+static uint32_t end_invocation(struct builder *b, uint32_t next)
+{
+    next = grammar_literal(b->g, STR("\n"), next);
+    return b->namespace >= 0 ? build_tag(b, "</", "invoke", next)
+                             : grammar_literal(b->g, STR("</invoke>"), next);
+}
+
 /* Where a tool call goes on after "<invoke name=\"". */
 static uint32_t invocation(struct builder *b, const json_t *tool, uint32_t next)
 {
@@ -143,11 +153,17 @@ static uint32_t invocation(struct builder *b, const json_t *tool, uint32_t next)
     buf_printf(&b->path, " %s #", name);
     b->root = schema;
     b->n_rules = 0; /* they are of another schema */
-    next = grammar_literal(b->g, STR("</invoke>\n"), next);
+    next = end_invocation(b, next);
     schema = check_parameters(b, schema);
-    next = describes_nothing(schema) ? any_parameters(b, next) : parameters(b, schema, next);
+    next = describes_nothing(schema) ? any_parameters(b, next) : build_members(b, schema, next);
     build_leave(b, mark);
-    return grammar_literal(b->g, str_of(name), grammar_literal(b->g, STR("\">\n"), next));
+    struct str close = b->namespace >= 0 ? STR("\">") : STR("\">\n");
+    return grammar_literal(b->g, str_of(name), grammar_literal(b->g, close, next));
+}
+
+static uint32_t behind_namespace(struct builder *b, uint32_t next)
+{
+    return b->namespace >= 0 ? grammar_marker_node(b->g, b->namespace, next) : next;
 }
 
 static uint32_t call_block(struct builder *b, const json_t *text, const struct marks *m,
@@ -160,11 +176,12 @@ static uint32_t call_block(struct builder *b, const json_t *text, const struct m
     {
         all = grammar_either(b->g, all, invocation(b, tool, again));
     }
-    uint32_t invoke = grammar_literal(b->g, STR("<invoke name=\""), all);
-    uint32_t close = grammar_marker_node(b->g, m->end, next);
+    uint32_t invoke = behind_namespace(b, grammar_literal(b->g, STR("<invoke name=\""), all));
+    uint32_t close = behind_namespace(b, grammar_marker_node(b->g, m->end, next));
     bool single = json_is_true(json_object_get(text, "single"));
     grammar_lead(b->g, again, single ? close : grammar_either(b->g, close, invoke));
-    return grammar_marker_node(b->g, m->begin, grammar_literal(b->g, STR("\n"), invoke));
+    invoke = grammar_literal(b->g, STR("\n"), invoke);
+    return behind_namespace(b, grammar_marker_node(b->g, m->begin, invoke));
 }
 
 /* ---- the whole ----------------------------------------------------------------------------------- */
@@ -187,9 +204,11 @@ static uint32_t build_answer(struct builder *b, const json_t *text, const struct
             return build_refuse(b, "this model has no markers for tool calls");
         buf_reset(&b->path);
         buf_puts(&b->path, "tool");
-        b->in_call = true;
+        b->namespace = m->namespace;
+        b->in_call = m->namespace < 0;
         calls = call_block(b, text, m, line_feeds(b, 1, end));
         b->in_call = false;
+        b->namespace = -1;
         buf_reset(&b->path);
         buf_puts(&b->path, "schema #");
         memset(b->shared, 0, sizeof b->shared);
@@ -203,7 +222,7 @@ static uint32_t build_answer(struct builder *b, const json_t *text, const struct
     }
     if (!value && !forced)
         return free_text(b, grammar_either(b->g, end, calls));
-    return grammar_either(b->g, said, calls ? line_feeds(b, 1, calls) : 0);
+    return grammar_either(b->g, said, calls ? line_feeds(b, m->namespace < 0 ? 1 : 0, calls) : 0);
 }
 
 static void read_marks(struct grammar *g, const json_t *text, struct marks *m)
@@ -213,6 +232,7 @@ static void read_marks(struct grammar *g, const json_t *text, struct marks *m)
     m->after = id_of(json_object_get(text, "after"));
     m->begin = id_of(json_array_get(calls, 0));
     m->end = id_of(json_array_get(calls, 1));
+    m->namespace = id_of(json_object_get(text, "namespace"));
     grammar_close(g, m->after);
     grammar_close(g, m->begin);
     grammar_close(g, m->end);
@@ -229,7 +249,8 @@ static int build(struct builder *b, const json_t *text)
     buf_puts(&b->path, json_object_get(text, "value") ? "schema #" : "tool");
     uint32_t start = build_answer(b, text, &m);
     if (m.after >= 0)
-        start = free_text(b, grammar_marker_node(b->g, m.after, line_feeds(b, 2, start)));
+        start = free_text(
+            b, grammar_marker_node(b->g, m.after, line_feeds(b, m.namespace < 0 ? 2 : 0, start)));
     if (grammar_is_full(b->g))
         build_refuse(b, "the schema is too large");
     if (!b->failed && !grammar_begin(b->g, start))
@@ -247,7 +268,7 @@ int grammar_compile(struct str text, struct grammar **out, struct err *e)
     json_t *root = json_loadb(text.ptr, text.len, JSON_ALLOW_NUL, &why);
     if (!root)
         return err_set(e, E_INVALID, "a grammar that is no JSON: %s", why.text);
-    struct builder b = {.g = grammar_new(), .e = e};
+    struct builder b = {.g = grammar_new(), .e = e, .namespace = -1};
     b.made = json_array();
     b.rules = mem_array(BUILD_MAX_RULES, sizeof *b.rules);
     int rc = build(&b, root);

@@ -2,7 +2,8 @@
  *
  * Between NS<tool_call> and NS</tool_call> an invocation is held until it is whole and then read by
  * descent: an element is NS<name>, what is in it, NS</name>.  What is in it is text, or elements:
- * all named "item" they are an array, else an object, and text beside them is its "$text". */
+ * all named "item" they are an array, else an object, and text beside them is its "$text".  What the tool's
+ * schema says of a part goes before how it looks. */
 #include "model/output_m3.h"
 
 #include <string.h>
@@ -33,6 +34,7 @@ struct reader {
     struct str text;
     size_t at;
     bool is_broken;
+    const json_t *root; /* the tool's schema, or NULL */
 };
 
 /* Whether NS and then `letters` stand here; goes past them. */
@@ -80,14 +82,30 @@ static bool has_name(const struct buf *names, struct str name)
     return false;
 }
 
-static void read_content(struct reader *r, unsigned types, int depth, struct buf *out);
+static void read_content(struct reader *r, const json_t *schema, int depth, struct buf *out);
 
-/* After NS<: name, content, end tag.  The value goes to `out`. */
-static struct str read_element(struct reader *r, unsigned types, int depth, struct buf *out)
+/* What describes the element in a value that `schema` describes. */
+static const json_t *part_named(const struct reader *r, const json_t *schema, struct str name)
+{
+    unsigned types = schema ? output_schema_types(r->root, schema) : 0;
+    if (!schema)
+        return NULL;
+    if (str_equal(name, STR("item")) && !(types & OUTPUT_TYPE_OBJECT))
+        return output_schema_part(r->root, schema, NULL);
+    struct buf key = {0};
+    buf_append_str(&key, name);
+    buf_putc(&key, 0);
+    const json_t *part = output_schema_part(r->root, schema, key.data);
+    buf_fini(&key);
+    return part;
+}
+
+/* After NS<: name, content, end tag, of something that `schema` describes.  The value goes to `out`. */
+static struct str read_element(struct reader *r, const json_t *schema, int depth, struct buf *out)
 {
     struct str name = take_until(r, '>');
     if (!r->is_broken)
-        read_content(r, types, depth, out);
+        read_content(r, part_named(r, schema, name), depth, out);
     if (!r->is_broken && (!takes(r, "</") || !str_equal(take_until(r, '>'), name)))
         r->is_broken = true;
     return name;
@@ -108,11 +126,24 @@ static void put_member(struct buf *json, struct str name)
     buf_puts(json, "\": ");
 }
 
-/* What stands before the end tag of an element. */
-static void read_content(struct reader *r, unsigned types, int depth, struct buf *out)
+/* Without elements. */
+static void write_text(struct str text, unsigned types, struct buf *out)
 {
+    bool is_nothing = is_all_space(text) && !(types & OUTPUT_TYPE_STRING);
+    if (is_nothing && types & OUTPUT_TYPE_ARRAY)
+        buf_puts(out, "[]");
+    else if (is_nothing && types & OUTPUT_TYPE_OBJECT)
+        buf_puts(out, "{}");
+    else
+        output_value_write(text, types, out);
+}
+
+/* What stands before the end tag of an element. */
+static void read_content(struct reader *r, const json_t *schema, int depth, struct buf *out)
+{
+    unsigned types = schema ? output_schema_types(r->root, schema) : 0;
     struct buf text = {0}, items = {0}, members = {0}, names = {0}, value = {0};
-    bool is_array = true;
+    bool is_array = types & OUTPUT_TYPE_ARRAY || !(types & OUTPUT_TYPE_OBJECT);
     int n = 0;
 
     r->is_broken = r->is_broken || depth == MAX_DEPTH;
@@ -123,7 +154,7 @@ static void read_content(struct reader *r, unsigned types, int depth, struct buf
             break;
         }
         buf_reset(&value);
-        struct str name = read_element(r, 0, depth + 1, &value);
+        struct str name = read_element(r, schema, depth + 1, &value);
         r->is_broken = r->is_broken || ++n > OUTPUT_MAX_PARAMETERS || memchr(name.ptr, 0, name.len);
         is_array = is_array && str_equal(name, STR("item"));
         buf_puts(&items, n > 1 ? ", " : "");
@@ -136,7 +167,7 @@ static void read_content(struct reader *r, unsigned types, int depth, struct buf
         buf_append_str(&members, buf_str(&value));
     }
     if (n == 0) {
-        output_value_write(buf_str(&text), types, out);
+        write_text(buf_str(&text), types, out);
     } else if (is_array && is_all_space(buf_str(&text))) {
         buf_printf(out, "[%s]", items.data);
     } else {
@@ -179,23 +210,16 @@ static void break_off(struct output *o, const char *why, struct output_events *o
 /* Each parameter by the type that the tool declares for it. */
 static void read_parameters(struct output *o, struct reader *r, const char *tool, struct buf *json)
 {
-    const json_t *schema = output_schema_of(o->tools, tool);
-    struct buf names = {0}, value = {0}, key = {0}, dropped = {0};
+    struct buf names = {0}, value = {0}, dropped = {0};
+    r->root = output_schema_of(o->tools, tool);
 
     for (take_text(r, &dropped); !r->is_broken && !takes(r, "</invoke>"); take_text(r, &dropped)) {
-        size_t before = r->at;
-        struct reader ahead = *r;
-        if (!takes(&ahead, "<")) {
+        if (!takes(r, "<")) {
             r->is_broken = true;
             break;
         }
-        struct str name = take_until(&ahead, '>');
-        buf_reset(&key);
-        buf_append_str(&key, name);
         buf_reset(&value);
-        r->at = before;
-        (void)takes(r, "<");
-        read_element(r, output_types_of(schema, key.len > 0 ? key.data : ""), 0, &value);
+        struct str name = read_element(r, r->root, 0, &value);
         if (r->is_broken || has_name(&names, name))
             continue;
         buf_append_str(&names, name);
@@ -207,7 +231,6 @@ static void read_parameters(struct output *o, struct reader *r, const char *tool
         o->report.dropped_bytes += !strchr(" \t\r\n", dropped.data[i]);
     buf_fini(&names);
     buf_fini(&value);
-    buf_fini(&key);
     buf_fini(&dropped);
 }
 

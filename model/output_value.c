@@ -148,6 +148,45 @@ static void read_schema(struct reading *r, const json_t *schema)
     r->depth--;
 }
 
+static const json_t *find_part(struct reading *r, const json_t *schema, const char *name)
+{
+    static const char *const lists[] = {"anyOf", "oneOf", "allOf"};
+    const json_t *found, *item;
+    size_t k;
+
+    if (!json_is_object(schema) || r->depth == SCHEMA_DEPTH || r->n_visits++ >= SCHEMA_VISITS)
+        return NULL;
+    r->depth++;
+    found = name ? json_object_get(json_object_get(schema, "properties"), name)
+                 : json_object_get(schema, "items");
+    for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++)
+        json_array_foreach(json_object_get(schema, lists[i]), k, item)
+        {
+            if (!found)
+                found = find_part(r, item, name);
+        }
+    if (!found)
+        found =
+            find_part(r, follow(r->root, json_string_value(json_object_get(schema, "$ref"))), name);
+    if (!found && name)
+        found = json_object_get(schema, "additionalProperties");
+    r->depth--;
+    return found;
+}
+
+const json_t *output_schema_part(const json_t *root, const json_t *schema, const char *name)
+{
+    struct reading r = {.root = root};
+    return find_part(&r, schema, name);
+}
+
+unsigned output_schema_types(const json_t *root, const json_t *schema)
+{
+    struct reading r = {.root = root};
+    read_schema(&r, schema);
+    return r.types;
+}
+
 unsigned output_types_of(const json_t *schema, const char *parameter)
 {
     struct reading r = {.root = schema};

@@ -39,6 +39,12 @@ const json_t *output_schema_of(const json_t *tools, const char *tool);
  * nullable, local $ref, additionalProperties.  The schema may be NULL. */
 unsigned output_types_of(const json_t *schema, const char *parameter);
 
+/* What describes a member of this name, or an item (NULL), in a schema within `root`, where $ref looks; NULL:
+ * nothing does.  Borrowed. */
+const json_t *output_schema_part(const json_t *root, const json_t *schema, const char *name);
+/* The types that a schema within `root` allows. */
+unsigned output_schema_types(const json_t *root, const json_t *schema);
+
 /* Appends the JSON of a parameter's text, which is valid UTF-8. */
 void output_value_write(struct str text, unsigned types, struct buf *out);
 /* Appends the inside of a JSON string: `text` escaped, without the quotes. */

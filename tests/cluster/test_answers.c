@@ -38,6 +38,33 @@ TEST(a_chat_is_answered)
     cluster_stop(&c);
 }
 
+/* The weights are made up, so only the grammar makes a call of it. */
+static void check_forced_call_of_m3(struct cluster *c)
+{
+    json_t *root = cluster_ask_json(
+        c, "/v1/chat/completions",
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"go\"}]"
+        ",\"temperature\":1,\"seed\":4,\"max_tokens\":600,\"parallel_tool_calls\":false,"
+        "\"chat_template_kwargs\":{\"enable_thinking\":false},\"tool_choice\":\"required\","
+        "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"strict\":true,"
+        "\"parameters\":{\"type\":\"object\",\"properties\":{\"unit\":{\"enum\":[\"C\",\"7\"]},"
+        "\"deep\":{\"type\":\"object\",\"properties\":{\"ok\":{\"type\":\"boolean\"},\"list\":{"
+        "\"type\":\"array\",\"items\":{\"enum\":[\"x\",\"7\"]},\"minItems\":2,\"maxItems\":2}},"
+        "\"required\":[\"ok\",\"list\"],\"additionalProperties\":false}},\"required\":[\"unit\","
+        "\"deep\"],\"additionalProperties\":false}}}]}");
+    CHECK_STR(json_string_value(cluster_at(root, "choices.0.finish_reason")), "tool_calls");
+    CHECK_INT(json_array_size(cluster_at(root, "choices.0.message.tool_calls")), 1);
+    const char *text =
+        json_string_value(cluster_at(root, "choices.0.message.tool_calls.0.function.arguments"));
+    json_t *arguments = json_loads(text, 0, NULL);
+    CHECK(json_is_string(cluster_at(arguments, "unit")));
+    CHECK(json_is_boolean(cluster_at(arguments, "deep.ok")));
+    CHECK(json_is_string(cluster_at(arguments, "deep.list.1")));
+    CHECK_INT(json_array_size(cluster_at(arguments, "deep.list")), 2);
+    json_decref(arguments);
+    json_decref(root);
+}
+
 TEST(a_chat_of_m3_is_answered_and_an_image_is_refused)
 {
     struct cluster c;
@@ -56,6 +83,7 @@ TEST(a_chat_of_m3_is_answered_and_an_image_is_refused)
               400);
     CHECK_HAS(c.answer.data, "image_url");
     CHECK_HAS(c.answer.data, "text only");
+    check_forced_call_of_m3(&c);
     CHECK_INT(cluster_ask(&c, "/health", NULL), 200);
     cluster_stop(&c);
 }

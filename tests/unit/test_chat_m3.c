@@ -165,14 +165,28 @@ static const struct {
     {"<tool_call>" NS "<invoke name=\"f\">" NS "</invoke></tool_call>", OUTPUT_IN_CONTENT,
      OUTPUT_STOPPED, "[call f][args {}][end]"},
     {"x" NS "y", OUTPUT_IN_CONTENT, OUTPUT_STOPPED, "[say x" NS "y]"},
+    /* What the schema says of the parts. */
+    {NS "<tool_call>" NS "<invoke name=\"f\">" NS "<o>" NS "<code>42" NS "</code>" NS "<list>" NS
+        "<item>7" NS "</item>" NS "</list>" NS "<item>1" NS "</item>" NS "</o>" NS "</invoke>" NS
+        "</tool_call>",
+     OUTPUT_IN_CONTENT, OUTPUT_STOPPED,
+     "[call f][args {\"o\": {\"code\": \"42\", \"list\": [\"7\"], \"item\": 1}}][end]"},
+    {NS "<tool_call>" NS "<invoke name=\"f\">" NS "<o>" NS "<item>true" NS "</item>" NS "</o>" NS
+        "<l>" NS "</l>" NS "</invoke>" NS "</tool_call>",
+     OUTPUT_IN_CONTENT, OUTPUT_STOPPED, "[call f][args {\"o\": {\"item\": true}, \"l\": []}][end]"},
 };
 
 TEST(output_m3_reads_reasoning_content_and_nested_calls)
 {
     struct tokenizer *t = m3_tokenizer();
-    json_t *tools = json_of("[{\"type\": \"function\", \"function\": {\"name\": \"f\", "
-                            "\"parameters\": {\"type\": \"object\", \"properties\": {\"n\": "
-                            "{\"type\": \"integer\"}, \"s\": {\"type\": \"string\"}}}}}]");
+    json_t *tools =
+        json_of("[{\"type\": \"function\", \"function\": {\"name\": \"f\", "
+                "\"parameters\": {\"type\": \"object\", \"properties\": {\"n\": "
+                "{\"type\": \"integer\"}, \"s\": {\"type\": \"string\"}, \"l\": {\"type\": "
+                "\"array\"}, \"o\": {\"type\": \"object\", \"properties\": {\"code\": "
+                "{\"type\": \"string\"}, \"list\": {\"$ref\": \"#/$defs/l\"}}}}, "
+                "\"$defs\": {\"l\": {\"type\": \"array\", \"items\": {\"type\": "
+                "\"string\"}}}}}}]");
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct output o;
         struct output_events said = {0};

@@ -192,15 +192,23 @@ static struct tokenizer *words;
 static struct token_list *list;
 static struct grammar_cache *cache;
 
-static void open_words(void)
+static int32_t namespace_id = TOKENIZER_NO_ID; /* M3's */
+
+static void open_words_of(enum model_family family)
 {
     struct err e = {0};
-    if (tokenizer_write_synthetic("tokenizer.json", VOCAB, &e) < 0 ||
+    if (tokenizer_write_family("tokenizer.json", family, VOCAB, &e) < 0 ||
         tokenizer_open(".", &words, &e) < 0)
         test_fail(__FILE__, __LINE__, "%s", e.text);
     list = token_list_new(words, VOCAB);
     cache = grammar_cache_new(list, 64 << 20);
     stop_id = tokenizer_find(words, STR("[e~["));
+    namespace_id = tokenizer_find(words, STR("]<]minimax[>["));
+}
+
+static void open_words(void)
+{
+    open_words_of(MODEL_MINIMAX_M2);
 }
 
 static void close_words(void)
@@ -235,6 +243,8 @@ static int32_t choose(struct rng *r, const uint64_t *bits, const struct tokens *
     char next = tag_byte(ids);
     if (next && has(bits, next) && rng_below(r, 20) > 0)
         return next;
+    if (namespace_id >= 0 && has(bits, namespace_id) && rng_below(r, 4) == 0)
+        return namespace_id;
     static const char closers[] = "<\"]}>/,:";
     int32_t some[VOCAB];
     uint32_t n = 0;
@@ -494,12 +504,35 @@ static int32_t marker(const char *text)
     return tokenizer_find(words, str_of(text));
 }
 
+static void check_arguments(const json_t *v)
+{
+    const json_t *deep = json_object_get(v, "deep"), *tag;
+    json_int_t days = json_integer_value(json_object_get(v, "days"));
+    const char *unit = json_string_value(json_object_get(v, "unit"));
+    size_t i;
+    CHECK(json_is_string(json_object_get(v, "city")) && days >= 1 && days <= 14);
+    CHECK(!unit || strcmp(unit, "C") == 0 || strcmp(unit, "F") == 0);
+    CHECK(json_is_string(json_object_get(deep, "name")));
+    CHECK(json_is_array(json_object_get(deep, "tags")));
+    json_array_foreach(json_object_get(deep, "tags"), i, tag)
+    {
+        CHECK(strchr("ab", json_string_value(tag)[0]) && i < 2);
+    }
+    if (json_object_get(deep, "age"))
+        CHECK(json_is_integer(json_object_get(deep, "age")));
+}
+
+struct call_marks {
+    enum model_family family;
+    const char *end_think, *begin, *end, *namespace;
+};
+
 /* Reasoning, then a call whose arguments are of the schema, as the parser reads them. */
-TEST(grammar_forces_tool_calls_that_parse)
+static void force_calls(const struct call_marks *m)
 {
     struct rng r = test_rng();
     int n_over = 0;
-    open_words();
+    open_words_of(m->family);
     json_t *tools = json_loads("[{\"type\": \"function\", \"function\": " FUNCTION "}]", 0, NULL);
     json_t *schema =
         json_object_get(json_object_get(json_array_get(tools, 0), "function"), "parameters");
@@ -511,13 +544,13 @@ TEST(grammar_forces_tool_calls_that_parse)
         struct output_events events = {0};
         buf_printf(
             &grammar,
-            "{\"stops\": [%d], \"after\": %d, \"calls\": [%d, %d], \"forced\": true, \"single\": "
-            "%s, \"tools\": [{\"name\": \"f\", \"schema\": %s}]}",
-            stop_id, marker("</think>"), marker("<minimax:tool_call>"),
-            marker("</minimax:tool_call>"), i % 2 ? "true" : "false", schema_text);
+            "{\"stops\": [%d], \"after\": %d, \"calls\": [%d, %d], \"namespace\": %d, \"forced\": "
+            "true, \"single\": %s, \"tools\": [{\"name\": \"f\", \"schema\": %s}]}",
+            stop_id, marker(m->end_think), marker(m->begin), marker(m->end), marker(m->namespace),
+            i % 2 ? "true" : "false", schema_text);
         /* The reasoning ends soon. */
         tokens_push(&ids, 'h');
-        tokens_push(&ids, marker("</think>"));
+        tokens_push(&ids, marker(m->end_think));
         output_init(&o, words, OUTPUT_IN_REASONING, tools);
         if (walk(&r, grammar.data, &ids)) {
             for (size_t k = 0; k < ids.len; k++)
@@ -532,11 +565,7 @@ TEST(grammar_forces_tool_calls_that_parse)
             }
             json_t *v = json_loadb(arguments.data, arguments.len, JSON_ALLOW_NUL, NULL);
             CHECK(v != NULL);
-            json_int_t days = json_integer_value(json_object_get(v, "days"));
-            CHECK(json_is_string(json_object_get(v, "city")) && days >= 1 && days <= 14);
-            CHECK(json_is_string(json_object_get(json_object_get(v, "deep"), "name")));
-            const char *unit = json_string_value(json_object_get(v, "unit"));
-            CHECK(!unit || strcmp(unit, "C") == 0 || strcmp(unit, "F") == 0);
+            check_arguments(v);
             json_decref(v);
             n_over++;
         }
@@ -550,6 +579,18 @@ TEST(grammar_forces_tool_calls_that_parse)
     free(schema_text);
     json_decref(tools);
     close_words();
+}
+
+TEST(grammar_forces_tool_calls_that_parse)
+{
+    force_calls(&(struct call_marks){MODEL_MINIMAX_M2, "</think>", "<minimax:tool_call>",
+                                     "</minimax:tool_call>", "no marker"});
+}
+
+TEST(grammar_forces_tool_calls_of_m3_that_parse)
+{
+    force_calls(&(struct call_marks){MODEL_MINIMAX_M3, "</mm:think>", "<tool_call>", "</tool_call>",
+                                     "]<]minimax[>["});
 }
 
 TEST(grammar_holds_reasoning_apart)
