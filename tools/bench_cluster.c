@@ -18,6 +18,7 @@
 #include "tools/bench_peer.h"
 #include "tools/bench_stats.h"
 #include "tools/chaos_run.h"
+#include "tools/chaos_watch.h"
 #include "tools/http_client.h"
 #include "tools/loadtest_server.h"
 
@@ -25,7 +26,8 @@ enum { READY_S = 1800, TELL_S = 2, ANSWER_S = 180, DEFAULT_TOKENS = 128, DEFAULT
 
 struct contest {
     const char *model, *format;
-    int nodes, tokens, rounds;
+    int nodes, replicas, tokens, rounds;
+    char replicas_setting[48];
     struct local_cluster cluster;
     struct chaos_prompt prompt;
     struct bench_series single, clustered, peers;
@@ -44,6 +46,10 @@ static void usage(FILE *out)
         "  --model DIR   checkpoint, best one with the model's true sizes\n"
         "  --format F    as for polymath up\n"
         "  --nodes N     expert nodes, and threads of the single process (2)\n"
+        "  --replicas R  copies of each expert (1).  With one, the node that has more of a "
+        "token's\n"
+        "                experts reads longer than the others; with as many as nodes, all read\n"
+        "                the same, as the threads of a process do\n"
         "  --tokens N    of each answer (%d)\n"
         "  --rounds N    of each (%d)\n\n"
         "In the same rounds, the same model in another engine's cluster on this machine:\n\n"
@@ -117,6 +123,30 @@ int bench_cluster_up(struct local_cluster *r, struct err *e)
     return rc < 0 ? rc : wait_ready(r, e);
 }
 
+/* Until every expert has its copies. */
+static int wait_copies(struct contest *c, struct err *e)
+{
+    struct http_client *http = http_client_new();
+    int64_t deadline_ns = clock_now_ns() + READY_S * CLOCK_S, tell_ns = clock_now_ns();
+    pid_t pids[LOCAL_CLUSTER_MAX_PROCESSES];
+    struct chaos_crew crew = {.replicas = c->replicas, .pids = pids, .has_embedded = true};
+    for (int i = 1; i < c->cluster.n_processes; i++)
+        pids[crew.n_pids++] = c->cluster.processes[i].pid;
+    int rc = 0;
+    while (rc == 0 && !chaos_watch_is_whole(http, local_cluster_url(&c->cluster), &crew)) {
+        int64_t now_ns = clock_now_ns();
+        if (now_ns >= deadline_ns)
+            rc = err_set(e, E_DEADLINE, "not all copies are there after %d s", READY_S);
+        if (now_ns >= tell_ns + TELL_S * CLOCK_S) {
+            fprintf(stderr, "bench cluster: copies are loaded\n");
+            tell_ns = now_ns;
+        }
+        clock_sleep_until(now_ns + 50 * CLOCK_MS);
+    }
+    http_client_free(&http);
+    return rc;
+}
+
 static int start(struct contest *c, struct err *e)
 {
     c->cluster = (struct local_cluster){
@@ -124,7 +154,11 @@ static int start(struct contest *c, struct err *e)
     local_cluster_set(&c->cluster, "coordinator.attention.kv_bytes=256MiB");
     /* No guesses, which the single process does not make either. */
     local_cluster_set(&c->cluster, "coordinator.schedule.speculation=0");
-    return bench_cluster_up(&c->cluster, e);
+    snprintf(c->replicas_setting, sizeof c->replicas_setting, "coordinator.placement.replicas=%d",
+             c->replicas);
+    local_cluster_set(&c->cluster, c->replicas_setting);
+    int rc = bench_cluster_up(&c->cluster, e);
+    return rc < 0 || c->replicas == 1 ? rc : wait_copies(c, e);
 }
 
 /* From the first token to the last. */
@@ -245,7 +279,8 @@ static void print_all(const struct contest *c)
     char name[48];
     snprintf(name, sizeof name, "single process, %d threads", c->nodes);
     print(name, &c->single);
-    snprintf(name, sizeof name, "cluster, %d expert nodes", c->nodes);
+    snprintf(name, sizeof name, "cluster, %d expert nodes%s", c->nodes,
+             c->replicas > 1 ? ", copies" : "");
     print(name, &c->clustered);
     if (c->peer.program)
         print("the other engine's cluster", &c->peers);
@@ -282,6 +317,7 @@ int bench_cluster_main(int argc, char **argv)
     static const struct option options[] = {{"model", required_argument, NULL, 'm'},
                                             {"format", required_argument, NULL, 'f'},
                                             {"nodes", required_argument, NULL, 'n'},
+                                            {"replicas", required_argument, NULL, 'c'},
                                             {"tokens", required_argument, NULL, 't'},
                                             {"rounds", required_argument, NULL, 'r'},
                                             {"llama-bench", required_argument, NULL, 'l'},
@@ -292,7 +328,8 @@ int bench_cluster_main(int argc, char **argv)
     static struct contest c;
     struct err e = {0};
     bool fine = true;
-    c = (struct contest){.nodes = 2, .tokens = DEFAULT_TOKENS, .rounds = DEFAULT_ROUNDS};
+    c = (struct contest){
+        .nodes = 2, .replicas = 1, .tokens = DEFAULT_TOKENS, .rounds = DEFAULT_ROUNDS};
     optind = 1;
     for (int o; fine && (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (o == 'h') {
@@ -312,12 +349,14 @@ int bench_cluster_main(int argc, char **argv)
             c.rpc = optarg;
         if (o == 'n')
             fine = take_count(optarg, 1, 32, &c.nodes);
+        if (o == 'c')
+            fine = take_count(optarg, 1, 4, &c.replicas);
         if (o == 't')
             fine = take_count(optarg, 2, 4096, &c.tokens);
         if (o == 'r')
             fine = take_count(optarg, 1, BENCH_MAX_REPEAT, &c.rounds);
     }
-    if (!fine || !c.model || optind < argc || !take_peer(&c)) {
+    if (!fine || !c.model || c.replicas > c.nodes || optind < argc || !take_peer(&c)) {
         usage(stderr);
         return 2;
     }
