@@ -76,17 +76,28 @@ static void project_task(void *ctx, int task)
                  left < p->panels_per_task ? left : p->panels_per_task, &p->h, to->y, to->y_stride);
 }
 
+/* Index queries of rows that see everything are not asked for. */
+static bool any_chooses(const struct attention *a)
+{
+    for (int i = 0; i < a->plan->n_groups; i++)
+        if (group_chooses(a, &a->plan->groups[i]))
+            return true;
+    return false;
+}
+
 static void project(struct attention *a)
 {
     const struct attention_weights *w = a->weights;
     struct projections p = {.a = a,
                             .h = step_rows(a, &a->h_room, a->h, a->hidden_stride, a->hidden),
-                            .n = w->is_sparse ? 5 : 3,
+                            .n = !w->is_sparse    ? 3
+                                 : any_chooses(a) ? 5
+                                                  : 4,
                             .all = {{&w->wq, a->q, a->q_stride},
                                     {&w->wk, a->k, a->kv_stride},
                                     {&w->wv, a->v, a->kv_stride},
-                                    {&w->index_q, a->msa.queries, a->msa.query_stride},
-                                    {&w->index_k, a->msa.keys, a->msa.key_stride}}};
+                                    {&w->index_k, a->msa.keys, a->msa.key_stride},
+                                    {&w->index_q, a->msa.queries, a->msa.query_stride}}};
     int64_t panels = 0;
     for (int i = 0; i < p.n; i++)
         panels += p.all[i].m->n_panels;
@@ -138,6 +149,8 @@ static void prepare_index(struct attention *a, const struct row_group *g, int ro
     a->compute.kernels->rms_norm(key, w->index_k_norm, dim, a->eps, key);
     rope_turn(&a->rope, sine, cosine, key);
     kv_index_write(a->kv, g->seq, a->layer, row_position(a, row), key);
+    if (!group_chooses(a, g))
+        return;
     float *query = a->msa.queries + (size_t)row * a->msa.query_stride;
     for (int head = 0; head < a->sparse.n_heads; head++, query += dim) {
         a->compute.kernels->rms_norm(query, w->index_q_norm, dim, a->eps, query);

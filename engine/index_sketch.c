@@ -67,8 +67,8 @@ static uint16_t bf16_above(float x)
 
 static uint32_t code_of(float x, float inverse)
 {
-    float at = floorf(x * inverse + (MIDDLE + 0.5f));
-    return at < 0.0f ? 0 : at > LARGEST_CODE ? LARGEST_CODE : (uint32_t)at;
+    int32_t at = (int32_t)(x * inverse + (MIDDLE + 0.5f));
+    return at < 0 ? 0 : at > LARGEST_CODE ? LARGEST_CODE : (uint32_t)at;
 }
 
 static uint8_t byte_above(double value, double unit)
@@ -89,14 +89,14 @@ void sketch_key(const float *key, int dim, char *unit, int slot)
     }
     uint16_t half = bf16_above(largest / MIDDLE > SMALLEST_STEP ? largest / MIDDLE : SMALLEST_STEP);
     float step = bf16_to_f32(half), inverse = 1.0f / step;
-    double off = 0, own = 0, sketch = 0;
+    double per_step = 1.0 / (double)step, off = 0, own = 0, sketch = 0;
     for (int first = 0; first < dim; first += SKETCH_DIMS) {
         uint32_t word = 0;
         for (int i = 0; i < SKETCH_DIMS && first + i < dim; i++) {
             uint32_t code = code_of(key[first + i], inverse);
             /* Low halves of the four bytes, then the high ones. */
             word |= code << (8 * (i % 4) + i / 4 * 4);
-            double x = (double)key[first + i] / (double)step;
+            double x = (double)key[first + i] * per_step;
             double y = (double)code - (double)MIDDLE;
             off += (x - y) * (x - y);
             own += x * x;
