@@ -1,6 +1,7 @@
 /* coordinator/anthropic_reply.c - answers, events and errors as Anthropic's JSON; see anthropic.h. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "base/must.h"
 #include "coordinator/anthropic.h"
@@ -47,6 +48,9 @@ static json_t *usage(const struct request *r)
     json_put(o, "cache_creation_input_tokens", json_integer(0));
     json_put(o, "cache_read_input_tokens", json_integer((json_int_t)r->n_cached));
     json_put(o, "output_tokens", json_integer((json_int_t)r->output.len));
+    if (r->tier) /* this API has no name for less */
+        json_put(o, "service_tier",
+                 json_string(strcmp(r->tier, "priority") == 0 ? r->tier : "standard"));
     return o;
 }
 

@@ -118,6 +118,9 @@ static void submit_choice(struct hub *h, const struct hub_request *r, struct req
     /* What an earlier coordinator left comes before the keys are read. */
     bool knows_keys = !h->access || access_has_keys(h->access);
     int raise = is_resumed && q->raise > 0 ? 0 : q->raise;
+    int more = access_priority(r->access, raise) - access_priority(r->access, 0);
+    if (q->names_tier)
+        q->tier = more > 0 ? "priority" : more < 0 ? "flex" : "default";
     struct sched_event e = {
         .kind = SCHED_SUBMIT,
         .now_ns = r->received_ns,

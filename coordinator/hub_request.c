@@ -498,6 +498,7 @@ static int repeat(const struct hub *h, const struct hub_request *r, const uint64
     if (rc < 0)
         return rc;
     request_repeat(out, q->max_tokens, q->sampling.seed);
+    out->tier = q->tier;
     request_set_seen(out, seen);
     for (struct request *choice = out; choice; choice = choice->next, q = q->next)
         repeat_choice(h, out, choice, q, events);

@@ -204,6 +204,7 @@ int openai_read_priority(const json_t *body, struct request *r, struct openai_er
                                  "give one of them",
                                  name);
         r->raise += tiers[i].raise;
+        r->names_tier = true;
         return 0;
     }
     return tier ? openai_refuse(e, "range", "service_tier",

@@ -11,7 +11,7 @@
  * "chat_template_kwargs": {"enable_thinking": ...}; "reasoning_content" in answers.
  *
  * Urgency, in all dialects: "service_tier" ("flex": the lowest class, "priority": the highest that the key may
- * have, others: the key's own) or vLLM's "priority" (an integer, lower is sooner: so many classes below or, if
+ * have, others: the key's own; the answer says which was granted) or vLLM's "priority" (an integer, lower is sooner: so many classes below or, if
  * negative, above the key's own).  More than the key may have counts as what it may have.
  *
  * A request with tools gets tool_calls, whose ids are made of the request's number.  A call that was

@@ -228,6 +228,8 @@ static json_t *envelope(const struct openai_model *m, const struct request *r, c
     json_put(root, "object", json_string(object));
     json_put(root, "created", json_integer(r->created_s));
     json_put(root, "model", json_text(str_of(m->name)));
+    if (r->tier)
+        json_put(root, "service_tier", json_string(r->tier));
     if (is_degraded(r))
         json_put(root, "degraded", json_true());
     return root;

@@ -71,10 +71,11 @@ struct request {
     bool streams, wants_usage, wants_token_ids, wants_logprobs, ignores_eos;
     bool echoes; /* the prompt's text goes before the answer's */
     struct stream text_of;
-    char *grammar; /* sampling.grammar; the first choice's */
-    int raise;     /* classes of priority above its key's; REQUEST_MOST either way: to the end */
-    int n_wanted;  /* answers to each prompt */
-    int n_tried;   /* sequences for each prompt: the likeliest n_wanted are the answer */
+    char *grammar;   /* sampling.grammar; the first choice's */
+    int raise;       /* classes of priority above its key's; REQUEST_MOST either way: to the end */
+    bool names_tier; /* the answer says which service_tier was granted */
+    int n_wanted;    /* answers to each prompt */
+    int n_tried;     /* sequences for each prompt: the likeliest n_wanted are the answer */
 
     /* the chain */
     struct request *next; /* owned by the one before; its seq is one higher */
@@ -83,6 +84,7 @@ struct request {
     bool borrows_prompt;  /* from a choice before */
 
     /* what came out */
+    const char *tier; /* granted, static: default, flex, priority; NULL: not asked, or not known */
     struct tokens output;
     uint32_t n_cached;       /* tokens of the prompt that an attention side still had */
     struct sampled *samples; /* beside `output`, if log-probabilities or hashes are wanted */

@@ -144,6 +144,8 @@ static json_t *response(const struct openai_model *m, const struct request *r, j
     json_put(o, "instructions", json_null());
     json_put(o, "metadata", json_object());
     json_put(o, "model", json_text(str_of(m->name)));
+    if (r->tier)
+        json_put(o, "service_tier", json_string(r->tier));
     json_put(o, "output", output);
     json_put(o, "parallel_tool_calls", json_true());
     json_put(o, "previous_response_id", json_null());

@@ -15,6 +15,44 @@
 
 #define HELLO "{\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}],\"max_tokens\":12"
 
+/* Without keys everybody gets what is asked for. */
+static void check_tiers(struct cluster *c)
+{
+    static const char *const cases[][2] = {
+        {"", NULL},
+        {",\"priority\":-2", NULL},
+        {",\"service_tier\":\"auto\"", "default"},
+        {",\"service_tier\":\"auto\",\"priority\":-2", "priority"},
+        {",\"service_tier\":\"flex\"", "flex"},
+        {",\"service_tier\":\"priority\"", "priority"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char body[256];
+        snprintf(body, sizeof body, "%s,\"temperature\":0%s}", HELLO, cases[i][0]);
+        json_t *root = cluster_ask_json(c, "/v1/chat/completions", body);
+        const char *tier = json_string_value(cluster_at(root, "service_tier"));
+        CHECK((tier == NULL) == (cases[i][1] == NULL));
+        if (tier)
+            CHECK_STR(tier, cases[i][1]);
+        json_decref(root);
+        root = cluster_ask_json(c, "/v1/messages", body);
+        tier = json_string_value(cluster_at(root, "usage.service_tier"));
+        CHECK((tier == NULL) == (cases[i][1] == NULL));
+        if (tier)
+            CHECK_STR(tier, strcmp(cases[i][1], "priority") == 0 ? "priority" : "standard");
+        json_decref(root);
+    }
+    CHECK_INT(
+        cluster_ask(c, "/v1/chat/completions", HELLO ",\"service_tier\":\"flex\",\"stream\":true}"),
+        200);
+    CHECK_HAS(c->answer.data, "\"service_tier\":\"flex\"");
+    CHECK_INT(cluster_ask(c, "/v1/responses",
+                          "{\"input\":\"x\",\"max_output_tokens\":2,"
+                          "\"service_tier\":\"priority\"}"),
+              200);
+    CHECK_HAS(c->answer.data, "\"service_tier\":\"priority\"");
+}
+
 TEST(a_chat_is_answered)
 {
     struct cluster c;
@@ -30,6 +68,7 @@ TEST(a_chat_is_answered)
     CHECK_INT(json_integer_value(cluster_at(root, "usage.completion_tokens")), n);
     CHECK(json_integer_value(cluster_at(root, "usage.prompt_tokens")) > 10);
     json_decref(root);
+    check_tiers(&c);
 
     root = cluster_ask_json(&c, "/v1/models", NULL);
     CHECK_STR(json_string_value(cluster_at(root, "object")), "list");
