@@ -372,7 +372,6 @@ static void on_reply(void *ud, const struct reply *reply)
     struct round *round = m->lanes[t->lane].round;
     t->call_id = 0;
     bool is_waited_for = round_is_out(round, t->ticket);
-    int layer = round_layer(round);
     struct err e = {0};
     int code = reply->code;
     if (!is_waited_for)
@@ -383,7 +382,7 @@ static void on_reply(void *ud, const struct reply *reply)
         code = take_reply(t, reply, &e);
     if (!is_waited_for)
         return;
-    observe(t, reply, layer, code);
+    observe(t, reply, round_layer(round), code);
     if (code == 0) {
         take_pace(t);
         m->counters.hedge_wins += round_parcel(round, t->ticket.parcel)->reason == REASON_HEDGE;
@@ -760,9 +759,11 @@ static void wait_for_lane(struct moe_remote *m, const struct lane *l)
     }
 }
 
-/* The round is idle. */
-static void end_lane(struct moe_remote *m, struct lane *l)
+/* The round is idle: what its open calls end with concerns nobody. */
+static void end_lane(struct moe_remote *m, int lane)
 {
+    struct lane *l = &m->lanes[lane];
+    cancel_calls(m, lane, ALL_CALLS);
     l->is_under_way = false;
     if (!l->has_old_nodes)
         return;
@@ -777,9 +778,8 @@ static void abandon(void *ud, int lane)
     struct moe_remote *m = ud;
     struct lane *l = &m->lanes[lane];
     must(l->is_under_way);
-    cancel_calls(m, lane, ALL_CALLS);
     round_abandon(l->round);
-    end_lane(m, l);
+    end_lane(m, lane);
 }
 
 static void accuse(struct moe_remote *m, const struct round_answer *a, bool is_sure)
@@ -851,7 +851,6 @@ static int gather(void *ud, int lane, float *x)
     int layer = round_layer(l->round), rc = 0;
     int64_t waiting_ns = clock_now_ns();
     wait_for_lane(m, l);
-    cancel_calls(m, lane, ALL_CALLS);
     int failed = failed_lane(m);
     if (failed >= 0) {
         rc = fail(m, failed);
@@ -859,7 +858,7 @@ static int gather(void *ud, int lane, float *x)
     } else {
         fold(m, l, x);
     }
-    end_lane(m, l);
+    end_lane(m, lane);
     int64_t now_ns = clock_now_ns();
     m->experts_ns += l->is_beside ? l->scatter_ns + now_ns - waiting_ns : now_ns - l->begun_ns;
     if (m->options.observer)
