@@ -12,6 +12,11 @@ enum {
     BUDGET_MAX_CALLS = 32, /* that may be saved up */
 };
 
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
 static int class_of(int n_routes)
 {
     must(n_routes > 0);
@@ -41,11 +46,8 @@ static bool is_young(const struct pace_class *c)
     return c->n_samples < AVERAGE_OVER;
 }
 
-void pace_take(struct pace *p, int n_routes, int64_t took_ns)
+static void learn(struct pace_class *c, int64_t took_ns)
 {
-    struct pace_class *c = &p->classes[class_of(n_routes)];
-    if (took_ns < 0)
-        took_ns = 0;
     c->n_samples += c->n_samples < UINT32_MAX;
     c->usual_ns += (took_ns - c->usual_ns) / (is_young(c) ? c->n_samples : AVERAGE_OVER);
     if (is_young(c)) /* the first are about a process that has just begun */
@@ -54,10 +56,19 @@ void pace_take(struct pace *p, int n_routes, int64_t took_ns)
         move_p95(c, took_ns);
 }
 
+void pace_take(struct pace *p, int n_routes, int64_t took_ns)
+{
+    struct pace_class *c = &p->classes[class_of(n_routes)];
+    if (took_ns < 0)
+        took_ns = 0;
+    c->answers_ns += (took_ns - c->answers_ns) / (c->n_samples > 0 ? AVERAGE_OVER : 1);
+    learn(c, took_ns);
+}
+
 void pace_take_at_least(struct pace *p, int n_routes, int64_t waited_ns)
 {
     if (waited_ns > pace_usual_ns(p, n_routes))
-        pace_take(p, n_routes, waited_ns);
+        learn(&p->classes[class_of(n_routes)], waited_ns);
 }
 
 /* The class itself, or the nearest with history; `*factor` is what its times are worth here:
@@ -91,14 +102,14 @@ int64_t pace_deadline_ns(const struct pace *p, const struct pace_limits *l, int 
     if (!c)
         return l->max_ns;
     int64_t usual_ns = c->usual_ns * factor, floor_ns = c->p95_ns * factor * 3 / 2;
-    int64_t deadline_ns = 4 * usual_ns;
+    int64_t deadline_ns = least(4 * usual_ns, l->max_ns);
+    /* Beyond the limit only where answers to such parcels really come so late: those that never
+     * came would make it longer and longer. */
+    bool is_slow = c->answers_ns > l->max_ns / 2 && factor == 1 && !is_young(c);
+    floor_ns = least(floor_ns, is_slow ? 4 * c->answers_ns : l->max_ns);
     if (deadline_ns < floor_ns)
         deadline_ns = floor_ns;
-    if (deadline_ns < l->min_ns)
-        deadline_ns = l->min_ns;
-    /* Beyond the limit only where that is usual, and known from as large parcels. */
-    bool is_slow = usual_ns > l->max_ns / 4 && factor == 1 && !is_young(c);
-    return deadline_ns > l->max_ns && !is_slow ? l->max_ns : deadline_ns;
+    return deadline_ns > l->min_ns ? deadline_ns : l->min_ns;
 }
 
 int64_t pace_hedge_ns(const struct pace *p, const struct pace_limits *l, int n_routes)

@@ -15,6 +15,7 @@ enum { PACE_CLASSES = 16 };
 
 struct pace_class {
     int64_t usual_ns, p95_ns;
+    int64_t answers_ns; /* the average of those answers that came */
     uint32_t n_samples; /* 0: no history */
 };
 /* All-zero is a node that nothing is known of. */

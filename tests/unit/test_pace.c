@@ -98,6 +98,7 @@ TEST(pace_learns_from_answers_that_never_came)
     for (int k = 0; k < 100; k++)
         pace_take_at_least(&p, 8, pace_deadline_ns(&p, &limits, 8));
     CHECK(pace_usual_ns(&p, 8) > 100 * CLOCK_MS);
+    CHECK_INT(pace_deadline_ns(&p, &limits, 8), limits.max_ns); /* however often none comes */
 }
 
 TEST(pace_hedges_at_the_p95_but_not_in_a_hurry)
