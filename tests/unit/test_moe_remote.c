@@ -558,11 +558,14 @@ TEST_LANES(moe_remote_goes_on_when_a_worker_dies_and_another_has_its_experts)
 {
     struct world w = {.has_two_lanes = has_two_lanes, .n_replicas = 2};
     open_replicated(&w, "q8", COMBINE_FIXED, 4, "tcp");
-    float *want = run_locally(&w);
+    float *want = run_locally(&w), *got = mem_array(all_bytes, 1);
+    /* The first step may wait for connections, where the machine is busy. */
+    run_remotely(&w, N_TOKENS, got);
+    uint64_t waits = moe_remote_counters(w.moe)->waits;
     struct murder m = {.world = &w, .victim = 1};
     run_through(&w, &m, want);
     const struct wire_ladder_counters *c = moe_remote_counters(w.moe);
-    CHECK_INT(c->waits, 0);
+    CHECK_INT(c->waits, waits);
     struct wire_node_health health[MAX_WORKERS];
     uint32_t n = moe_remote_node_health(w.moe, health, MAX_WORKERS);
     CHECK(n >= 1);
@@ -570,6 +573,7 @@ TEST_LANES(moe_remote_goes_on_when_a_worker_dies_and_another_has_its_experts)
         CHECK_INT(health[i].standing,
                   health[i].node_id == 2 ? WIRE_STANDING_AWAY : WIRE_STANDING_GOOD);
     mem_free(want);
+    mem_free(got);
     close_world(&w);
 }
 
