@@ -706,11 +706,16 @@ static void give_up_orphans(struct moe_remote *m)
 
 static int64_t mind_lane(struct moe_remote *m, int lane, int64_t now_ns)
 {
+    const struct lane *l = &m->lanes[lane];
+    /* First, so that what is sent now, a witness or a retry, has its deadline among those below. */
+    bool is_left = send_parcels(m, lane, now_ns);
+    if (!is_going_on(l))
+        return now_ns;
     int64_t until_ns = mind_parcels(m, lane, now_ns);
     until_ns = earlier(until_ns, mind_orphans(m, lane, now_ns));
-    if (is_going_on(&m->lanes[lane]) && send_parcels(m, lane, now_ns))
-        until_ns = earlier(until_ns, now_ns + UNSENT_POLL_NS);
-    return until_ns;
+    if (is_left)
+        return earlier(until_ns, now_ns + UNSENT_POLL_NS);
+    return is_going_on(l) && round_next(l->round, -1) >= 0 ? now_ns : until_ns;
 }
 
 /* One turn of gather's loop, up to the wait; returns until when to wait. */
