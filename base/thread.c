@@ -2,7 +2,7 @@
  *
  * `outcome` and `is_told` are guarded by the mutex; `should_stop` is atomic because the
  * body polls it.  A thread blocks every signal that is not about itself: they belong to
- * the main loop's signalfd. */
+ * the main thread's handler (base/signals.h). */
 #include "base/thread.h"
 
 #include <pthread.h>

@@ -16,7 +16,7 @@ enum {
     LEAST_BLOCKS = 12,
     /* What is done to a key, in hundredths of what a scan does to it: its sketch read with the
      * others, looked at again with 15 beside it, the key scored with those, scored with its block
-     * (upper ends of what machines showed).  If a wave took longer than a scan, the next ones of
+     * (rounded up from what one machine with AVX-512 showed).  If a wave took longer than a scan, the next ones of
      * the layer go without: 16, and twice as many each time that nothing changed. */
     COST_SKETCH = 35,
     COST_LOOK = 30,
