@@ -595,6 +595,25 @@ TEST_LANES(moe_remote_asks_elsewhere_when_answers_get_lost)
     close_world(&w);
 }
 
+/* A witness goes out alone, when all other answers have come: it has a deadline all the same. */
+TEST_LANES(moe_remote_asks_another_witness_when_its_answer_gets_lost)
+{
+    struct world w = {.has_two_lanes = has_two_lanes, .n_replicas = 3};
+    w.ladder.deadline_max_ns = 30 * CLOCK_MS;
+    w.ladder.verify_one_in = 1;
+    w.faults[0] = (struct fault_options){.is_enabled = true, .drop_one_in = 5, .seed = 1};
+    open_replicated(&w, "native", COMBINE_FIXED, 3, "inproc");
+    float *want = run_locally(&w), *got = mem_array(all_bytes, 1);
+    int64_t from_ns = clock_now_ns();
+    run_remotely(&w, 20, got);
+    CHECK_BYTES(got, want, all_bytes);
+    CHECK(moe_remote_counters(w.moe)->lates > 0);
+    CHECK(clock_now_ns() - from_ns < 15 * CLOCK_S); /* a call ends by itself after 20 */
+    mem_free(want);
+    mem_free(got);
+    close_world(&w);
+}
+
 TEST_LANES(moe_remote_hedges_slow_answers)
 {
     struct world w = {.has_two_lanes = has_two_lanes, .n_replicas = 2};
