@@ -605,7 +605,7 @@ TEST_LANES(moe_remote_asks_another_witness_when_its_answer_gets_lost)
     open_replicated(&w, "native", COMBINE_FIXED, 3, "inproc");
     float *want = run_locally(&w), *got = mem_array(all_bytes, 1);
     int64_t from_ns = clock_now_ns();
-    run_remotely(&w, 20, got);
+    run_remotely(&w, w.has_two_lanes ? 20 : 1, got);
     CHECK_BYTES(got, want, all_bytes);
     CHECK(moe_remote_counters(w.moe)->lates > 0);
     CHECK(clock_now_ns() - from_ns < 15 * CLOCK_S); /* a call ends by itself after 20 */
