@@ -444,18 +444,8 @@ static void compare_oracles(const char *format, const char *want)
 }
 
 /* Other requests in the same batches, for as long as the one that counts. */
-static pid_t ask_others(const struct cluster *c)
-{
-    pid_t pid = fork();
-    CHECK(pid >= 0);
-    if (pid > 0)
-        return pid;
-    struct cluster mine = *c;
-    mine.answer = (struct buf){0};
-    for (;;)
-        cluster_ask(&mine, "/v1/completions",
-                    "{\"prompt\":[3,1,4,1,5,9,2,6,5,3,5],\"max_tokens\":40,\"temperature\":1}");
-}
+static const char others_body[] =
+    "{\"prompt\":[3,1,4,1,5,9,2,6,5,3,5],\"max_tokens\":40,\"temperature\":1}";
 
 /* Clusters whose processes differ in kernels and threads, alone and among other requests. */
 static void compare_clusters(const char *format, const char *want)
@@ -481,7 +471,7 @@ static void compare_clusters(const char *format, const char *want)
         cluster_start(&c, shapes[i].n_experts, shapes[i].n_attention, shapes[i].side);
         answer_of_cluster(&c, prompt, &got);
         CHECK_STR(got.data, want);
-        pid_t others = ask_others(&c);
+        pid_t others = cluster_ask_beside(&c, "/v1/completions", others_body);
         cluster_wait_value(&c, "requests.running", 1, 20);
         answer_of_cluster(&c, prompt, &got);
         CHECK(kill(others, SIGKILL) == 0 && waitpid(others, NULL, 0) == others);

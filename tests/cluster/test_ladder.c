@@ -128,19 +128,8 @@ static void replace_by_a_faulty_one(struct cluster *c, const char *const *faults
 }
 
 /* Another stream in the same steps, for as long as it takes. */
-static pid_t ask_beside(const struct cluster *c)
-{
-    pid_t pid = fork();
-    CHECK(pid >= 0);
-    if (pid > 0)
-        return pid;
-    struct cluster mine = *c;
-    mine.answer = (struct buf){0};
-    for (;;)
-        cluster_ask(&mine, "/v1/completions",
-                    "{\"prompt\":[3,1,4,1,5,9,2,6],\"max_tokens\":400,\"temperature\":1,"
-                    "\"ignore_eos\":true}");
-}
+static const char beside_body[] =
+    "{\"prompt\":[3,1,4,1,5,9,2,6],\"max_tokens\":400,\"temperature\":1,\"ignore_eos\":true}";
 
 static void kill_one(struct cluster *c)
 {
@@ -164,7 +153,7 @@ TEST_WITHIN(a_node_killed_under_two_lanes_costs_no_token, 120)
     start_with_copies(&c, 3, settings);
     struct stream alone = {0}, rough = {.act = kill_one};
     run_stream(&c, &alone);
-    pid_t beside = ask_beside(&c);
+    pid_t beside = cluster_ask_beside(&c, "/v1/completions", beside_body);
     cluster_wait_value(&c, "requests.running", 1, 20);
     run_stream(&c, &rough);
     CHECK(kill(beside, SIGKILL) == 0 && waitpid(beside, NULL, 0) == beside);

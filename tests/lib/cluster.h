@@ -73,6 +73,8 @@ void cluster_stop(struct cluster *c);
 int cluster_ask(struct cluster *c, const char *path, const char *body);
 /* The same, parsed; the caller decrefs.  Fails the test unless the status is 200. */
 json_t *cluster_ask_json(struct cluster *c, const char *path, const char *body);
+/* A process that asks the same again and again, so that others share steps with it; the caller ends it. */
+pid_t cluster_ask_beside(const struct cluster *c, const char *path, const char *body);
 /* A value by dotted path ("choices.0.message.content"); NULL if absent.  Borrowed. */
 json_t *cluster_at(json_t *root, const char *path);
 /* Whole text of NAME.log; buf_fini() it. */
