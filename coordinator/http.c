@@ -39,7 +39,7 @@ enum {
     MAX_HEADERS = 8,
     BACKLOG = 1024,
     SPARES = 128,      /* connections that are only let in to be refused */
-    SPARE_MS = 250,    /* for the header of one of these */
+    SPARE_MS = 1000,   /* for the header of one of these */
     OTHER_FILES = 512, /* that the process needs beside connections */
 };
 
@@ -93,6 +93,7 @@ struct http {
     struct list exchanges, connections, spares; /* oldest first */
     int n_spares;
     struct loop_timer timer, watch;
+    int64_t watch_due_ns;
     int epoll_fd, port;
     char url[LINK_ENDPOINT_BYTES];
     bool running, resumed, closing, stopped_accepting;
@@ -194,7 +195,7 @@ static void make_place(struct http *h)
 {
     for (struct list *l = h->spares.next; l != &h->spares; l = l->next) {
         struct connection *c = LIST_ITEM(l, struct connection, link);
-        if (c->is_served || c->is_cut)
+        if (c->is_served || c->is_cut || c->receiving)
             continue;
         c->is_cut = true;
         shutdown(c->fd, SHUT_RDWR);
@@ -217,13 +218,22 @@ static void cut_slow(struct http *h, const struct list *connections, int64_t now
     }
 }
 
+static void watch_next(struct http *h, int64_t now_ns)
+{
+    h->watch_due_ns = now_ns + HTTP_WATCH_MS * CLOCK_MS;
+    loop_set_timer(h->loop, &h->watch, h->watch_due_ns);
+}
+
 /* Which of the suspended have hung up? */
 static void on_watch(void *ud, int64_t now_ns)
 {
     struct http *h = ud;
     int n = 0;
-    cut_slow(h, &h->connections, now_ns);
-    cut_slow(h, &h->spares, now_ns);
+    /* After a pause of our own (a stopped process, a stalled host) what they sent lies unread. */
+    if (now_ns - h->watch_due_ns < HTTP_WATCH_MS * CLOCK_MS) {
+        cut_slow(h, &h->connections, now_ns);
+        cut_slow(h, &h->spares, now_ns);
+    }
     for (struct list *l = h->exchanges.next; l != &h->exchanges; l = l->next) {
         struct http_exchange *x = LIST_ITEM(l, struct http_exchange, link);
         if (!x->suspended)
@@ -243,7 +253,7 @@ static void on_watch(void *ud, int64_t now_ns)
                 lose(h->polled[i]);
                 resume(h->polled[i]);
             }
-    loop_set_timer(h->loop, &h->watch, now_ns + HTTP_WATCH_MS * CLOCK_MS);
+    watch_next(h, now_ns);
 }
 
 /* ---- answers ----------------------------------------------------------------------------- */
@@ -674,7 +684,7 @@ int http_open(struct loop *l, const struct http_options *o, struct http **out, s
     h->timer = (struct loop_timer){.deadline_ns = CLOCK_NEVER, .cb = on_turn, .ud = h};
     h->watch = (struct loop_timer){.deadline_ns = CLOCK_NEVER, .cb = on_watch, .ud = h};
     loop_add_fd(l, h->epoll_fd, on_turn, h);
-    loop_set_timer(l, &h->watch, clock_now_ns() + HTTP_WATCH_MS * CLOCK_MS);
+    watch_next(h, clock_now_ns());
     *out = h;
     h = NULL;
 out:

@@ -71,6 +71,8 @@ void cluster_stop(struct cluster *c);
 
 /* One exchange; status and answer are in the cluster.  body NULL: GET. */
 int cluster_ask(struct cluster *c, const char *path, const char *body);
+/* The same, but 0 for a connection that broke. */
+int cluster_try(struct cluster *c, const char *path, const char *body);
 /* The same, parsed; the caller decrefs.  Fails the test unless the status is 200. */
 json_t *cluster_ask_json(struct cluster *c, const char *path, const char *body);
 /* A process that asks the same again and again, so that others share steps with it; the caller ends it. */

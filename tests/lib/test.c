@@ -32,6 +32,7 @@ enum { MAX_TESTS = 8192, MAX_JOBS = 64, SLOW_FACTOR = 4, SHOWN_OUTPUT_BYTES = 64
 enum verdict { VERDICT_NONE, VERDICT_FINISHED, VERDICT_SKIPPED, VERDICT_FAILED };
 struct report {
     _Atomic int verdict;
+    char cause[256]; /* of the first failed check: place and message */
 };
 
 struct running {
@@ -156,11 +157,11 @@ struct rng test_rng(void)
     return rng_seed(test_seed());
 }
 
-static void set_verdict(enum verdict v)
+static bool set_verdict(enum verdict v)
 {
     int none = VERDICT_NONE;
-    if (current_report)
-        atomic_compare_exchange_strong(&current_report->verdict, &none, (int)v);
+    return current_report &&
+           atomic_compare_exchange_strong(&current_report->verdict, &none, (int)v);
 }
 
 __attribute__((format(printf, 3, 0))) static void write_line(int fd, const char *prefix,
@@ -194,11 +195,18 @@ _Noreturn void test_fail(const char *file, int line, const char *format, ...)
     char place[PATH_MAX + 32];
     snprintf(place, sizeof(place), "%s:%d: ", file, line);
     fflush(NULL);
-    va_list args;
+    va_list args, again;
     va_start(args, format);
+    va_copy(again, args);
     write_line(STDERR_FILENO, place, format, args);
     va_end(args);
-    set_verdict(VERDICT_FAILED);
+    if (set_verdict(VERDICT_FAILED)) {
+        char *cause = current_report->cause;
+        int n = snprintf(cause, sizeof(current_report->cause), "%s", place);
+        if (n < (int)sizeof(current_report->cause))
+            vsnprintf(cause + n, sizeof(current_report->cause) - (size_t)n, format, again);
+    }
+    va_end(again);
     _exit(1);
 }
 
@@ -359,6 +367,7 @@ static void start(struct running *r, const struct test_case *t)
 {
     *r = (struct running){.test = t, .report = r->report};
     atomic_store(&r->report->verdict, VERDICT_NONE);
+    r->report->cause[0] = '\0';
     snprintf(r->dir, sizeof(r->dir), "/tmp/polymath-test-%d-XXXXXX", n_started++);
     must(mkdtemp(r->dir) != NULL);
     r->output_fd = capture_open("output");
@@ -404,7 +413,7 @@ static const char *failure_of(const struct running *r, int status, char *text, s
     else if (WIFSIGNALED(status))
         snprintf(text, size, "killed by signal SIG%s", sigabbrev_np(WTERMSIG(status)));
     else if (verdict == VERDICT_FAILED)
-        snprintf(text, size, "a check failed");
+        snprintf(text, size, "%.*s", (int)strcspn(r->report->cause, "\n"), r->report->cause);
     else if (WEXITSTATUS(status) != 0)
         snprintf(text, size, "exit status %d", WEXITSTATUS(status));
     else if (verdict == VERDICT_NONE)
@@ -416,7 +425,7 @@ static const char *failure_of(const struct running *r, int status, char *text, s
 
 static void finish(struct running *r, int status)
 {
-    char text[96];
+    char text[sizeof(r->report->cause)];
     const char *failure = failure_of(r, status, text, sizeof(text));
     bool is_skipped = !failure && atomic_load(&r->report->verdict) == VERDICT_SKIPPED;
     const char *word = failure ? "FAIL" : is_skipped ? "skip" : "pass";
