@@ -34,11 +34,13 @@ struct kv {
     enum kv_format format;
     struct block_bytes bytes; /* of one layer and head in a page */
     int index_dim, n_plain;   /* of index keys; layers before the first sparse one */
-    size_t index_bytes;       /* of one sparse layer in a page: keys, then sketches */
-    size_t index_key_bytes;
-    size_t page_bytes;
-    char *memory; /* [n_pages, page_bytes] */
-    size_t memory_bytes;
+    size_t index_key_bytes;   /* of one sparse layer in a page */
+    size_t sketch_bytes;      /* likewise */
+    size_t blocks_bytes;      /* of a page, without what the sparse layers have besides */
+    char *memory;             /* [n_pages, blocks_bytes], then what the next two point to */
+    char *index_keys;         /* [sparse layers, n_pages, index_key_bytes] */
+    char *sketches;           /* [sparse layers, n_pages, sketch_bytes] */
+    size_t n_pages, memory_bytes;
     struct pages *pages;
 };
 
@@ -74,11 +76,10 @@ static size_t index_key_bytes(const struct model_config *config, enum kv_format 
     return lanes * sizeof(float) * KV_PAGE_TOKENS;
 }
 
-static size_t index_page_bytes(const struct model_config *config, enum kv_format format)
+static size_t sketch_page_bytes(const struct model_config *config)
 {
     int dim = config->sparse.head_dim;
-    size_t sketches = dim > SKETCH_MAX_DIM ? 0 : KV_PAGE_TOKENS / SKETCH_UNIT;
-    return index_key_bytes(config, format) + sketches * sketch_unit_bytes(dim);
+    return dim > SKETCH_MAX_DIM ? 0 : KV_PAGE_TOKENS / SKETCH_UNIT * sketch_unit_bytes(dim);
 }
 
 static size_t sparse_layers(const struct model_config *config)
@@ -94,16 +95,19 @@ size_t kv_page_bytes(const struct model_config *config, enum kv_format format)
     if (!size_block(config, format, &sizes) ||
         !mem_mul(sizes.block, (size_t)config->n_kv_heads, &bytes) ||
         !mem_mul(bytes, (size_t)config->n_layers, &bytes) ||
-        !mem_mul(index_page_bytes(config, format), sparse_layers(config), &index) ||
+        !mem_mul(index_key_bytes(config, format) + sketch_page_bytes(config), sparse_layers(config),
+                 &index) ||
         !mem_add(bytes, index, &bytes))
         return SIZE_MAX;
     return bytes;
 }
 
-/* Reserves the mapping for as many pages as `bytes` holds. */
+/* Reserves the mapping for as many pages as `bytes` holds.  Index keys and sketches are read from
+ * one end of a context to the other, one layer's at a time: they lie in the order in which they
+ * are read, or every page would cost the processor a look into another corner of its memory. */
 static int map_pages(struct kv *kv, size_t page_bytes, size_t bytes, struct err *e)
 {
-    size_t n_pages = bytes / page_bytes;
+    size_t n_pages = bytes / page_bytes, n_sparse = (size_t)(kv->n_layers - kv->n_plain);
     if (n_pages > INT32_MAX)
         n_pages = INT32_MAX;
     kv->memory_bytes = n_pages * page_bytes;
@@ -118,6 +122,9 @@ static int map_pages(struct kv *kv, size_t page_bytes, size_t bytes, struct err 
     /* Advice only: without huge pages it is slower, not wrong. */
     (void)madvise(p, kv->memory_bytes, MADV_HUGEPAGE);
     kv->memory = p;
+    kv->n_pages = n_pages;
+    kv->index_keys = kv->memory + n_pages * kv->blocks_bytes;
+    kv->sketches = kv->index_keys + n_sparse * n_pages * kv->index_key_bytes;
     kv->pages = pages_new((int)n_pages, KV_PAGE_TOKENS);
     return 0;
 }
@@ -141,10 +148,10 @@ int kv_open(const struct model_config *config, enum kv_format format, size_t byt
     kv->format = format;
     must(size_block(config, format, &kv->bytes));
     kv->index_dim = config->sparse.head_dim;
-    kv->index_bytes = index_page_bytes(config, format);
     kv->index_key_bytes = index_key_bytes(config, format);
+    kv->sketch_bytes = sketch_page_bytes(config);
     kv->n_plain = config->n_layers - (int)sparse_layers(config);
-    kv->page_bytes = page_bytes;
+    kv->blocks_bytes = (size_t)kv->n_layers * (size_t)kv->n_kv_heads * kv->bytes.block;
     int rc = map_pages(kv, page_bytes, bytes, e);
     if (rc < 0)
         kv_close(&kv);
@@ -268,7 +275,7 @@ static char *block_at(const struct kv *kv, const struct kv_seq *s, int layer, in
     must(page_index >= 0 && page_index < s->n_pages);
     must(layer >= 0 && layer < kv->n_layers && kv_head >= 0 && kv_head < kv->n_kv_heads);
     size_t head = (size_t)layer * (size_t)kv->n_kv_heads + (size_t)kv_head;
-    return kv->memory + (size_t)s->pages[page_index] * kv->page_bytes + head * kv->bytes.block;
+    return kv->memory + (size_t)s->pages[page_index] * kv->blocks_bytes + head * kv->bytes.block;
 }
 
 /* A key's first lane, of `lane_dims` dimensions each; the next ones follow LANES apart. */
@@ -439,28 +446,22 @@ void kv_skip_keys(const struct kv *kv, struct attend_block *b, int keys)
     }
 }
 
-static char *index_at(const struct kv *kv, const struct kv_seq *s, int layer, int page_index)
+/* What a sparse layer has of a page in one of the two regions. */
+static char *index_at(const struct kv *kv, const struct kv_seq *s, int layer, int page_index,
+                      char *region, size_t bytes)
 {
     must(page_index >= 0 && page_index < s->n_pages);
     must(layer >= kv->n_plain && layer < kv->n_layers);
-    size_t blocks = (size_t)kv->n_layers * (size_t)kv->n_kv_heads * kv->bytes.block;
-    return kv->memory + (size_t)s->pages[page_index] * kv->page_bytes + blocks +
-           (size_t)(layer - kv->n_plain) * kv->index_bytes;
-}
-
-/* Of the sketch unit that a slot of a page belongs to. */
-static char *sketch_at(const struct kv *kv, char *page, int slot)
-{
-    return page + kv->index_key_bytes +
-           (size_t)(slot / SKETCH_UNIT) * sketch_unit_bytes(kv->index_dim);
+    size_t at = (size_t)(layer - kv->n_plain) * kv->n_pages + (size_t)s->pages[page_index];
+    return region + at * bytes;
 }
 
 void kv_index_write(struct kv *kv, const struct kv_seq *s, int layer, int position,
                     const float *key)
 {
-    char *page = index_at(kv, s, layer, position / KV_PAGE_TOKENS);
+    int slot = position % KV_PAGE_TOKENS, page_index = position / KV_PAGE_TOKENS;
+    char *page = index_at(kv, s, layer, page_index, kv->index_keys, kv->index_key_bytes);
     size_t dim = (size_t)kv->index_dim;
-    int slot = position % KV_PAGE_TOKENS;
     bool is_f32 = kv_index_format(kv->format) == KV_F32;
     if (is_f32)
         write_key_f32(key_lanes_of(page, slot, dim, 1), dim, key);
@@ -471,17 +472,20 @@ void kv_index_write(struct kv *kv, const struct kv_seq *s, int layer, int positi
     float stored[SKETCH_MAX_DIM];
     for (size_t d = 0; d < dim; d++)
         stored[d] = is_f32 ? key[d] : bf16_to_f32(f32_to_bf16(key[d]));
-    sketch_key(stored, kv->index_dim, sketch_at(kv, page, slot), slot % SKETCH_UNIT);
+    char *sketches = index_at(kv, s, layer, page_index, kv->sketches, kv->sketch_bytes);
+    sketch_key(stored, kv->index_dim,
+               sketches + (size_t)(slot / SKETCH_UNIT) * sketch_unit_bytes(kv->index_dim),
+               slot % SKETCH_UNIT);
 }
 
 const void *kv_index_page(const struct kv *kv, const struct kv_seq *s, int layer, int page_index)
 {
-    return index_at(kv, s, layer, page_index);
+    return index_at(kv, s, layer, page_index, kv->index_keys, kv->index_key_bytes);
 }
 
 const void *kv_index_sketch(const struct kv *kv, const struct kv_seq *s, int layer, int page_index)
 {
-    return sketch_at(kv, index_at(kv, s, layer, page_index), 0);
+    return index_at(kv, s, layer, page_index, kv->sketches, kv->sketch_bytes);
 }
 
 size_t kv_index_unit_bytes(const struct kv *kv)

@@ -3,10 +3,11 @@
  *
  * A page holds KV_PAGE_TOKENS consecutive positions of one sequence for every layer.  In a
  * page, per layer and KV head, K and V (and their scales) lie as kernels.h lays out a block.
- * A page is exactly one attention block, so the fold order depends on positions only.  Behind
- * them lie, per sparse layer, the index keys of the same positions (engine/msa.h), in f32
- * beside f32 and in bf16 beside the others, laid out as K is, and then their sketches
- * (engine/index_sketch.h), as kernels.h lays out a sketch_block.
+ * A page is exactly one attention block, so the fold order depends on positions only.  To it
+ * belong, per sparse layer, the index keys of the same positions (engine/msa.h), in f32 beside
+ * f32 and in bf16 beside the others, laid out as K is, and their sketches
+ * (engine/index_sketch.h), as kernels.h lays out a sketch_block: these two lie apart, one layer's
+ * of all pages in a run each.
  *
  * What a page holds is a function of the tokens up to its end, so sequences that begin alike can
  * share pages that are full, and such pages are worth keeping after their sequence (pages.h).

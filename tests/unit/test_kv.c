@@ -2,7 +2,9 @@
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
+#include "engine/index_sketch.h"
 #include "engine/kv.h"
 #include "model/halves.h"
 #include "tests/lib/test.h"
@@ -183,6 +185,89 @@ TEST(kv_write_puts_every_number_where_the_kernels_read_it)
     for (int format = 0; format < KV_FORMAT_COUNT; format++) {
         write_and_read(&config, (enum kv_format)format);
         write_and_read(&odd, (enum kv_format)format);
+    }
+}
+
+/* ---- what sparse layers have besides ---- */
+
+enum { INDEX_DIM = 20, SPARSE_PAGES = 5, SPARSE_TOKENS = SPARSE_PAGES * KV_PAGE_TOKENS };
+
+static void write_index_keys(struct kv *kv, const struct kv_seq *s, int seq, int first, int end)
+{
+    float k[HEADS * STRIDE], v[HEADS * STRIDE];
+    for (int at = first; at < end; at++)
+        for (int layer = 0; layer < config.n_layers; layer++) {
+            for (int i = 0; i < HEADS * DIM; i++)
+                v[i] = -(k[i] = key(seq, layer, at, i));
+            kv_write(kv, s, layer, at, k, v);
+            if (layer > 0)
+                kv_index_write(kv, s, layer, at, k + 1);
+        }
+}
+
+/* A page of one layer: every index key, and the sketches that its keys have. */
+static void check_index_page(const struct kv *kv, const struct kv_seq *s, int seq, int layer,
+                             int page)
+{
+    enum kv_format format = kv_index_format(kv_format_of(kv));
+    size_t packed = format == KV_F32 ? 1 : 2, lanes = INDEX_DIM / packed;
+    const char *keys = kv_index_page(kv, s, layer, page);
+    const char *sketches = kv_index_sketch(kv, s, layer, page);
+    _Alignas(64) char want[KV_PAGE_TOKENS * 64] = {0};
+    size_t unit = sketch_unit_bytes(INDEX_DIM);
+    CHECK(unit * (KV_PAGE_TOKENS / SKETCH_UNIT) <= sizeof want);
+    CHECK(((uintptr_t)keys | (uintptr_t)sketches) % 64 == 0);
+    for (size_t slot = 0; slot < KV_PAGE_TOKENS; slot++) {
+        float k[INDEX_DIM];
+        for (size_t d = 0; d < INDEX_DIM; d++) {
+            size_t at = ((slot / 16 * lanes + d / packed) * 16 + slot % 16) * packed + d % packed;
+            k[d] = key(seq, layer, page * KV_PAGE_TOKENS + (int)slot, (int)d + 1);
+            CHECK(element(format, keys, at) == k[d]);
+        }
+        sketch_key(k, INDEX_DIM, want + slot / SKETCH_UNIT * unit, (int)slot % SKETCH_UNIT);
+    }
+    CHECK_BYTES(sketches, want, unit * (KV_PAGE_TOKENS / SKETCH_UNIT));
+}
+
+static void check_sparse(const struct kv *kv, const struct kv_seq *s, int seq)
+{
+    for (int page = 0; page < SPARSE_PAGES; page++)
+        for (int layer = 0; layer < config.n_layers; layer++) {
+            struct attend_block b;
+            float k[DIM];
+            kv_block(kv, s, layer, page, 1, &b);
+            for (int i = 0; i < DIM; i++)
+                k[i] = key(seq, layer, page * KV_PAGE_TOKENS + 63, DIM + i);
+            check_slot(kv, &b, DIM, 63, k);
+            if (layer > 0)
+                check_index_page(kv, s, seq, layer, page);
+        }
+}
+
+/* Two sequences that fill the cache, one of them cut and grown again. */
+TEST(kv_index_write_puts_keys_and_their_sketches_apart_from_all_else)
+{
+    struct model_config model = config;
+    model.sparse = (struct sparse_config){
+        .n_full_layers = 1, .block_size = 64, .top_k = 2, .n_heads = 2, .head_dim = INDEX_DIM};
+    for (int format = 0; format < KV_FORMAT_COUNT; format++) {
+        struct kv *kv = open_format(&model, (enum kv_format)format, 2 * SPARSE_PAGES);
+        struct kv_seq s[2] = {{0}, {0}};
+        for (int at = 0; at < SPARSE_TOKENS; at += 80)
+            for (int q = 0; q < 2; q++) {
+                CHECK_INT(kv_reserve(kv, &s[q], at + 80), 0);
+                write_index_keys(kv, &s[q], q, at, at + 80);
+            }
+        check_sparse(kv, &s[0], 0);
+        check_sparse(kv, &s[1], 1);
+        kv_truncate(kv, &s[0], 100);
+        CHECK_INT(kv_reserve(kv, &s[0], SPARSE_TOKENS), 0);
+        write_index_keys(kv, &s[0], 2, 0, SPARSE_TOKENS);
+        check_sparse(kv, &s[0], 2);
+        check_sparse(kv, &s[1], 1);
+        kv_truncate(kv, &s[0], 0);
+        kv_truncate(kv, &s[1], 0);
+        kv_close(&kv);
     }
 }
 
