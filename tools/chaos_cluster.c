@@ -1,14 +1,11 @@
 /* tools/chaos_cluster.c - the processes of a scenario; see chaos_state.h. */
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -19,8 +16,8 @@
 #include "tools/chaos_state.h"
 #include "tools/chaos_watch.h"
 
-enum { HTTP_PORT = 8080, STATE_MIB = 8, LEASE_MS = 2000 };
-static const int64_t ready_ns = 180 * CLOCK_S;
+enum { HTTP_PORT = 8080, ETCD_PORT = 2379, STATE_MIB = 8, LEASE_MS = 2000, LEADER_LEASE_MS = 1000 };
+static const int64_t ready_ns = 180 * CLOCK_S, etcd_ready_ns = 30 * CLOCK_S;
 
 /* ---- settings ---------------------------------------------------------------------------- */
 
@@ -45,6 +42,15 @@ static void set_text(struct chaos_state *r, const char *text)
         set_own(r, mem_string(text));
 }
 
+/* Each coordinator has a directory of its own, and etcd says who leads. */
+static void use_etcd(struct chaos_state *r)
+{
+    set_own(r, mem_format("coordinator.etcd.endpoints=%s", r->etcd.url));
+    set_own(r, mem_format("coordinator.etcd.lease_ms=%d", LEADER_LEASE_MS));
+    set_own(r, mem_format("standby.state.dir=%s", r->standby_state_dir));
+    set_own(r, mem_string("standby.state.standby=false"));
+}
+
 static void configure(struct chaos_state *r)
 {
     static const char *const programs[] = {"coordinator", "expert_node", "attn_node"};
@@ -58,6 +64,8 @@ static void configure(struct chaos_state *r)
     r->result->measures.lease_ns = LEASE_MS * CLOCK_MS;
     for (int i = 0; i < 3 && o->on_hosts && !r->scenario->has_keys; i++)
         set_own(r, mem_format("%s.security.insecure=true", programs[i]));
+    if (r->scenario->has_etcd)
+        use_etcd(r);
     for (int i = 0; i < CHAOS_MAX_SETTINGS && r->scenario->settings[i]; i++)
         set_text(r, r->scenario->settings[i]);
     for (int i = 0; i < o->n_settings; i++)
@@ -143,24 +151,12 @@ static void use_keys(struct chaos_state *r, const char *dir)
 
 /* ---- directories and hosts ----------------------------------------------------------------- */
 
-/* A port for a coordinator, the same after its restart. */
-static int free_port(void)
-{
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t size = sizeof a;
-    bool known = fd >= 0 && bind(fd, (struct sockaddr *)&a, size) == 0 &&
-                 getsockname(fd, (struct sockaddr *)&a, &size) == 0;
-    if (fd >= 0)
-        close(fd);
-    return known ? ntohs(a.sin_port) : HTTP_PORT;
-}
-
 static int open_net(struct chaos_state *r, struct err *e)
 {
     const struct chaos_options *o = &r->chaos->options;
     /* the last one is the clients' */
-    int n = 2 + r->cluster.n_experts + r->cluster.n_attention + r->scenario->has_standby;
+    int n = 2 + r->cluster.n_experts + r->cluster.n_attention + r->scenario->has_standby +
+            r->scenario->has_etcd;
     if (chaos_net_open(n, &o->wire, &r->net, e) < 0)
         return e->code = E_DENIED;
     r->cluster.net = r->net;
@@ -195,10 +191,38 @@ static int make_fresh(const char *dir, struct err *e)
 static int make_state(struct chaos_state *r, struct err *e)
 {
     r->state_dir = mem_format("%s/state", r->cluster.run_dir);
+    r->standby_state_dir = mem_format("%s/standby-state", r->cluster.run_dir);
     int rc = make_fresh(r->state_dir, e);
+    if (rc == 0)
+        rc = make_fresh(r->standby_state_dir, e);
     if (rc < 0)
         return rc;
     return r->scenario->small_state ? mount_state(r, e) : 0;
+}
+
+/* On a host of its own, behind the standby's; until it answers. */
+static int start_etcd(struct chaos_state *r, struct err *e)
+{
+    int host = 2 + r->cluster.n_experts + r->cluster.n_attention;
+    char *dir = mem_format("%s/etcd", r->cluster.run_dir);
+    int rc = make_fresh(dir, e);
+    r->etcd = (struct local_etcd){.dir = dir,
+                                  .host = r->net ? chaos_net_address(r->net, host) : "127.0.0.1",
+                                  .net = r->net,
+                                  .net_host = host,
+                                  .client_port = r->net ? ETCD_PORT : 0,
+                                  .peer_port = r->net ? ETCD_PORT + 1 : 0};
+    if (rc == 0)
+        rc = local_etcd_start(&r->etcd, e);
+    int64_t deadline_ns = clock_now_ns() + etcd_ready_ns;
+    while (rc == 0 && !local_etcd_answers(&r->etcd, r->http)) {
+        rc = chaos_pass(r, clock_now_ns() + 20 * CLOCK_MS, e);
+        if (rc == 0 && (clock_now_ns() > deadline_ns || r->etcd.pid == 0))
+            rc = err_set(e, E_UNAVAILABLE, "etcd does not answer: see %s/etcd.log", dir);
+    }
+    r->etcd.dir = NULL;
+    mem_free(dir);
+    return rc;
 }
 
 static int make_keys(struct chaos_state *r, const char *dir, struct err *e)
@@ -215,7 +239,8 @@ static void note_urls(struct chaos_state *r)
     r->urls[r->n_urls++] = mem_format("http://%s:%d", c->host, c->port);
     if (!c->standby_port)
         return;
-    const char *host = r->net ? chaos_net_address(r->net, c->n_processes - 1) : c->host;
+    int standby_host = (int)(local_cluster_find(&r->cluster, "standby") - c->processes);
+    const char *host = r->net ? chaos_net_address(r->net, standby_host) : c->host;
     r->urls[r->n_urls++] = mem_format("http://%s:%d", host, c->standby_port);
 }
 
@@ -237,11 +262,13 @@ int chaos_cluster_open(struct chaos_state *r, struct err *e)
         rc = open_net(r, e);
     if (rc == 0)
         rc = make_state(r, e);
+    if (rc == 0 && s->has_etcd)
+        rc = start_etcd(r, e);
     if (rc < 0)
         return rc;
-    r->cluster.port = o->on_hosts ? HTTP_PORT : free_port();
+    r->cluster.port = o->on_hosts ? HTTP_PORT : local_cluster_free_port();
     if (s->has_standby)
-        r->cluster.standby_port = o->on_hosts ? HTTP_PORT : free_port();
+        r->cluster.standby_port = o->on_hosts ? HTTP_PORT : local_cluster_free_port();
     configure(r);
     char *keys_dir = mem_format("%s/keys", r->cluster.run_dir);
     if (s->has_keys)
@@ -257,6 +284,7 @@ int chaos_cluster_open(struct chaos_state *r, struct err *e)
 void chaos_cluster_close(struct chaos_state *r)
 {
     local_cluster_stop(&r->cluster);
+    local_etcd_kill(&r->etcd);
     chaos_net_close(&r->net);
     if (r->has_state_mount)
         umount2(r->state_dir, MNT_DETACH);
@@ -267,6 +295,7 @@ void chaos_cluster_close(struct chaos_state *r)
     for (int i = 0; i < r->n_urls; i++)
         mem_free(r->urls[i]);
     mem_free(r->state_dir);
+    mem_free(r->standby_state_dir);
     mem_free(r->key_path);
 }
 
@@ -301,20 +330,39 @@ static bool is_whole(struct chaos_state *r)
     return false;
 }
 
-int chaos_wait_whole(struct chaos_state *r, int64_t within_ns, struct err *e)
+static bool is_in_step(struct chaos_state *r)
+{
+    for (int i = 0; i < r->n_urls; i++)
+        if (chaos_watch_is_in_step(r->http, r->urls[i]))
+            return true;
+    return false;
+}
+
+static int wait_until(struct chaos_state *r, bool (*is)(struct chaos_state *r), const char *what,
+                      int64_t within_ns, struct err *e)
 {
     int64_t deadline_ns = clock_now_ns() + within_ns;
-    while (!is_whole(r)) {
+    while (!is(r)) {
         if (clock_now_ns() > deadline_ns)
-            return err_set(e, E_DEADLINE, "the cluster is not whole after %lld s",
+            return err_set(e, E_DEADLINE, "%s after %lld s", what,
                            (long long)(within_ns / CLOCK_S));
         int rc = chaos_pass(r, clock_now_ns() + 20 * CLOCK_MS, e);
         if (rc < 0)
             return rc;
         if (r->result->why.len > 0)
-            return err_set(e, E_UNAVAILABLE, "the cluster is not whole: %s", r->result->why.data);
+            return err_set(e, E_UNAVAILABLE, "%s: %s", what, r->result->why.data);
     }
     return 0;
+}
+
+int chaos_wait_whole(struct chaos_state *r, int64_t within_ns, struct err *e)
+{
+    return wait_until(r, is_whole, "the cluster is not whole", within_ns, e);
+}
+
+int chaos_wait_in_step(struct chaos_state *r, int64_t within_ns, struct err *e)
+{
+    return wait_until(r, is_in_step, "no standby has the whole token log", within_ns, e);
 }
 
 int chaos_cluster_start(struct chaos_state *r, struct err *e)

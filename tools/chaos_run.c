@@ -31,6 +31,10 @@ static void reap(struct chaos_state *r)
     int wait_status;
     for (pid_t pid; (pid = waitpid(-1, &wait_status, WNOHANG)) > 0;) {
         struct local_process *p = local_cluster_ended(&r->cluster, pid);
+        if (pid == r->etcd.pid) {
+            r->etcd.pid = 0;
+            chaos_add_why(r, "etcd died");
+        }
         if (pid == r->strangers) {
             r->strangers = 0;
             chaos_add_why(r, "the strangers died");
@@ -245,6 +249,8 @@ static const char *cannot(const struct chaos *c, const struct chaos_scenario *s)
         return "needs several hosts: --hosts";
     if (s->small_state && geteuid() != 0)
         return "needs a file system of its own: root";
+    if (s->has_etcd && local_etcd_missing())
+        return local_etcd_missing();
     if (s->replicas > c->options.n_nodes)
         return "needs more expert nodes";
     return NULL;

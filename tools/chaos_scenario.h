@@ -19,6 +19,7 @@ enum chaos_act {
     CHAOS_DRAIN,          /* SIGTERM, then it must end by itself with exit code 0 */
     CHAOS_START,          /* a process that does not run */
     CHAOS_WHOLE,          /* waits until every expert has all its copies again; the time counts */
+    CHAOS_IN_STEP,        /* waits until a standby has all of the leader's token log */
     CHAOS_CUT,            /* the wire of its host */
     CHAOS_LOSS,           /* `amount` per mille of the frames of its host */
     CHAOS_DELAY,          /* `amount` us more on its wire, each way, and as much jitter */
@@ -53,7 +54,8 @@ struct chaos_scenario {
     bool needs_hosts; /* several hosts, with wires between them (--hosts) */
     bool has_spare;   /* one expert node more, not started with the others */
     bool resumes;     /* clients ask again for what broke */
-    bool has_standby; /* a second coordinator with the same state directory */
+    bool has_standby; /* a second coordinator with the same state directory, */
+    bool has_etcd;    /* or with one of its own: an etcd says which of them leads */
     bool has_keys;    /* CURVE between hosts, API keys for clients */
     bool small_state; /* the state directory has a small file system to itself (needs root) */
     /* for local_cluster_set(); %d: the run directory, spare.: that node's own */

@@ -267,6 +267,8 @@ static int act(struct chaos_state *r, const struct chaos_step *s, struct err *e)
         return chaos_start_process(r, p, e);
     case CHAOS_WHOLE:
         return act_whole(r, e);
+    case CHAOS_IN_STEP:
+        return chaos_wait_in_step(r, whole_ns, e);
     case CHAOS_CUT:
     case CHAOS_LOSS:
     case CHAOS_DELAY:

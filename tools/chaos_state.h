@@ -11,6 +11,7 @@
 #include "base/rng.h"
 #include "tools/chaos_run.h"
 #include "tools/http_client.h"
+#include "tools/local_etcd.h"
 
 enum { CHAOS_MAX_CHOICES = 32 };
 
@@ -36,6 +37,8 @@ struct chaos_state {
     int n_urls;
     char *key_path;  /* of the clients' API key; NULL: none */
     char *state_dir; /* NULL until it is there */
+    char *standby_state_dir;
+    struct local_etcd etcd;
     bool has_state_mount;
     pid_t strangers; /* 0: none */
     int64_t next_progress_ns;
@@ -57,6 +60,8 @@ int chaos_start_process(struct chaos_state *r, struct local_process *p, struct e
 struct local_process *chaos_spare(struct chaos_state *r);
 /* Until full redundancy.  E_DEADLINE, E_CANCELLED. */
 int chaos_wait_whole(struct chaos_state *r, int64_t within_ns, struct err *e);
+/* Until a standby has all of the leader's token log, and is on record as such.  Likewise. */
+int chaos_wait_in_step(struct chaos_state *r, int64_t within_ns, struct err *e);
 /* Whatever of it exists. */
 void chaos_cluster_close(struct chaos_state *r);
 

@@ -67,15 +67,40 @@ bool chaos_is_whole(struct str text, const struct chaos_crew *crew)
     return whole;
 }
 
+static bool get(struct http_client *http, const char *url, const char *path, struct buf *answer)
+{
+    char *whole = mem_format("%s%s", url, path);
+    int status = 0;
+    struct http_exchange x = {.url = whole, .timeout_ns = CLOCK_S};
+    bool fine = http_exchange(http, &x, &status, answer, NULL) == 0 && status == 200;
+    mem_free(whole);
+    return fine;
+}
+
+bool chaos_is_in_step(struct str text)
+{
+    json_t *root = json_loadb(text.ptr, text.len, 0, NULL);
+    const json_t *standbys = json_object_get(root, "standbys");
+    size_t n = json_array_size(standbys);
+    bool all = n > 0;
+    for (size_t i = 0; i < n; i++)
+        all &= json_is_true(json_object_get(json_array_get(standbys, i), "recorded"));
+    json_decref(root);
+    return all;
+}
+
+bool chaos_watch_is_in_step(struct http_client *http, const char *url)
+{
+    struct buf answer = {0};
+    bool is = get(http, url, "/health", &answer) && chaos_is_in_step(buf_str(&answer));
+    buf_fini(&answer);
+    return is;
+}
+
 bool chaos_watch_is_whole(struct http_client *http, const char *url, const struct chaos_crew *crew)
 {
     struct buf answer = {0};
-    char *path = mem_format("%s/cluster", url);
-    int status = 0;
-    struct http_exchange x = {.url = path, .timeout_ns = CLOCK_S};
-    bool whole = http_exchange(http, &x, &status, &answer, NULL) == 0 && status == 200 &&
-                 chaos_is_whole(buf_str(&answer), crew);
-    mem_free(path);
+    bool whole = get(http, url, "/cluster", &answer) && chaos_is_whole(buf_str(&answer), crew);
     buf_fini(&answer);
     return whole;
 }

@@ -21,6 +21,11 @@ bool chaos_watch_is_whole(struct http_client *http, const char *url, const struc
 /* The same of a /cluster body. */
 bool chaos_is_whole(struct str cluster_json, const struct chaos_crew *crew);
 
+/* /health of a leader: there are standbys, and all have its whole token log, on record in etcd. */
+bool chaos_watch_is_in_step(struct http_client *http, const char *url);
+/* The same of a /health body. */
+bool chaos_is_in_step(struct str health_json);
+
 /* Sum of the counters of a /metrics text whose name has `word` in it; -1: there is none. */
 long long chaos_metric(struct str metrics, const char *word);
 /* The whole text of /metrics; empty if it does not answer. */

@@ -1,14 +1,17 @@
 /* tools/local_cluster.c - see local_cluster.h. */
 #include "tools/local_cluster.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -324,6 +327,18 @@ const char *local_cluster_url(struct local_cluster *r)
     }
     buf_fini(&log);
     return r->url;
+}
+
+int local_cluster_free_port(void)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof a;
+    bool known = fd >= 0 && bind(fd, (struct sockaddr *)&a, size) == 0 &&
+                 getsockname(fd, (struct sockaddr *)&a, &size) == 0;
+    if (fd >= 0)
+        close(fd);
+    return known ? ntohs(a.sin_port) : 0;
 }
 
 /* ---- the run directory -------------------------------------------------------------------- */

@@ -55,6 +55,8 @@ struct local_cluster {
     int n_processes;
 };
 
+/* Of 127.0.0.1, and nobody has it at this moment; 0: there is none. */
+int local_cluster_free_port(void);
 /* Finds the programs and makes the run directory: `dir`, or a temporary one if NULL. */
 int local_cluster_open(struct local_cluster *r, const char *dir, struct err *e);
 /* One more "WHO.KEY=VALUE"; false if there are too many. */

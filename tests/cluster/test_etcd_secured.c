@@ -97,7 +97,7 @@ static void make_users(const struct etcd_options *o)
             test_fail(__FILE__, __LINE__, "%s: %s", steps[i][0], g.why);
 }
 
-static void begin(struct test_etcd *t, struct etcd_options *right)
+static void begin(struct local_etcd *t, struct etcd_options *right)
 {
     if (access("/usr/bin/openssl", X_OK) != 0)
         test_skip("openssl is missing");
@@ -122,7 +122,7 @@ static void check_refused(struct etcd_options o, const char *body, const char *o
 
 TEST(etcd_with_keys_and_users_takes_who_has_all_and_tells_others_what_is_wrong)
 {
-    struct test_etcd t;
+    struct local_etcd t;
     struct etcd_options right, o;
     begin(&t, &right);
     struct got g = ask(&right, "/v3/kv/range", range);
@@ -181,7 +181,7 @@ TEST_WITHIN(a_coordinator_leads_through_an_etcd_with_keys_and_users, 180)
 {
     static struct cluster cluster;
     static char endpoints[96], url[64];
-    struct test_etcd t;
+    struct local_etcd t;
     struct etcd_options right;
     begin(&t, &right);
     snprintf(endpoints, sizeof endpoints, "etcd.endpoints=%s", t.url);

@@ -14,6 +14,7 @@
 #include "tests/lib/etcd.h"
 #include "tests/lib/test.h"
 #include "tools/http_client.h"
+#include "tools/local_cluster.h"
 
 enum { N_STREAMS = 4, TOKENS = 400, LEASE_MS = 1000 };
 
@@ -189,7 +190,7 @@ static void check_same(const char *run)
 /* ---- two coordinators ------------------------------------------------------------------------ */
 
 struct pair {
-    struct test_etcd etcd;
+    struct local_etcd etcd;
     struct cluster cluster; /* its URL is the first one's, unless set otherwise */
     char urls[2][64];
 };
@@ -205,8 +206,8 @@ static void start_pair(struct pair *p, bool own_logs, const char *more)
     snprintf(endpoints, sizeof endpoints, "etcd.endpoints=%s", p->etcd.url);
     char *lease = mem_format("etcd.lease_ms=%d", LEASE_MS);
     /* Fixed ports: one that begins anew shall be found again. */
-    char *first_port = mem_format("http.port=%d", etcd_free_port());
-    char *second_port = mem_format("http.port=%d", etcd_free_port());
+    char *first_port = mem_format("http.port=%d", local_cluster_free_port());
+    char *second_port = mem_format("http.port=%d", local_cluster_free_port());
     const char *shared = own_logs ? "state.shared=false" : "state.shared=true";
     const char *const settings[] = {
         "state.dir=state", endpoints, lease, first_port, shared, more, NULL};

@@ -284,6 +284,27 @@ TEST(chaos_whole_means_every_copy_is_there)
     }
 }
 
+TEST(chaos_knows_when_standbys_are_in_step)
+{
+#define STANDBY(in_step, recorded) \
+    "{\"name\":\"b\",\"in_step\":" in_step ",\"recorded\":" recorded ",\"lag_bytes\":0}"
+    static const struct {
+        const char *json;
+        bool in_step;
+    } cases[] = {
+        {"{\"role\":\"leader\",\"standbys\":[" STANDBY("true", "true") "]}", true},
+        {"{\"standbys\":[" STANDBY("true", "true") "," STANDBY("true", "false") "]}", false},
+        {"{\"standbys\":[" STANDBY("false", "false") "]}", false},
+        {"{\"role\":\"leader\",\"standbys\":[]}", false},
+        {"{\"role\":\"standby\"}", false},
+        {"{\"standbys\":[7]}", false},
+        {"no JSON", false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        if (chaos_is_in_step(str_of(cases[i].json)) != cases[i].in_step)
+            test_fail(__FILE__, __LINE__, "%s", cases[i].json);
+}
+
 TEST(chaos_metrics_are_summed_by_a_part_of_their_name)
 {
     static const char text[] = "# HELP polymath_retries_total Retries.\n"
@@ -311,9 +332,9 @@ TEST(chaos_scenarios_are_whole_and_named_once)
                   1);
         for (int i = 0; i < CHAOS_MAX_STEPS && s->steps[i].act != CHAOS_END; i++) {
             const struct chaos_step *step = &s->steps[i];
-            static const enum chaos_act of_all[] = {CHAOS_WAIT, CHAOS_WHOLE,          CHAOS_AGAIN,
-                                                    CHAOS_RATE, CHAOS_RATE_OF_OTHERS, CHAOS_FILL,
-                                                    CHAOS_FREE, CHAOS_ATTACK};
+            static const enum chaos_act of_all[] = {
+                CHAOS_WAIT, CHAOS_WHOLE, CHAOS_AGAIN,  CHAOS_RATE,   CHAOS_RATE_OF_OTHERS,
+                CHAOS_FILL, CHAOS_FREE,  CHAOS_ATTACK, CHAOS_IN_STEP};
             bool has_who = true;
             for (size_t k = 0; k < sizeof of_all / sizeof of_all[0]; k++)
                 has_who = has_who && step->act != of_all[k];
@@ -323,6 +344,8 @@ TEST(chaos_scenarios_are_whole_and_named_once)
                 CHECK(s->has_spare);
             if (step->act >= CHAOS_CUT && step->act <= CHAOS_HEAL)
                 CHECK(s->needs_hosts);
+            if (step->act == CHAOS_IN_STEP)
+                CHECK(s->has_etcd && s->has_standby);
             if (step->act == CHAOS_FILL)
                 CHECK(s->small_state && s->target.refusal);
         }
