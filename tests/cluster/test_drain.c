@@ -32,15 +32,15 @@ static char *ids_of(struct cluster *c)
     return text;
 }
 
-/* One question after another, in a process of its own; ends with 0 when the file "enough" is
- * there, with 1 at the first answer that is not `want`. */
+/* One question after another, in a process of its own, at least four; ends with 0 when the file "enough"
+ * is there, with 1 at the first answer that is not `want`. */
 static _Noreturn void ask_for_ever(const char *base, const char *want)
 {
     struct http_client *client = http_client_new();
     char *url = mem_format("%s/v1/completions", base);
     struct http_exchange x = {.url = url, .body = ASK, .timeout_ns = 60 * CLOCK_S};
     int n = 0;
-    while (access("enough", F_OK) != 0) {
+    while (n < 4 || access("enough", F_OK) != 0) {
         struct buf answer = {0};
         struct err e = {0};
         int status = 0, rc = http_exchange(client, &x, &status, &answer, &e);
@@ -56,7 +56,7 @@ static _Noreturn void ask_for_ever(const char *base, const char *want)
         buf_fini(&answer);
         n++;
     }
-    _exit(n > 3 ? 0 : 2);
+    _exit(0);
 }
 
 static pid_t start_asking(struct cluster *c, const char *want)

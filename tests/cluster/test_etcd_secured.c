@@ -164,19 +164,6 @@ TEST(etcd_with_keys_and_users_takes_who_has_all_and_tells_others_what_is_wrong)
     etcd_end(&t);
 }
 
-static void wait_log(const char *name, const char *what)
-{
-    int64_t deadline_ns = clock_now_ns() + (test_is_slow_build() ? 80 : 20) * CLOCK_S;
-    for (bool has = false; !has;) {
-        struct buf log = cluster_log(name);
-        has = strstr(log.data, what);
-        if (!has && clock_now_ns() > deadline_ns)
-            test_fail(__FILE__, __LINE__, "%s never logged %s: %s", name, what, log.data);
-        buf_fini(&log);
-        clock_sleep_until(clock_now_ns() + 10 * CLOCK_MS);
-    }
-}
-
 TEST_WITHIN(a_coordinator_leads_through_an_etcd_with_keys_and_users, 180)
 {
     static struct cluster cluster;
@@ -194,7 +181,7 @@ TEST_WITHIN(a_coordinator_leads_through_an_etcd_with_keys_and_users, 180)
                                     "etcd.password_file=password",
                                     NULL};
     cluster_start(&cluster, 1, 0, settings);
-    wait_log("coordinator", "ev=leader.leads");
+    cluster_wait_log("coordinator", "ev=leader.leads");
     json_t *health = cluster_ask_json(&cluster, "/health", NULL);
     CHECK_STR(json_string_value(json_object_get(health, "role")), "leader");
     json_decref(health);
@@ -202,7 +189,7 @@ TEST_WITHIN(a_coordinator_leads_through_an_etcd_with_keys_and_users, 180)
     const char *const second[] = {"cluster.listen=ipc://second.sock", "node.name=second",
                                   "etcd.password_file=wrong", NULL};
     cluster_start_another(&cluster, "second", second, url);
-    wait_log("second", "etcd.password_file");
+    cluster_wait_log("second", "etcd.password_file");
     struct buf log = cluster_log("second");
     CHECK(!strstr(log.data, "ev=leader.leads"));
     CHECK(!strstr(log.data, "sesame"));

@@ -59,7 +59,7 @@ TEST_WITHIN(survivors_take_over_when_a_node_stays_away, 90)
     cluster_start(&c, 3, 0, settings);
     char *before = ids_of(&c);
     cluster_kill(&c, "expert-2", SIGKILL);
-    cluster_wait_not_ready(&c, 10);
+    cluster_wait_log("coordinator", "ev=node.gone name=expert-2");
     cluster_wait_ready(&c, 30);
     char *after = ids_of(&c);
     CHECK_STR(after, before);

@@ -208,7 +208,7 @@ TEST_WITHIN(hostile_clients_are_refused_and_the_others_never_notice, 120)
         char *beside = ids_of(&c);
         _exit(strcmp(beside, alone) == 0 ? 0 : 1);
     }
-    cluster_wait_value(&c, "requests.running", 1, 10);
+    cluster_wait_prompt_tokens(&c, 2 * 6);
     send_nonsense(&c);
     be_slow(&c);
     come_in_crowds(&c);

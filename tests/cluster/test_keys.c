@@ -51,20 +51,6 @@ static void check_same(struct cluster *c, const struct buf *want)
     buf_fini(&got);
 }
 
-static void wait_for_text(const char *log_name, const char *text)
-{
-    int64_t deadline_ns = clock_now_ns() + (test_is_slow_build() ? 120 : 30) * CLOCK_S;
-    for (bool is_there = false; !is_there;) {
-        struct buf log = cluster_log(log_name);
-        is_there = log.data && strstr(log.data, text);
-        if (!is_there && clock_now_ns() > deadline_ns)
-            test_fail(__FILE__, __LINE__, "%s never logged %s: %s", log_name, text,
-                      log.data ? log.data : "");
-        buf_fini(&log);
-        clock_sleep_until(clock_now_ns() + 10 * CLOCK_MS);
-    }
-}
-
 /* Starts a node with these settings beside the usual ones. */
 static void start_node(struct cluster *c, const char *program, const char *name, const char *key,
                        const char *server_key)
@@ -163,15 +149,15 @@ TEST_WITHIN(strangers_are_refused_counted_and_named_while_others_go_on, 120)
     ask(&c, &want);
 
     start_node(&c, "expert_node", "unlisted", "stranger.key", "coordinator.pub");
-    wait_for_text("coordinator", "ev=auth.refused why=unknown_key");
-    wait_for_text("unlisted", "ev=channel.refused peer=\"coordinator\"");
+    cluster_wait_log("coordinator", "ev=auth.refused why=unknown_key");
+    cluster_wait_log("unlisted", "ev=channel.refused peer=\"coordinator\"");
     check_same(&c, &want);
     start_node(&c, "expert_node", "keyless", "", "");
-    wait_for_text("keyless", "ev=channel.refused peer=\"coordinator\"");
+    cluster_wait_log("keyless", "ev=channel.refused peer=\"coordinator\"");
     check_same(&c, &want);
     start_node(&c, "expert_node", "misled", "expert-1.key", "expert-0.pub");
-    wait_for_text("coordinator", "ev=auth.refused why=crypto");
-    wait_for_text("misled", "ev=channel.refused peer=\"coordinator\"");
+    cluster_wait_log("coordinator", "ev=auth.refused why=crypto");
+    cluster_wait_log("misled", "ev=channel.refused peer=\"coordinator\"");
     check_same(&c, &want);
     CHECK_INT(cluster_ask(&c, "/cluster", NULL), 200);
     CHECK(!strstr(c.answer.data, "unlisted") && !strstr(c.answer.data, "keyless") &&
@@ -182,7 +168,7 @@ TEST_WITHIN(strangers_are_refused_counted_and_named_while_others_go_on, 120)
 
     /* Put on the list it comes in, without anybody's restart. */
     POLYMATH(NULL, "keys", "allow", "allow", "stranger.pub");
-    wait_for_text("coordinator", "ev=node.joined name=unlisted");
+    cluster_wait_log("coordinator", "ev=node.joined name=unlisted");
     check_same(&c, &want);
     cluster_stop(&c);
     buf_fini(&want);
@@ -199,9 +185,9 @@ TEST_WITHIN(a_revoked_node_is_thrown_out_and_the_rest_goes_on, 120)
     cluster_wait_ready(&c, 40);
     ask(&c, &want);
     POLYMATH(NULL, "keys", "revoke", "allow", "expert-1");
-    wait_for_text("coordinator", "ev=auth.refused why=call server=cluster");
-    wait_for_text("coordinator", "ev=node.gone name=expert-1");
-    wait_for_text("expert-1", "ev=member.refused");
+    cluster_wait_log("coordinator", "ev=auth.refused why=call server=cluster");
+    cluster_wait_log("coordinator", "ev=node.gone name=expert-1");
+    cluster_wait_log("expert-1", "ev=member.refused");
     for (int i = 0; i < c.n_processes; i++) {
         struct cluster_process *p = &c.processes[i];
         int status;

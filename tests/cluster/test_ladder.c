@@ -127,9 +127,9 @@ static void replace_by_a_faulty_one(struct cluster *c, const char *const *faults
     cluster_wait_value(c, "coverage.copies", 2 * EXPERTS, 40);
 }
 
-/* Another stream in the same steps, for as long as it takes. */
+/* Another stream in the same steps, longer than ours. */
 static const char beside_body[] =
-    "{\"prompt\":[3,1,4,1,5,9,2,6],\"max_tokens\":400,\"temperature\":1,\"ignore_eos\":true}";
+    "{\"prompt\":[3,1,4,1,5,9,2,6],\"max_tokens\":4000,\"temperature\":1,\"ignore_eos\":true}";
 
 static void kill_one(struct cluster *c)
 {

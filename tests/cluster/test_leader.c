@@ -95,19 +95,6 @@ static void wait_role(struct coordinators *p, int which, const char *role)
     }
 }
 
-static void wait_log(const char *name, const char *what)
-{
-    int64_t deadline_ns = clock_now_ns() + (test_is_slow_build() ? 80 : 20) * CLOCK_S;
-    for (bool has = false; !has;) {
-        struct buf log = cluster_log(name);
-        has = strstr(log.data, what);
-        if (!has && clock_now_ns() > deadline_ns)
-            test_fail(__FILE__, __LINE__, "%s never logged %s: %s", name, what, log.data);
-        buf_fini(&log);
-        clock_sleep_until(clock_now_ns() + 10 * CLOCK_MS);
-    }
-}
-
 static void check_log_has(const char *name, const char *what)
 {
     struct buf log = cluster_log(name);
@@ -221,9 +208,9 @@ TEST_WITHIN(a_leader_that_was_stopped_steps_down, 180)
     clock_sleep_until(clock_now_ns() + LEASE_MS * CLOCK_MS);
     cluster_kill(&p.cluster, "coordinator", SIGCONT);
     /* It begins anew, in the same process, and finds who leads. */
-    wait_log("coordinator", "ev=leader.suspended");
-    wait_log("coordinator", "ev=leader.stepped_down");
-    wait_log("coordinator", "ev=leader.stands_by");
+    cluster_wait_log("coordinator", "ev=leader.suspended");
+    cluster_wait_log("coordinator", "ev=leader.stepped_down");
+    cluster_wait_log("coordinator", "ev=leader.stands_by");
     long long gap_ms = streams_finish("hit", pids);
     streams_check_same("hit");
     test_say("after SIGSTOP of the leader, with a lease of %d ms: the longest gap of a stream is "

@@ -21,16 +21,6 @@ static int loadtest(const struct cluster *c, const char *const *arguments, struc
     return rc;
 }
 
-static double metric(struct cluster *c, const char *name)
-{
-    CHECK_INT(cluster_ask(c, "/metrics", NULL), 200);
-    char *key = mem_format("\n%s ", name);
-    const char *at = strstr(c->answer.data, key);
-    double v = at ? strtod(at + strlen(key), NULL) : -1;
-    mem_free(key);
-    return v;
-}
-
 static json_t *read_json(const char *path)
 {
     json_t *root = json_load_file(path, 0, NULL);
@@ -52,7 +42,7 @@ TEST_WITHIN(overload_is_answered_429_and_nothing_else, 240)
     struct buf output = {0}, plot = {0};
     cluster_start(&c, 2, 0, settings);
     CHECK_INT(loadtest(&c, warm, &output), 0);
-    double before = metric(&c, "process_resident_memory_bytes");
+    double before = cluster_metric(&c, "process_resident_memory_bytes");
     if (loadtest(&c, mixed, &output) != 0)
         test_fail(__FILE__, __LINE__, "%s", output.data);
     test_say("%.*s", (int)strcspn(output.data, "\n"), output.data);
@@ -66,12 +56,12 @@ TEST_WITHIN(overload_is_answered_429_and_nothing_else, 240)
     json_decref(r);
     CHECK_INT(buf_read_file(&plot, "mixed.svg", 1 << 20, NULL), 0);
     CHECK(str_find(buf_str(&plot), STR("</svg>")) < plot.len);
-    double grown = metric(&c, "process_resident_memory_bytes") - before;
+    double grown = cluster_metric(&c, "process_resident_memory_bytes") - before;
     test_say("the coordinator grew by %.1f MB", grown / 1e6);
     if (!test_is_slow_build()) /* sanitizers keep freed memory */
         CHECK(grown < 32e6);
-    CHECK_INT(metric(&c, "polymath_requests_total{outcome=\"failed\"}"), 0);
-    CHECK_INT(metric(&c, "polymath_requests_total{outcome=\"cancelled\"}"), 0);
+    CHECK_INT(cluster_metric(&c, "polymath_requests_total{outcome=\"failed\"}"), 0);
+    CHECK_INT(cluster_metric(&c, "polymath_requests_total{outcome=\"cancelled\"}"), 0);
     buf_fini(&output);
     buf_fini(&plot);
     cluster_stop(&c);
@@ -95,21 +85,21 @@ TEST_WITHIN(idle_streams_are_cheap_and_hang_ups_leave_nothing, 240)
     test_say("1,000 idle streams: %.1f MB", mb);
     if (!test_is_slow_build())
         CHECK(mb < 100);
-    double before = metric(&c, "process_resident_memory_bytes");
+    double before = cluster_metric(&c, "process_resident_memory_bytes");
     if (loadtest(&c, hangup, &output) != 0)
         test_fail(__FILE__, __LINE__, "%s", output.data);
     CHECK_HAS(output.data, "0 failed, 1000 hung up");
-    CHECK_INT(metric(&c, "polymath_requests_running"), 0);
-    CHECK_INT(metric(&c, "polymath_requests_queued"), 0);
-    CHECK(metric(&c, "polymath_requests_total{outcome=\"cancelled\"}") >= 1000);
-    CHECK(metric(&c, "polymath_http_connections_open") <= 3);
-    double grown = metric(&c, "process_resident_memory_bytes") - before;
+    CHECK_INT(cluster_metric(&c, "polymath_requests_running"), 0);
+    CHECK_INT(cluster_metric(&c, "polymath_requests_queued"), 0);
+    CHECK(cluster_metric(&c, "polymath_requests_total{outcome=\"cancelled\"}") >= 1000);
+    CHECK(cluster_metric(&c, "polymath_http_connections_open") <= 3);
+    double grown = cluster_metric(&c, "process_resident_memory_bytes") - before;
     test_say("1,000 hang-ups: the coordinator grew by %.1f MB", grown / 1e6);
     if (!test_is_slow_build())
         CHECK(grown < 16e6);
     /* What they held is free: one more is answered, and its pages are all that is used. */
     CHECK_INT(cluster_ask(&c, "/v1/completions", "{\"prompt\":[5,6],\"max_tokens\":2}"), 200);
-    CHECK(metric(&c, "polymath_kv_pages_used{node=\"coordinator-attention\"}") <= 1);
+    CHECK(cluster_metric(&c, "polymath_kv_pages_used{node=\"coordinator-attention\"}") <= 1);
     buf_fini(&output);
     cluster_stop(&c);
 }
@@ -135,8 +125,8 @@ TEST_WITHIN(a_cluster_asked_for_twice_what_it_can_stays_well, 240)
     CHECK(json_integer_value(json_object_get(r, "hung_up")) > 0);
     CHECK(json_number_value(cluster_at(r, "overload.capacity_per_second")) > 0);
     json_decref(r);
-    CHECK_INT(metric(&c, "polymath_requests_running"), 0);
-    CHECK_INT(metric(&c, "polymath_requests_queued"), 0);
+    CHECK_INT(cluster_metric(&c, "polymath_requests_running"), 0);
+    CHECK_INT(cluster_metric(&c, "polymath_requests_queued"), 0);
     buf_fini(&output);
     cluster_stop(&c);
 }

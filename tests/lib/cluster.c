@@ -203,6 +203,21 @@ void cluster_endpoint(const char *name, const char *event, char *out, size_t byt
     wait_for_log(name, event, "endpoint=", out, bytes);
 }
 
+void cluster_wait_log(const char *name, const char *text)
+{
+    int64_t deadline = deadline_in(30);
+    for (bool has = false; !has;) {
+        struct buf log = cluster_log(name);
+        has = log.data && strstr(log.data, text);
+        if (!has && clock_now_ns() > deadline)
+            test_fail(__FILE__, __LINE__, "%s never logged %s: %s", name, text,
+                      log.data ? log.data : "(empty)");
+        buf_fini(&log);
+        if (!has)
+            clock_sleep_until(clock_now_ns() + poll_ns);
+    }
+}
+
 void cluster_launch(struct cluster *c, int n_experts, int n_attention, const char *const *settings)
 {
     *c = (struct cluster){.model = cluster_model()};
@@ -405,6 +420,28 @@ void cluster_wait_value(struct cluster *c, const char *what, long long value, in
             return;
         if (clock_now_ns() > deadline)
             test_fail(__FILE__, __LINE__, "%s never became %lld: %s", what, value, c->answer.data);
+        clock_sleep_until(clock_now_ns() + poll_ns);
+    }
+}
+
+double cluster_metric(struct cluster *c, const char *name)
+{
+    CHECK_INT(cluster_ask(c, "/metrics", NULL), 200);
+    char *key = mem_format("\n%s ", name);
+    const char *at = strstr(c->answer.data, key);
+    if (!at)
+        test_fail(__FILE__, __LINE__, "no metric %s", name);
+    double value = strtod(at + strlen(key), NULL);
+    mem_free(key);
+    return value;
+}
+
+void cluster_wait_prompt_tokens(struct cluster *c, long long n)
+{
+    int64_t deadline = deadline_in(30);
+    while (cluster_metric(c, "polymath_prompt_tokens_total") < (double)n) {
+        if (clock_now_ns() > deadline)
+            test_fail(__FILE__, __LINE__, "%lld tokens of prompts were never taken", n);
         clock_sleep_until(clock_now_ns() + poll_ns);
     }
 }

@@ -66,6 +66,10 @@ void cluster_wait_ready(struct cluster *c, int seconds);
 void cluster_wait_not_ready(struct cluster *c, int seconds);
 /* Until `what` of /cluster (a dotted path such as "requests.running") is `value`. */
 void cluster_wait_value(struct cluster *c, const char *what, long long value, int seconds);
+/* Until the coordinator has taken this many prompts' tokens, in all, whether or not they still run. */
+void cluster_wait_prompt_tokens(struct cluster *c, long long n);
+/* A sample of /metrics by its whole name, labels included; fails the test if there is none. */
+double cluster_metric(struct cluster *c, const char *name);
 /* SIGTERM to all; every process must end with exit code 0. */
 void cluster_stop(struct cluster *c);
 
@@ -81,5 +85,7 @@ pid_t cluster_ask_beside(const struct cluster *c, const char *path, const char *
 json_t *cluster_at(json_t *root, const char *path);
 /* Whole text of NAME.log; buf_fini() it. */
 struct buf cluster_log(const char *name);
+/* Until NAME.log holds `text`.  What lasts for a moment only is waited for like this: a poll may miss it. */
+void cluster_wait_log(const char *name, const char *text);
 /* The `endpoint=` value of a log line that holds `event`; waits for it.  Into `out`. */
 void cluster_endpoint(const char *name, const char *event, char *out, size_t bytes);

@@ -364,6 +364,48 @@ static void close_while_the_peer_dies(void *ud)
     clock_sleep_until(clock_now_ns() + 20 * CLOCK_MS);
 }
 
+/* The same with a peer that hangs, and dies while this process stands still for a moment (a stolen CPU): after
+ * that libzmq must not find at once that the time is over that a closed link has, and that a message of
+ * which the peer has a half goes nowhere. */
+static void pause_while_the_peer_dies(void *ud)
+{
+    (void)ud;
+    pid_t taker = start_taker();
+    struct link *l = open_link(LINK_CLIENT, "ipc://taker.sock", 0, 100);
+    wait_event(l, LINK_CONNECTED);
+    CHECK_INT(kill(taker, SIGSTOP), 0);
+    struct blob *blobs[8];
+    for (int i = 0; i < 8; i++) {
+        blobs[i] = blob_new(20000);
+        memset(blobs[i]->data, i, blobs[i]->size_bytes);
+    }
+    for (int i = 0; i < 100; i++)
+        CHECK_INT(link_send(l, &(struct link_send){.blobs = blobs, .n_blobs = 8}), 0);
+    for (int i = 0; i < 8; i++)
+        blob_unref(&blobs[i]);
+    pid_t me = getpid(), stall = fork();
+    CHECK(stall >= 0);
+    if (stall == 0) {
+        clock_sleep_until(clock_now_ns() + 50 * CLOCK_MS);
+        kill(me, SIGSTOP);
+        kill(taker, SIGKILL);
+        clock_sleep_until(clock_now_ns() + 400 * CLOCK_MS);
+        kill(me, SIGCONT);
+        _exit(0);
+    }
+    link_close(&l);
+    waitpid(stall, NULL, 0);
+    waitpid(taker, NULL, 0);
+    clock_sleep_until(clock_now_ns() + 50 * CLOCK_MS);
+}
+
+TEST(link_close_survives_a_peer_that_dies_while_we_stand_still)
+{
+    struct test_end end = test_run_apart(pause_while_the_peer_dies, NULL);
+    CHECK_STR(end.output, "");
+    CHECK_INT(end.signal, 0);
+}
+
 TEST(link_close_survives_a_peer_that_dies)
 {
     struct rng r = test_rng();
