@@ -13,15 +13,19 @@
  *
  * Of JSON Schema:
  *   any value   type (also a list), nullable, enum, const (only those values that the rest allows), anyOf, allOf, $ref
- *               within the schema (also recursive); keywords beside them hold, too; oneOf where it is plain that no value is
- *               of two parts (types, bounds, a required property with other values); true and false
- *   strings     minLength, maxLength, pattern (model/grammar_regex.h), format: date, time, date-time, duration, email,
- *               hostname, ipv4, ipv6, uuid, uri (others, and any beside a pattern, are annotations)
- *   numbers     minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf (whole up to 100, or any where the bounds are
- *               close; 0.1, 0.01 ...)
- *   arrays      items, prefixItems, minItems, maxItems
+ *               within the schema (also recursive); keywords beside them hold, too; oneOf, where values that two parts
+ *               have in common are left out, and OpenAPI's discriminator is required; not, if, then, else, where what
+ *               is forbidden can be said the other way round (not multipleOf, uniqueItems, prefixItems, counted contains,
+ *               values that are objects or arrays with something in them); true and false
+ *   strings     minLength, maxLength, pattern (model/grammar_regex.h), also several, format: date, time, date-time,
+ *               duration, email, hostname, ipv4, ipv6, uuid, uri (others, and any beside a pattern, are annotations)
+ *   numbers     minimum, maximum, exclusiveMinimum, exclusiveMaximum (numbers, or true beside the other), multipleOf
+ *               (whole up to 100, or any where the bounds are close; 0.1, 0.01 ...)
+ *   arrays      items, prefixItems (or items as a list, with additionalItems), minItems, maxItems, contains, minContains,
+ *               maxContains; uniqueItems where items has few values: up to 8 in any order, more in that of the schema
  *   objects     properties, required, additionalProperties, minProperties, maxProperties, propertyNames, patternProperties
- *               (of one pattern where no properties are declared)
+ *               (names of two patterns are left out where no properties are declared), dependentRequired,
+ *               dependentSchemas, dependencies
  * Properties come in the order in which they are declared; where some are declared no others come.  Annotations
  * (title, description, default, examples, x-... and so on) are ignored; every other keyword is refused by its JSON
  * pointer, as is a schema that no value satisfies.  Whatever is generated is valid; not all that is valid can be

@@ -10,6 +10,9 @@ struct char_class { /* in order, without overlaps and surrogates */
     struct char_range *ranges;
     int n, room;
 };
+void char_class_add(struct char_class *c, int32_t first, int32_t last);
+/* Puts them in order, without overlaps and surrogates. */
+void char_class_tidy(struct char_class *c);
 bool char_class_has(const struct char_class *c, int32_t code_point);
 
 enum { REGEX_END = -2 }; /* as `class`: the text is read */

@@ -14,6 +14,11 @@ enum {
     BUILD_MAX_MULTIPLE = 100
 };
 
+/* Keywords of our own, for schemas that were put together: schemas that hold, too, and patterns [..] of which each is a
+ * string or {"not": a string or a list of texts}. */
+#define BUILD_ALSO "$also"
+#define BUILD_PATTERNS "$patterns"
+
 struct build_rule {
     const json_t *schema;
     uint32_t entry;
@@ -36,7 +41,7 @@ struct builder {
     const json_t *root; /* of the schema that is read, for $ref */
     struct err *e;
     struct buf path;
-    int nesting, steps;
+    int nesting, steps, n_expansions;
     uint32_t shared[BUILD_N_SHARED];
     struct build_rule *rules;
     int n_rules;
@@ -93,10 +98,21 @@ const json_t *build_flatten(struct builder *b, const json_t *schema);
 /* Does it have more than annotations, `but` left out? */
 bool build_constrains(const json_t *schema, const char *but);
 
+/* As JSON Schema has it: 1 is 1.0. */
+bool build_are_equal(const json_t *x, const json_t *y);
 /* grammar_check.c: is it a value of the schema? */
 bool build_takes(struct builder *b, const json_t *schema, const json_t *value);
 /* Can no value be of both?  false: perhaps. */
 bool build_are_disjoint(struct builder *b, const json_t *x, const json_t *y);
+
+/* grammar_logic.c: does a keyword say which of several schemas holds (anyOf, oneOf, if, not ...)? */
+bool build_is_split(const json_t *schema);
+/* Then an array, kept by the builder, of schemas without that keyword, which is *key: any value of any of them is
+ * one of the schema. */
+const json_t *build_alternatives(struct builder *b, const json_t *schema, const char **key);
+
+/* build_enter(), but for what nobody wrote. */
+size_t build_enter_split(struct builder *b, const char *key);
 
 /* Types of JSON as bits. */
 enum {
@@ -125,7 +141,14 @@ bool build_is_required(const json_t *schema, const char *key);
 
 /* A schema as a rule of its own, so that it is built once however often it is used. */
 uint32_t build_rule_of(struct builder *b, const json_t *schema);
-/* grammar_shapes.c. */
+/* The schemas of the first items and of those behind; of both ways to write them. */
+struct build_items {
+    const json_t *first, *rest; /* an array or NULL; a schema or NULL: anything */
+};
+struct build_items build_items_of(struct builder *b, const json_t *schema);
+/* What is said of item i; NULL: nothing. */
+const json_t *build_item(const struct build_items *items, size_t i);
+/* grammar_array.c and grammar_shapes.c. */
 uint32_t build_array(struct builder *b, const json_t *schema, uint32_t next);
 uint32_t build_object(struct builder *b, const json_t *schema, uint32_t next);
 /* grammar_schema.c: a value of a schema, as JSON. */

@@ -34,13 +34,19 @@ unsigned build_type_of(const json_t *value)
 static bool is_at_least(const json_t *schema, const char *key, double x)
 {
     const json_t *v = json_object_get(schema, key);
-    return !json_is_number(v) || x >= json_number_value(v);
+    const json_t *strict = json_object_get(schema, "exclusiveMinimum");
+    bool is_strict = strcmp(key, "minimum") == 0 && json_is_true(strict);
+    return !json_is_number(v) || x > json_number_value(v) ||
+           (!is_strict && x >= json_number_value(v));
 }
 
 static bool is_at_most(const json_t *schema, const char *key, double x)
 {
     const json_t *v = json_object_get(schema, key);
-    return !json_is_number(v) || x <= json_number_value(v);
+    const json_t *strict = json_object_get(schema, "exclusiveMaximum");
+    bool is_strict = strcmp(key, "maximum") == 0 && json_is_true(strict);
+    return !json_is_number(v) || x < json_number_value(v) ||
+           (!is_strict && x <= json_number_value(v));
 }
 
 static bool takes_number(const json_t *schema, double x)
@@ -58,39 +64,77 @@ static bool takes_number(const json_t *schema, double x)
 
 static bool takes_string(struct builder *b, const json_t *schema, struct str text)
 {
-    const json_t *pattern = json_object_get(schema, "pattern");
     int n = 0;
     int32_t c;
     for (size_t at = 0, bytes; at < text.len; at += bytes ? bytes : 1, n++)
         bytes = utf8_decode(text, at, &c);
-    if (!is_at_least(schema, "minLength", n) || !is_at_most(schema, "maxLength", n))
-        return false;
-    if (!json_is_string(pattern))
-        return true;
-    struct regex *r;
-    struct err e = {0};
-    struct str source = {json_string_value(pattern), json_string_length(pattern)};
-    if (regex_open(source, &r, &e) < 0)
-        return build_refuse(b, "pattern: %.200s", e.text) != 0;
-    bool matches = regex_matches(r, text);
-    regex_free(&r);
-    return matches;
+    return is_at_least(schema, "minLength", n) && is_at_most(schema, "maxLength", n) &&
+           build_matches(b, schema, text);
+}
+
+static bool takes_contained(struct builder *b, const json_t *schema, const json_t *value)
+{
+    const json_t *what = json_object_get(schema, "contains");
+    double n = 0;
+    for (size_t i = 0; what && i < json_array_size(value); i++)
+        n += build_takes(b, what, json_array_get(value, i));
+    bool has_least = json_object_get(schema, "minContains");
+    return !what || ((has_least ? is_at_least(schema, "minContains", n) : n >= 1) &&
+                     is_at_most(schema, "maxContains", n));
 }
 
 static bool takes_array(struct builder *b, const json_t *schema, const json_t *value)
 {
-    const json_t *first = json_object_get(schema, "prefixItems");
-    const json_t *rest = json_object_get(schema, "items");
+    struct build_items items = build_items_of(b, schema);
     size_t n = json_array_size(value);
-    if (!is_at_least(schema, "minItems", (double)n) || !is_at_most(schema, "maxItems", (double)n))
+    if (!is_at_least(schema, "minItems", (double)n) || !is_at_most(schema, "maxItems", (double)n) ||
+        !takes_contained(b, schema, value))
         return false;
     for (size_t i = 0; i < n; i++) {
-        const json_t *one = i < json_array_size(first) ? json_array_get(first, i) : rest;
+        const json_t *one = build_item(&items, i);
         if (one && !build_takes(b, one, json_array_get(value, i)))
             return false;
         for (size_t k = 0; k < i && json_is_true(json_object_get(schema, "uniqueItems")); k++)
-            if (json_equal(json_array_get(value, k), json_array_get(value, i)))
+            if (build_are_equal(json_array_get(value, k), json_array_get(value, i)))
                 return false;
+    }
+    return true;
+}
+
+static bool takes_dependent(struct builder *b, const json_t *schema, const json_t *value)
+{
+    static const char *const keys[] = {"dependentRequired", "dependentSchemas", "dependencies"};
+    const char *key;
+    json_t *then;
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        json_object_foreach(json_object_get(schema, keys[i]), key, then)
+        {
+            if (!json_object_get(value, key))
+                continue;
+            json_t *held = json_is_array(then) ? json_pack("{sO}", "required", then) : NULL;
+            bool takes = build_takes(b, held ? held : then, value);
+            json_decref(held);
+            if (!takes)
+                return false;
+        }
+    }
+    return true;
+}
+
+/* What the patterns say of a property; *is_known: one of them speaks of it. */
+static bool takes_by_patterns(struct builder *b, const json_t *schema, const char *key,
+                              const json_t *value, bool *is_known)
+{
+    const char *pattern;
+    json_t *of;
+    json_object_foreach(json_object_get(schema, "patternProperties"), pattern, of)
+    {
+        json_t *only = json_pack("{ss}", "pattern", pattern);
+        bool does = build_matches(b, only, str_of(key));
+        json_decref(only);
+        *is_known = *is_known || does;
+        if (does && !build_takes(b, of, value))
+            return false;
     }
     return true;
 }
@@ -118,11 +162,14 @@ static bool takes_object(struct builder *b, const json_t *schema, const json_t *
         json_t *name = json_string(key);
         bool is_name = !names || build_takes(b, names, name);
         json_decref(name);
-        one = one ? one : more;
-        if (!is_name || (one && !build_takes(b, one, v)))
+        bool is_known = one != NULL;
+        if (!is_name || !takes_by_patterns(b, schema, key, v, &is_known))
+            return false;
+        one = is_known ? one : more;
+        if (one && !build_takes(b, one, v))
             return false;
     }
-    return true;
+    return takes_dependent(b, schema, value);
 }
 
 static int count_takers(struct builder *b, const json_t *list, const json_t *value)
@@ -136,16 +183,33 @@ static int count_takers(struct builder *b, const json_t *list, const json_t *val
 static bool takes_unions(struct builder *b, const json_t *schema, const json_t *value)
 {
     const json_t *any = json_object_get(schema, "anyOf"), *one = json_object_get(schema, "oneOf");
-    return (!any || count_takers(b, any, value) > 0) && (!one || count_takers(b, one, value) == 1);
+    const json_t *not = json_object_get(schema, "not"), *when = json_object_get(schema, "if");
+    const json_t *also = json_object_get(schema, BUILD_ALSO);
+    if (when) {
+        when = json_object_get(schema, build_takes(b, when, value) ? "then" : "else");
+        if (when && !build_takes(b, when, value))
+            return false;
+    }
+    return (!any || count_takers(b, any, value) > 0) &&
+           (!one || count_takers(b, one, value) == 1) && (!not || !build_takes(b, not, value)) &&
+           count_takers(b, also, value) == (int)json_array_size(also);
+}
+
+bool build_are_equal(const json_t *x, const json_t *y)
+{
+    if (json_is_number(x) && json_is_number(y))
+        return !(json_number_value(x) < json_number_value(y)) &&
+               !(json_number_value(x) > json_number_value(y));
+    return json_equal(x, y);
 }
 
 static bool is_listed(const json_t *schema, const json_t *value)
 {
     const json_t *only = json_object_get(schema, "const"), *list = json_object_get(schema, "enum");
-    if (only && !json_equal(only, value))
+    if (only && !build_are_equal(only, value))
         return false;
     for (size_t i = 0; i < json_array_size(list); i++)
-        if (json_equal(json_array_get(list, i), value))
+        if (build_are_equal(json_array_get(list, i), value))
             return true;
     return list == NULL;
 }

@@ -54,7 +54,7 @@ static int new_part(struct parser *p, struct part part)
 
 /* ---- classes --------------------------------------------------------------------------------- */
 
-static void add_range(struct char_class *c, int32_t first, int32_t last)
+void char_class_add(struct char_class *c, int32_t first, int32_t last)
 {
     if (c->n == c->room) {
         c->room = c->room ? 2 * c->room : 4;
@@ -69,8 +69,7 @@ static int compare_ranges(const void *a, const void *b)
     return (x->first > y->first) - (x->first < y->first);
 }
 
-/* In order, without overlaps and surrogates. */
-static void tidy(struct char_class *c)
+void char_class_tidy(struct char_class *c)
 {
     struct char_class out = {0};
     if (c->n > 0)
@@ -81,7 +80,7 @@ static void tidy(struct char_class *c)
             if (r.last > out.ranges[out.n - 1].last)
                 out.ranges[out.n - 1].last = r.last;
         } else {
-            add_range(&out, r.first, r.last);
+            char_class_add(&out, r.first, r.last);
         }
     }
     mem_free(c->ranges);
@@ -89,9 +88,9 @@ static void tidy(struct char_class *c)
     for (int i = 0; i < out.n; i++) {
         struct char_range r = out.ranges[i];
         if (r.first < 0xd800)
-            add_range(c, r.first, r.last < 0xd800 ? r.last : 0xd7ff);
+            char_class_add(c, r.first, r.last < 0xd800 ? r.last : 0xd7ff);
         if (r.last > 0xdfff)
-            add_range(c, r.first > 0xdfff ? r.first : 0xe000, r.last);
+            char_class_add(c, r.first > 0xdfff ? r.first : 0xe000, r.last);
     }
     mem_free(out.ranges);
 }
@@ -100,17 +99,17 @@ static void turn_round(struct char_class *c)
 {
     struct char_class out = {0};
     int32_t from = 0;
-    tidy(c);
+    char_class_tidy(c);
     for (int i = 0; i < c->n; i++) {
         if (c->ranges[i].first > from)
-            add_range(&out, from, c->ranges[i].first - 1);
+            char_class_add(&out, from, c->ranges[i].first - 1);
         from = c->ranges[i].last + 1;
     }
     if (from <= LAST)
-        add_range(&out, from, LAST);
+        char_class_add(&out, from, LAST);
     mem_free(c->ranges);
     *c = out;
-    tidy(c);
+    char_class_tidy(c);
 }
 
 /* \d, \w or \s, and their opposites in capitals. */
@@ -119,30 +118,30 @@ static void add_named(struct char_class *c, char name)
     struct char_class own = {0};
     switch (name | 0x20) {
     case 'd':
-        add_range(&own, '0', '9');
+        char_class_add(&own, '0', '9');
         break;
     case 'w':
-        add_range(&own, '0', '9');
-        add_range(&own, 'A', 'Z');
-        add_range(&own, '_', '_');
-        add_range(&own, 'a', 'z');
+        char_class_add(&own, '0', '9');
+        char_class_add(&own, 'A', 'Z');
+        char_class_add(&own, '_', '_');
+        char_class_add(&own, 'a', 'z');
         break;
     default:
-        add_range(&own, '\t', '\r');
-        add_range(&own, ' ', ' ');
-        add_range(&own, 0xa0, 0xa0);
-        add_range(&own, 0x1680, 0x1680);
-        add_range(&own, 0x2000, 0x200a);
-        add_range(&own, 0x2028, 0x2029);
-        add_range(&own, 0x202f, 0x202f);
-        add_range(&own, 0x205f, 0x205f);
-        add_range(&own, 0x3000, 0x3000);
-        add_range(&own, 0xfeff, 0xfeff);
+        char_class_add(&own, '\t', '\r');
+        char_class_add(&own, ' ', ' ');
+        char_class_add(&own, 0xa0, 0xa0);
+        char_class_add(&own, 0x1680, 0x1680);
+        char_class_add(&own, 0x2000, 0x200a);
+        char_class_add(&own, 0x2028, 0x2029);
+        char_class_add(&own, 0x202f, 0x202f);
+        char_class_add(&own, 0x205f, 0x205f);
+        char_class_add(&own, 0x3000, 0x3000);
+        char_class_add(&own, 0xfeff, 0xfeff);
     }
     if (!(name & 0x20))
         turn_round(&own);
     for (int i = 0; i < own.n; i++)
-        add_range(c, own.ranges[i].first, own.ranges[i].last);
+        char_class_add(c, own.ranges[i].first, own.ranges[i].last);
     mem_free(own.ranges);
 }
 
@@ -150,7 +149,7 @@ static void add_named(struct char_class *c, char name)
 static int part_of_class(struct parser *p, struct char_class *c)
 {
     struct regex *r = p->r;
-    tidy(c);
+    char_class_tidy(c);
     for (int i = 0; i < r->n_classes; i++) {
         const struct char_class *k = &r->classes[i];
         if (k->n == c->n &&
@@ -170,14 +169,14 @@ static int part_of_class(struct parser *p, struct char_class *c)
 static int part_of_char(struct parser *p, int32_t code_point)
 {
     struct char_class c = {0};
-    add_range(&c, code_point, code_point);
+    char_class_add(&c, code_point, code_point);
     return part_of_class(p, &c);
 }
 
 static int part_of_any(struct parser *p)
 {
     struct char_class c = {0};
-    add_range(&c, 0, LAST);
+    char_class_add(&c, 0, LAST);
     return part_of_class(p, &c);
 }
 
@@ -294,7 +293,7 @@ static int parse_class(struct parser *p)
                 refuse(p, "a range of characters that goes backwards or nowhere");
         }
         if (!is_named && !p->failed)
-            add_range(&c, first, last);
+            char_class_add(&c, first, last);
     }
     if (other)
         turn_round(&c);
@@ -330,9 +329,9 @@ static int parse_atom(struct parser *p)
     if (takes(p, "["))
         return parse_class(p);
     if (takes(p, ".")) {
-        add_range(&c, '\n', '\n');
-        add_range(&c, '\r', '\r');
-        add_range(&c, 0x2028, 0x2029);
+        char_class_add(&c, '\n', '\n');
+        char_class_add(&c, '\r', '\r');
+        char_class_add(&c, 0x2028, 0x2029);
         turn_round(&c);
         return part_of_class(p, &c);
     }

@@ -18,6 +18,10 @@ struct regex;
 int regex_open(struct str pattern, struct regex **out, struct err *e);
 void regex_free(struct regex **r);
 bool regex_matches(const struct regex *r, struct str text);
+/* Of several [n] that which matches what all of them match, but for those that are forbidden [n] and must not.
+ * E_INVALID: they are too large together. */
+int regex_combine(const struct regex *const *parts, const bool *forbidden, int n,
+                  struct regex **out, struct err *e);
 
 enum regex_form {
     REGEX_JSON, /* within a JSON string; what must be escaped there is */
@@ -26,6 +30,11 @@ enum regex_form {
 /* All texts that match and have from `least` to `most` (-1: any number of) characters. */
 uint32_t regex_build(const struct regex *r, struct builder *b, enum regex_form form, int64_t least,
                      int64_t most, uint32_t next);
-/* The same of a pattern's text; refuses what regex_open() does. */
-uint32_t build_pattern(struct builder *b, struct str pattern, enum regex_form form, int64_t min,
+/* The same of what a schema says of its strings: pattern, format and BUILD_PATTERNS, one of which it must have; refuses
+ * what regex_open() and regex_combine() do. */
+uint32_t build_pattern(struct builder *b, const json_t *schema, enum regex_form form, int64_t min,
                        int64_t max, uint32_t next);
+/* Does the schema have any of them? */
+bool build_has_pattern(const json_t *schema);
+/* Is the text as pattern and BUILD_PATTERNS want it? */
+bool build_matches(struct builder *b, const json_t *schema, struct str text);

@@ -82,6 +82,15 @@ static void check_keyword(struct builder *b, const json_t *schema, const char *k
                                         "allOf",
                                         "$ref",
                                         "nullable",
+                                        "not",
+                                        "if",
+                                        "then",
+                                        "else",
+                                        "dependentRequired",
+                                        "dependentSchemas",
+                                        "dependencies",
+                                        BUILD_ALSO,
+                                        BUILD_PATTERNS,
                                         "format",
                                         "pattern",
                                         "minLength",
@@ -92,6 +101,11 @@ static void check_keyword(struct builder *b, const json_t *schema, const char *k
                                         "exclusiveMaximum",
                                         "multipleOf",
                                         "items",
+                                        "additionalItems",
+                                        "contains",
+                                        "minContains",
+                                        "maxContains",
+                                        "uniqueItems",
                                         "prefixItems",
                                         "minItems",
                                         "maxItems",
@@ -102,32 +116,11 @@ static void check_keyword(struct builder *b, const json_t *schema, const char *k
                                         "propertyNames",
                                         "minProperties",
                                         "maxProperties"};
-    static const struct {
-        const char *key, *why;
-    } others[] = {
-        {"not", "\"not\" is not supported: say what is allowed"},
-        {"if", "if, then and else are not supported: use anyOf with a const in each part"},
-        {"contains", "\"contains\" is not supported: use prefixItems or items"},
-        {"dependentRequired", "not supported: use anyOf with what is required in each part"},
-        {"dependentSchemas", "not supported: use anyOf with one part for each case"},
-        {"dependencies", "not supported: use anyOf with one part for each case"},
-    };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (strcmp(known[i], key) == 0)
             return;
-    if (strcmp(key, "uniqueItems") == 0) {
-        const json_t *most = field(schema, "maxItems");
-        if (json_is_true(field(schema, key)) &&
-            !(json_is_number(most) && json_number_value(most) <= 1))
-            refuse_keyword(b, key,
-                           "\"uniqueItems\" is not supported: leave it out and look at the answer");
-        return;
-    }
     if (strncmp(key, "unevaluated", 11) == 0 && json_is_false(field(schema, key)))
         return; /* nothing comes that is not declared */
-    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
-        if (strcmp(others[i].key, key) == 0)
-            refuse_keyword(b, key, others[i].why);
     refuse_keyword(b, key,
                    "this keyword is not supported: leave it out, or call an annotation of your "
                    "own \"x-...\"");
@@ -165,25 +158,19 @@ static unsigned types_by_keywords(const json_t *schema)
         const char *key;
         unsigned type;
     } list[] = {
-        {"pattern", TYPE_STRING},
-        {"minLength", TYPE_STRING},
-        {"maxLength", TYPE_STRING},
-        {"minimum", TYPE_NUMBER},
-        {"maximum", TYPE_NUMBER},
-        {"exclusiveMinimum", TYPE_NUMBER},
-        {"exclusiveMaximum", TYPE_NUMBER},
-        {"multipleOf", TYPE_NUMBER},
-        {"items", TYPE_ARRAY},
-        {"prefixItems", TYPE_ARRAY},
-        {"minItems", TYPE_ARRAY},
-        {"maxItems", TYPE_ARRAY},
-        {"properties", TYPE_OBJECT},
-        {"required", TYPE_OBJECT},
-        {"patternProperties", TYPE_OBJECT},
-        {"propertyNames", TYPE_OBJECT},
-        {"minProperties", TYPE_OBJECT},
-        {"maxProperties", TYPE_OBJECT},
-        {"additionalProperties", TYPE_OBJECT},
+        {"pattern", TYPE_STRING},           {BUILD_PATTERNS, TYPE_STRING},
+        {"minLength", TYPE_STRING},         {"maxLength", TYPE_STRING},
+        {"minimum", TYPE_NUMBER},           {"maximum", TYPE_NUMBER},
+        {"exclusiveMinimum", TYPE_NUMBER},  {"exclusiveMaximum", TYPE_NUMBER},
+        {"multipleOf", TYPE_NUMBER},        {"items", TYPE_ARRAY},
+        {"contains", TYPE_ARRAY},           {"uniqueItems", TYPE_ARRAY},
+        {"prefixItems", TYPE_ARRAY},        {"minItems", TYPE_ARRAY},
+        {"maxItems", TYPE_ARRAY},           {"properties", TYPE_OBJECT},
+        {"required", TYPE_OBJECT},          {"patternProperties", TYPE_OBJECT},
+        {"propertyNames", TYPE_OBJECT},     {"minProperties", TYPE_OBJECT},
+        {"maxProperties", TYPE_OBJECT},     {"additionalProperties", TYPE_OBJECT},
+        {"dependentRequired", TYPE_OBJECT}, {"dependentSchemas", TYPE_OBJECT},
+        {"dependencies", TYPE_OBJECT},
     };
     unsigned types = 0;
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
@@ -238,80 +225,17 @@ bool build_range(struct builder *b, const json_t *schema, const char *least, con
     return *max < 0 || *min <= *max;
 }
 
-/* Formats that are held to; what is generated is a part of what they allow.  Others are annotations. */
-static const char *format_pattern(const char *name)
-{
-#define DATE \
-    "(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-" \
-    "9]|" \
-    "30)|02-(?:0[1-9]|1[0-9]|2[0-8])))"
-#define TIME \
-    "(?:(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,9})?(?:Z|[+-](?:[01][0-9]|2[0-3])" \
-    ":[0-" \
-    "5][0-9]))"
-#define LABEL "[A-Za-z0-9](?:[A-Za-z0-9-]{0,30}[A-Za-z0-9])?"
-#define BYTE "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
-    static const struct {
-        const char *name, *pattern;
-    } list[] = {
-        {"date", "^" DATE "$"},
-        {"time", "^" TIME "$"},
-        {"date-time", "^" DATE "T" TIME "$"},
-        {"duration", "^P(?:[0-9]{1,4}W|[0-9]{1,4}D(?:T[0-9]{1,4}H(?:[0-9]{1,4}M(?:[0-9]{1,4}S)?)?)?"
-                     "|T[0-9]{1,4}[HMS])$"},
-        {"email",
-         "^[A-Za-z0-9_+-]{1,30}(?:\\.[A-Za-z0-9_+-]{1,30}){0,2}@" LABEL "(?:\\." LABEL "){1,3}$"},
-        {"hostname", "^" LABEL "(?:\\." LABEL "){0,4}$"},
-        {"ipv4", "^" BYTE "(?:\\." BYTE "){3}$"},
-        {"ipv6", "^[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){7}$"},
-        {"uuid", "^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
-        {"uri", "^[a-z][a-z0-9+.-]{0,20}://" LABEL "(?:\\." LABEL "){0,4}(?::[0-9]{1,4})?(?:/"
-                "[A-Za-z0-9._~-]*)*(?:\\?[A-Za-z0-9._~=&-]*)?(?:#[A-Za-z0-9._~-]*)?$"},
-    };
-    for (size_t i = 0; name && i < sizeof list / sizeof list[0]; i++)
-        if (strcmp(list[i].name, name) == 0)
-            return list[i].pattern;
-    return NULL;
-}
-
-/* The pattern that is said or meant, or an empty view. */
-static struct str pattern_of(struct builder *b, const json_t *schema)
-{
-    const json_t *pattern = field(schema, "pattern");
-    if (pattern && !json_is_string(pattern))
-        build_refuse(b, "pattern must be a string");
-    if (json_is_string(pattern))
-        return (struct str){json_string_value(pattern), json_string_length(pattern)};
-    return str_of(format_pattern(json_string_value(field(schema, "format"))));
-}
-
-uint32_t build_pattern(struct builder *b, struct str pattern, enum regex_form form, int64_t min,
-                       int64_t max, uint32_t next)
-{
-    struct regex *r;
-    struct err e = {0};
-    if (regex_open(pattern, &r, &e) < 0) {
-        size_t mark = build_enter(b, "pattern");
-        build_refuse(b, "%.250s", e.text);
-        build_leave(b, mark);
-        return 0;
-    }
-    uint32_t at = regex_build(r, b, form, min, max, next);
-    regex_free(&r);
-    return at;
-}
-
 static uint32_t string_of(struct builder *b, const json_t *schema, uint32_t next)
 {
     int64_t min, max;
     if (!build_range(b, schema, "minLength", "maxLength", &min, &max))
         return 0;
-    struct str pattern = pattern_of(b, schema);
-    if (pattern.len == 0 && min == 0 && max < 0)
+    bool has_pattern = build_has_pattern(schema);
+    if (!has_pattern && min == 0 && max < 0)
         return build_string(b, next);
     next = grammar_range(b->g, '"', '"', next);
-    if (pattern.len > 0)
-        next = build_pattern(b, pattern, REGEX_JSON, min, max, next);
+    if (has_pattern)
+        next = build_pattern(b, schema, REGEX_JSON, min, max, next);
     else
         next = build_repeat(b, build_character(b), min, max, next);
     return grammar_range(b->g, '"', '"', next);
@@ -322,7 +246,7 @@ static uint32_t string_of(struct builder *b, const json_t *schema, uint32_t next
 static bool read_bound(struct builder *b, const json_t *schema, const char *key, double *x)
 {
     const json_t *v = field(schema, key);
-    if (!v)
+    if (!v || json_is_boolean(v))
         return false;
     *x = json_number_value(v);
     if (!json_is_number(v) || !(fabs(*x) < 1e18)) {
@@ -338,6 +262,9 @@ static struct build_bounds bounds_of(struct builder *b, const json_t *schema)
     double strict = 0;
     x.has_min = read_bound(b, schema, "minimum", &x.min);
     x.has_max = read_bound(b, schema, "maximum", &x.max);
+    /* Until draft 6, and in OpenAPI 3.0: a word about the other bound. */
+    x.min_is_strict = x.has_min && json_is_true(field(schema, "exclusiveMinimum"));
+    x.max_is_strict = x.has_max && json_is_true(field(schema, "exclusiveMaximum"));
     if (read_bound(b, schema, "exclusiveMinimum", &strict) && (!x.has_min || strict >= x.min)) {
         x.has_min = x.min_is_strict = true;
         x.min = strict;
@@ -505,44 +432,18 @@ static uint32_t values_of(struct builder *b, const json_t *schema, uint32_t next
     return all;
 }
 
-/* No value may be of two of them. */
-static void check_apart(struct builder *b, const json_t *list)
+static uint32_t union_of(struct builder *b, const json_t *schema, uint32_t next)
 {
-    for (size_t i = 0; i < json_array_size(list); i++)
-        for (size_t k = 0; k < i && !b->failed; k++)
-            if (!build_are_disjoint(b, json_array_get(list, k), json_array_get(list, i)))
-                build_refuse(
-                    b,
-                    "values may be of both %zu and %zu, which oneOf forbids: use anyOf, or "
-                    "a required property with another const in each",
-                    k, i);
-}
-
-static uint32_t union_of(struct builder *b, const json_t *schema, const char *key, uint32_t next)
-{
-    const json_t *list = field(schema, key), *one;
+    const char *key;
+    const json_t *parts = build_alternatives(b, schema, &key), *one;
+    bool is_listed = strcmp(key, "anyOf") == 0 || strcmp(key, "oneOf") == 0;
     uint32_t all = 0;
-    size_t i, mark = build_enter(b, key);
-    json_t *parts = json_array();
-    if (!json_is_array(list) || json_array_size(list) == 0)
-        build_refuse(b, "%s must be an array of schemas", key);
-    json_t *rest = json_copy((json_t *)(uintptr_t)schema);
-    json_object_del(rest, key);
-    json_array_append_new(b->made, rest);
-    json_array_foreach(list, i, one)
-    {
-        if (build_constrains(rest, ""))
-            one = build_merge(b, rest, one);
-        json_array_append(parts, one ? (json_t *)(uintptr_t)one : json_false());
-    }
-    json_array_append_new(b->made, parts);
-    if (strcmp(key, "oneOf") == 0)
-        check_apart(b, parts);
+    size_t i, mark = build_enter_split(b, key);
     json_array_foreach(parts, i, one)
     {
         char name[24];
         snprintf(name, sizeof name, "%zu", i);
-        size_t inner = build_enter(b, name);
+        size_t inner = is_listed ? build_enter(b, name) : b->path.len;
         all = grammar_either(b->g, all, build_schema(b, one, next));
         build_leave(b, inner);
     }
@@ -563,15 +464,13 @@ static uint32_t build_inside(struct builder *b, const json_t *schema, uint32_t n
     }
     if (ref || field(schema, "allOf"))
         return build_schema(b, build_flatten(b, schema), next);
-    if (field(schema, "anyOf"))
-        return union_of(b, schema, "anyOf", next);
-    if (field(schema, "oneOf"))
-        return union_of(b, schema, "oneOf", next);
     if (field(schema, "enum") || field(schema, "const"))
         return values_of(b, schema, next);
+    if (build_is_split(schema))
+        return union_of(b, schema, next);
     unsigned types = build_types(b, schema);
     if (types == (ALL_TYPES & ~(unsigned)TYPE_INTEGER) && types_by_keywords(schema) == ALL_TYPES &&
-        !format_pattern(json_string_value(field(schema, "format"))))
+        !build_has_pattern(schema))
         return build_any(b, next);
     if (types == 0)
         build_impossible(b, "no type is left");
@@ -654,7 +553,8 @@ static uint32_t raw_values(struct builder *b, const json_t *schema, struct str c
 
 static bool limits_strings(const json_t *schema)
 {
-    return field(schema, "pattern") || field(schema, "minLength") || field(schema, "maxLength");
+    return field(schema, "pattern") || field(schema, BUILD_PATTERNS) ||
+           field(schema, "minLength") || field(schema, "maxLength");
 }
 
 /* What M2 writes behind an argument; M3's tags are the caller's. */
@@ -668,20 +568,42 @@ static uint32_t raw_string(struct builder *b, const json_t *schema, uint32_t nex
 {
     uint32_t close = grammar_literal(b->g, closing_tag(b), next);
     int64_t min, max;
-    struct str pattern = pattern_of(b, schema);
     check_keywords(b, schema);
     if (!build_range(b, schema, "minLength", "maxLength", &min, &max))
         return 0;
-    if (pattern.len > 0)
-        return build_pattern(b, pattern, REGEX_RAW, min, max, close);
+    if (build_has_pattern(schema))
+        return build_pattern(b, schema, REGEX_RAW, min, max, close);
     if (limits_strings(schema))
         return build_repeat(b, build_raw_character(b), min, max, close);
     return build_raw_to_close(b, next);
 }
 
+/* Some alternatives are strings, others are not. */
+static uint32_t split_argument(struct builder *b, const json_t *schema, uint32_t next)
+{
+    const char *key;
+    uint32_t all = 0;
+    size_t i;
+    if (b->nesting >= BUILD_MAX_NESTING)
+        return build_refuse(b, "the schema is nested more than %d deep", BUILD_MAX_NESTING);
+    b->nesting++;
+    const json_t *parts = build_alternatives(b, schema, &key), *one;
+    json_array_foreach(parts, i, one)
+    {
+        bool is_text = json_is_object(one) && (argument_types(b, one, 0) & TYPE_STRING);
+        uint32_t close = grammar_literal(b->g, closing_tag(b), next);
+        all = grammar_either(b->g, all,
+                             is_text ? build_argument(b, one, next) : build_schema(b, one, close));
+    }
+    b->nesting--;
+    return all;
+}
+
 uint32_t build_argument(struct builder *b, const json_t *schema, uint32_t next)
 {
     unsigned types = schema ? argument_types(b, schema, 0) : ALL_TYPES;
+    if (json_is_false(schema))
+        return build_impossible(b, "nothing is allowed here");
     if (b->failed)
         return 0;
     uint32_t parts = b->namespace >= 0 ? build_parts(b, schema, types, next) : 0;
@@ -694,7 +616,9 @@ uint32_t build_argument(struct builder *b, const json_t *schema, uint32_t next)
         return build_raw_to_close(b, next);
     if (field(flat, "enum") || field(flat, "const"))
         return raw_values(b, flat, closing_tag(b), grammar_literal(b->g, closing_tag(b), next));
-    if (types == TYPE_STRING && !field(flat, "anyOf") && !field(flat, "oneOf"))
+    if (build_is_split(flat))
+        return split_argument(b, flat, next);
+    if (types == TYPE_STRING)
         return raw_string(b, flat, next);
     if (limits_strings(flat))
         return build_refuse(b, "the model's form of calls cannot hold this to a string's limits "

@@ -1,4 +1,4 @@
-/* model/grammar_shapes.c - arrays and objects of a schema as graphs; see grammar_build.h. */
+/* model/grammar_shapes.c - objects of a schema as graphs; see grammar_build.h. */
 #include <stdio.h>
 #include <string.h>
 
@@ -8,65 +8,6 @@
 static json_t *field(const json_t *schema, const char *key)
 {
     return json_object_get(schema, key);
-}
-
-/* ---- arrays ------------------------------------------------------------------------------------ */
-
-static uint32_t item_rule(struct builder *b, const json_t *schema, const char *key, int i)
-{
-    char number[16];
-    size_t mark = build_enter(b, key), inner = b->path.len;
-    snprintf(number, sizeof number, "%d", i);
-    if (i >= 0)
-        build_enter(b, number);
-    uint32_t rule = schema ? build_rule_of(b, schema) : build_any(b, grammar_return(b->g));
-    build_leave(b, inner);
-    build_leave(b, mark);
-    return rule;
-}
-
-/* An item behind `before` others. */
-static uint32_t item(struct builder *b, uint32_t rule, int before, uint32_t next)
-{
-    uint32_t at = build_space(b, grammar_call(b->g, rule, next));
-    return before > 0 ? grammar_range(b->g, ',', ',', at) : at;
-}
-
-/* Items behind those of prefixItems, which are `n`. */
-static uint32_t more_items(struct builder *b, const json_t *items, int n, int64_t min, int64_t max,
-                           uint32_t end)
-{
-    uint32_t none = n >= min ? end : 0;
-    if (json_is_false(items) || max == n)
-        return none ? none : build_impossible(b, "items allows none, minItems wants more");
-    uint32_t rule = item_rule(b, items, "items", -1);
-    uint32_t follower = item(b, rule, 1, grammar_return(b->g));
-    int64_t least = min > n ? min - n : 0, most = max < 0 ? -1 : max - n;
-    if (n > 0)
-        return build_repeat(b, follower, least, most, end);
-    uint32_t rest =
-        build_repeat(b, follower, least > 1 ? least - 1 : 0, most < 0 ? -1 : most - 1, end);
-    return grammar_either(b->g, none, item(b, rule, 0, rest));
-}
-
-uint32_t build_array(struct builder *b, const json_t *schema, uint32_t next)
-{
-    const json_t *first = field(schema, "prefixItems"), *items = field(schema, "items");
-    int64_t min, max;
-    if (!build_range(b, schema, "minItems", "maxItems", &min, &max))
-        return 0;
-    if ((first && !json_is_array(first)) || json_is_array(items) || json_array_size(first) > 256)
-        return build_refuse(b, "prefixItems must be an array of at most 256 schemas, and items one "
-                               "schema");
-    int n = (int)json_array_size(first);
-    uint32_t end = build_space(b, grammar_range(b->g, ']', ']', next));
-    uint32_t at = max >= 0 && max < n ? 0 : more_items(b, items, n, min, max, end);
-    for (int i = n - 1; i >= 0; i--) {
-        uint32_t rule = item_rule(b, json_array_get(first, (size_t)i), "prefixItems", i);
-        uint32_t with = max >= 0 && i >= max ? 0 : item(b, rule, i, at);
-        at = grammar_either(b->g, i >= min ? end : 0, with);
-    }
-    return grammar_range(b->g, '[', '[', at);
 }
 
 /* ---- objects ------------------------------------------------------------------------------------------ */
@@ -190,54 +131,64 @@ static uint32_t members(struct builder *b, const struct member *all, size_t n, i
     return grammar_range(b->g, '{', '{', start);
 }
 
-/* A name that nobody declared, before `next`. */
-static uint32_t any_name(struct builder *b, const json_t *schema, const char *pattern,
-                         uint32_t next)
+/* What the names are that match pattern i and no other of n; -1: that match none. */
+static const json_t *names_of(struct builder *b, const json_t *schema, int i)
 {
     const json_t *names = field(schema, "propertyNames");
-    if (names && pattern)
-        return build_refuse(b, "propertyNames beside patternProperties is supported only where "
-                               "properties are declared");
-    if (names) {
-        json_t *text = json_pack("{ss}", "type", "string");
-        json_array_append_new(b->made, text);
-        size_t mark = build_enter(b, "propertyNames");
-        const json_t *both = build_merge(b, text, names);
-        uint32_t at = both ? build_schema(b, both, next) : 0;
-        build_leave(b, mark);
-        return at;
+    json_t *list = json_array(), *v;
+    const char *pattern;
+    int k = 0;
+    json_object_foreach(field(schema, "patternProperties"), pattern, v)
+    {
+        json_array_append_new(list,
+                              k++ == i ? json_string(pattern) : json_pack("{ss}", "not", pattern));
     }
-    if (!pattern)
-        return build_string(b, next);
-    uint32_t close = grammar_range(b->g, '"', '"', next);
-    close = build_pattern(b, str_of(pattern), REGEX_JSON, 0, -1, close);
-    return grammar_range(b->g, '"', '"', close);
+    json_t *all = json_pack("{ss}", "type", "string");
+    if (k > 0)
+        json_object_set(all, BUILD_PATTERNS, list);
+    json_decref(list);
+    json_array_append_new(b->made, all);
+    return names ? build_merge(b, all, names) : all;
 }
 
-/* Keys of any name with values of one schema. */
+/* Any property with such a name. */
+static uint32_t free_member(struct builder *b, const json_t *schema, const char *key, int i,
+                            const json_t *of)
+{
+    size_t mark = build_enter(b, key);
+    uint32_t end = grammar_return(b->g);
+    const json_t *names = json_is_false(of) ? NULL : names_of(b, schema, i);
+    uint32_t value = json_is_false(of)            ? 0
+                     : of && !json_is_boolean(of) ? grammar_call(b->g, build_rule_of(b, of), end)
+                                                  : build_any(b, end);
+    build_leave(b, mark);
+    mark = build_enter(b, i >= 0 ? "patternProperties" : "propertyNames");
+    value = grammar_range(b->g, ':', ':', build_space(b, value));
+    value = names && value ? build_schema(b, names, value) : 0;
+    build_leave(b, mark);
+    return value;
+}
+
+/* Keys of any name, whose values' schema depends on the patterns that the names match, one at most. */
 static uint32_t map_of(struct builder *b, const json_t *schema, int64_t min, int64_t max,
                        uint32_t next)
 {
-    json_t *patterns = field(schema, "patternProperties");
-    void *only = json_object_iter(patterns);
-    const json_t *of = only ? json_object_iter_value(only) : field(schema, "additionalProperties");
-    if (json_object_size(patterns) > 1)
-        return build_refuse(b, "patternProperties with more than one pattern are supported only "
-                               "where properties are declared");
+    json_t *patterns = field(schema, "patternProperties"), *of;
+    const json_t *others = field(schema, "additionalProperties");
+    const char *pattern;
+    uint32_t entry = 0;
+    int i = 0;
     if (min > 1)
         return build_refuse(b,
                             "minProperties of more than 1 is supported only where properties are "
                             "declared: names could repeat");
-    size_t mark = build_enter(b, only ? "patternProperties" : "additionalProperties");
-    uint32_t rule = of && !json_is_boolean(of) ? build_rule_of(b, of) : 0;
-    uint32_t end = grammar_return(b->g);
-    uint32_t value = rule                ? grammar_call(b->g, rule, end)
-                     : json_is_false(of) ? 0
-                                         : build_any(b, end);
-    build_leave(b, mark);
-    value = grammar_range(b->g, ':', ':', build_space(b, value));
-    uint32_t entry =
-        value ? any_name(b, schema, only ? json_object_iter_key(only) : NULL, value) : 0;
+    json_object_foreach(patterns, pattern, of)
+    {
+        entry = grammar_either(b->g, entry, free_member(b, schema, "patternProperties", i++, of));
+    }
+    if (i == 0 || json_is_object(others))
+        entry =
+            grammar_either(b->g, entry, free_member(b, schema, "additionalProperties", -1, others));
     uint32_t none = build_space(b, grammar_range(b->g, '}', '}', next));
     uint32_t more = grammar_range(b->g, ',', ',', build_space(b, entry));
     uint32_t some = 0;
@@ -247,11 +198,35 @@ static uint32_t map_of(struct builder *b, const json_t *schema, int64_t min, int
     return grammar_range(b->g, '{', '{', grammar_either(b->g, min > 0 ? 0 : none, some));
 }
 
+/* Where only some names may be, they are as good as declared. */
+static const json_t *with_listed_names(struct builder *b, const json_t *schema)
+{
+    const json_t *names = field(schema, "propertyNames"), *name;
+    size_t i;
+    if (!json_is_object(names) || json_object_size(field(schema, "properties")) > 0)
+        return schema;
+    names = build_flatten(b, names);
+    if (!field(names, "enum") && !field(names, "const"))
+        return schema;
+    json_t *values = build_values(b, names), *all = json_copy((json_t *)(uintptr_t)schema);
+    json_t *properties = json_object(), *of = field(schema, "additionalProperties");
+    json_array_foreach(values, i, name)
+    {
+        if (json_is_string(name))
+            json_object_set(properties, json_string_value(name), of ? of : json_true());
+    }
+    json_decref(values);
+    json_object_set_new(all, "properties", properties);
+    json_array_append_new(b->made, all);
+    return all;
+}
+
 uint32_t build_object(struct builder *b, const json_t *schema, uint32_t next)
 {
     const json_t *more = field(schema, "additionalProperties");
     int64_t min, max;
     size_t n;
+    schema = with_listed_names(b, schema);
     if (!build_range(b, schema, "minProperties", "maxProperties", &min, &max))
         return 0;
     struct member *all = members_of(b, schema, &n);

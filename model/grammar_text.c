@@ -133,6 +133,32 @@ static json_t *check_parameters(struct builder *b, json_t *schema)
     return flat;
 }
 
+/* The parameters of a call; a schema that is one of several has the parameters of any of them. */
+static uint32_t parameters(struct builder *b, json_t *schema, uint32_t next)
+{
+    const json_t *flat = schema ? build_flatten(b, schema) : NULL, *one;
+    if (json_is_false(flat))
+        return build_impossible(b, "nothing is allowed here");
+    if (!build_is_split(flat) || b->failed) {
+        schema = check_parameters(b, schema);
+        return describes_nothing(schema) ? any_parameters(b, next) : build_members(b, schema, next);
+    }
+    if (b->nesting >= BUILD_MAX_NESTING)
+        return build_refuse(b, "the schema is nested more than %d deep", BUILD_MAX_NESTING);
+    b->nesting++;
+    const char *key;
+    uint32_t all = 0;
+    size_t i;
+    const json_t *parts = build_alternatives(b, flat, &key);
+    json_array_foreach(parts, i, one)
+    {
+        if (!json_is_false(one))
+            all = grammar_either(b->g, all, parameters(b, (json_t *)(uintptr_t)one, next));
+    }
+    b->nesting--;
+    return all;
+}
+
 static uint32_t end_invocation(struct builder *b, uint32_t next)
 {
     next = grammar_literal(b->g, STR("\n"), next);
@@ -154,8 +180,7 @@ static uint32_t invocation(struct builder *b, const json_t *tool, uint32_t next)
     b->root = schema;
     b->n_rules = 0; /* they are of another schema */
     next = end_invocation(b, next);
-    schema = check_parameters(b, schema);
-    next = describes_nothing(schema) ? any_parameters(b, next) : build_members(b, schema, next);
+    next = parameters(b, schema, next);
     build_leave(b, mark);
     struct str close = b->namespace >= 0 ? STR("\">") : STR("\">\n");
     return grammar_literal(b->g, str_of(name), grammar_literal(b->g, close, next));

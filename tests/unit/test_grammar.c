@@ -126,9 +126,12 @@ TEST(grammar_refuses_what_it_cannot_hold_and_says_where)
     } list[] = {
         {"3", "schema #: a schema must be an object"},
         {"{\"type\": \"text\"}", "schema #: type \"text\""},
-        {"{\"properties\": {\"a\": {\"items\": {\"not\": {}}}}}",
-         "schema #/properties/a/items/not: "},
-        {"{\"anyOf\": [{\"type\": \"null\"}, {\"not\": {}}]}", "schema #/anyOf/1/not: "},
+        {"{\"properties\": {\"a\": {\"items\": {\"not\": {\"uniqueItems\": true}}}}}",
+         "schema #/properties/a/items/not/uniqueItems: "},
+        {"{\"anyOf\": [{\"not\": {\"type\": [\"string\", \"number\", \"boolean\", \"null\", "
+         "\"object\", "
+         "\"array\"]}}, {\"not\": {}}]}",
+         "cannot be satisfied"},
         {"{\"$ref\": \"#/$defs/x\"}", "leads nowhere"},
         {"{\"$ref\": \"http://x/y\"}", "leads nowhere"},
         {"{\"$ref\": \"#\"}", "cannot be satisfied"},
@@ -496,8 +499,10 @@ TEST(constraint_is_a_function_of_the_output)
     "{\"name\": \"f\", \"parameters\": {\"type\": \"object\", \"properties\": {\"city\": " \
     "{\"type\": " \
     "\"string\"}, \"days\": {\"type\": \"integer\", \"minimum\": 1, \"maximum\": 14}, \"unit\": " \
-    "{\"type\": \"string\", \"enum\": [\"C\", \"F\"]}, \"deep\": " PERSON "}, \"required\": " \
-    "[\"city\", \"days\", \"deep\"]}}"
+    "{\"type\": \"string\", \"enum\": [\"C\", \"F\"]}, \"note\": {\"anyOf\": [{\"type\": " \
+    "\"string\", \"pattern\": \"^[a-z]{1,6}$\"}, {\"type\": \"null\"}]}, \"deep\": " PERSON \
+    "}, \"required\": [\"city\", \"days\", \"deep\"], \"dependentRequired\": {\"unit\": " \
+    "[\"note\"]}}}"
 
 static int32_t marker(const char *text)
 {
@@ -509,7 +514,12 @@ static void check_arguments(const json_t *v)
     const json_t *deep = json_object_get(v, "deep"), *tag;
     json_int_t days = json_integer_value(json_object_get(v, "days"));
     const char *unit = json_string_value(json_object_get(v, "unit"));
-    size_t i;
+    const json_t *note = json_object_get(v, "note");
+    size_t i, len = json_string_length(note);
+    CHECK(!unit || note);
+    CHECK(!note || json_is_null(note) ||
+          (len >= 1 && len <= 6 &&
+           strspn(json_string_value(note), "abcdefghijklmnopqrstuvwxyz") == len));
     CHECK(json_is_string(json_object_get(v, "city")) && days >= 1 && days <= 14);
     CHECK(!unit || strcmp(unit, "C") == 0 || strcmp(unit, "F") == 0);
     CHECK(json_is_string(json_object_get(deep, "name")));
