@@ -810,6 +810,33 @@ uint32_t grammar_plain(struct grammar *g, uint32_t state)
     return g->states[state].plain;
 }
 
+/* Where every character of the form leads. */
+static uint32_t after_form(struct grammar *g, uint32_t state, const uint16_t *form)
+{
+    uint32_t all = UNKNOWN;
+    if (*form == 0 || state == GRAMMAR_DEAD)
+        return state;
+    for (int b = 0; b < BLOCKS; b++) {
+        if (!(*form >> b & 1))
+            continue;
+        uint32_t next = step_block(g, state, (enum block)b);
+        next = next == UNKNOWN ? UNKNOWN : after_form(g, next, form + 1);
+        if (next == UNKNOWN || (all != UNKNOWN && next != all))
+            return UNKNOWN;
+        all = next;
+    }
+    return all;
+}
+
+uint32_t grammar_beyond(struct grammar *g, uint32_t state)
+{
+    uint32_t all = after_form(g, state, forms[1]);
+    for (size_t i = 2; i < sizeof forms / sizeof forms[0] && all != UNKNOWN; i++)
+        if (after_form(g, state, forms[i]) != all)
+            all = UNKNOWN;
+    return all == UNKNOWN ? GRAMMAR_DIFFERS : all;
+}
+
 bool grammar_is_plain(int32_t code_point)
 {
     return code_point >= ' ' && code_point != 0x7f && code_point != '"' && code_point != '\\' &&

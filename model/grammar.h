@@ -84,6 +84,9 @@ bool grammar_is_plain(int32_t code_point);
  * all of them: a string in which characters are counted has as many states as may still come. */
 uint32_t grammar_plain(struct grammar *g, uint32_t state);
 
+/* Where any one character beyond ASCII leads, if all lead to the same; else GRAMMAR_DIFFERS. */
+uint32_t grammar_beyond(struct grammar *g, uint32_t state);
+
 size_t grammar_bytes_held(const struct grammar *g);
 /* So many states that they should be forgotten?  Then keep[n_keep] get new numbers, and all others are void. */
 bool grammar_is_crowded(const struct grammar *g);

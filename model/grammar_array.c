@@ -100,10 +100,16 @@ static uint32_t hit_or_miss(struct builder *b, const struct containing *c, size_
 static void places(struct builder *b, const struct containing *c, uint32_t *nodes)
 {
     size_t n_hits = c->n_hits;
+    uint32_t hit = 0, miss = 0; /* rules, the same ones behind the first items */
+    bool was_more = false;
     for (size_t i = c->n_places; i-- > 0 && !b->failed;) {
         bool is_last = i + 1 == c->n_places, may_more = c->max < 0 || (int64_t)i < c->max;
-        uint32_t hit = may_more ? hit_or_miss(b, c, i, true) : 0;
-        uint32_t miss = may_more ? hit_or_miss(b, c, i, false) : 0;
+        bool is_first = is_last || i < json_array_size(c->items.first) || !may_more;
+        if (is_first || !was_more) {
+            hit = may_more ? hit_or_miss(b, c, i, true) : 0;
+            miss = may_more ? hit_or_miss(b, c, i, false) : 0;
+        }
+        was_more = may_more;
         for (size_t h = 0; h < n_hits; h++) {
             const uint32_t *then = nodes + (is_last ? i : i + 1) * n_hits;
             bool at_most = h + 1 == n_hits;

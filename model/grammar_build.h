@@ -11,7 +11,12 @@ enum {
     BUILD_MAX_NESTING = 48,
     BUILD_MAX_REPEATS = 8192,
     BUILD_MAX_VALUES = 1000,
-    BUILD_MAX_MULTIPLE = 100
+    BUILD_MAX_MULTIPLE = 100,
+    BUILD_MAX_STEPS = 60000, /* of comparing and merging, about a microsecond each */
+    BUILD_MAX_SPLITS = 10000,
+    BUILD_MAX_SPLITS_DEEP = 400,
+    BUILD_MAX_REGEXES = 64,
+    BUILD_MAX_MEMBERS = 512
 };
 
 /* Keywords of our own, for schemas that were put together: schemas that hold, too, and patterns [..] of which each is a
@@ -36,16 +41,34 @@ enum build_shared {
     BUILD_N_SHARED,
 };
 
+/* A property that several objects have, as alternatives do. */
+struct build_member {
+    const json_t *schema;
+    char *key;
+    uint32_t entry;
+};
+
+struct regex;
+struct build_regex {
+    char *text;
+    struct regex *regex;
+};
+
 struct builder {
     struct grammar *g;
     const json_t *root; /* of the schema that is read, for $ref */
     struct err *e;
     struct buf path;
-    int nesting, steps, n_expansions;
+    int nesting, splits_deep, n_splits;
+    int64_t steps;
     uint32_t shared[BUILD_N_SHARED];
     struct build_rule *rules;
     int n_rules;
-    json_t *made;  /* schemas that were put together from others */
+    struct build_member members[BUILD_MAX_MEMBERS]; /* those that were met last */
+    int n_members;
+    json_t *made;                                  /* schemas that were put together from others */
+    struct build_regex regexes[BUILD_MAX_REGEXES]; /* those that were met last */
+    int n_regexes;
     char why[300]; /* the first contradiction, for where nothing is left */
     /* Inside a tool call: no string may hold '<', where "</parameter>" would end the value.  Shared rules are of
      * one kind: they are forgotten when this changes. */
@@ -61,6 +84,8 @@ uint32_t build_refuse(struct builder *b, const char *format, ...)
 /* There is no such value, but there may be others; says why if there are none at all. */
 uint32_t build_impossible(struct builder *b, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+/* So much work; refuses what takes too much, and then returns false. */
+bool build_step(struct builder *b, int64_t n);
 /* "path/key", until build_leave() with what it returned. */
 size_t build_enter(struct builder *b, const char *key);
 void build_leave(struct builder *b, size_t mark);
@@ -137,7 +162,6 @@ bool build_range(struct builder *b, const json_t *schema, const char *least, con
                  int64_t *min, int64_t *max);
 /* Values of enum or const that the rest of the schema allows; a new array. */
 json_t *build_values(struct builder *b, const json_t *schema);
-bool build_is_required(const json_t *schema, const char *key);
 
 /* A schema as a rule of its own, so that it is built once however often it is used. */
 uint32_t build_rule_of(struct builder *b, const json_t *schema);
@@ -148,6 +172,8 @@ struct build_items {
 struct build_items build_items_of(struct builder *b, const json_t *schema);
 /* What is said of item i; NULL: nothing. */
 const json_t *build_item(const struct build_items *items, size_t i);
+/* What was built once is of no use any more: it is another schema, or to be written in another way. */
+void build_forget(struct builder *b);
 /* grammar_array.c and grammar_shapes.c. */
 uint32_t build_array(struct builder *b, const json_t *schema, uint32_t next);
 uint32_t build_object(struct builder *b, const json_t *schema, uint32_t next);

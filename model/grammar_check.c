@@ -6,7 +6,7 @@
 #include "model/grammar_regex.h"
 #include "model/utf8.h"
 
-enum { MAX_DEPTH = 64, MAX_STEPS = 100000 };
+enum { MAX_DEPTH = 64 };
 
 unsigned build_type_of(const json_t *value)
 {
@@ -220,8 +220,8 @@ bool build_takes(struct builder *b, const json_t *schema, const json_t *value)
         return json_is_true(schema);
     if (b->nesting >= MAX_DEPTH)
         return false;
-    if (++b->steps > MAX_STEPS)
-        return build_refuse(b, "too much to compare: use fewer alternatives and values") != 0;
+    if (!build_step(b, 1))
+        return false;
     b->nesting++;
     schema = build_flatten(b, schema);
     bool takes = !json_is_false(schema);
@@ -305,7 +305,7 @@ static bool ends_before(const json_t *x, const json_t *y)
 
 bool build_are_disjoint(struct builder *b, const json_t *x, const json_t *y)
 {
-    if (b->nesting >= MAX_DEPTH || b->failed || ++b->steps > MAX_STEPS)
+    if (b->nesting >= MAX_DEPTH || b->failed || !build_step(b, 1))
         return false;
     b->nesting++;
     x = build_flatten(b, x);

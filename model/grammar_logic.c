@@ -13,7 +13,7 @@
 
 #include "model/grammar_build.h"
 
-enum { MAX_EXPANSIONS = 1000, MAX_PAIRS = 8, MAX_TESTED = 64 };
+enum { MAX_PAIRS = 8, MAX_TESTED = 64 };
 
 static json_t *field(const json_t *schema, const char *key)
 {
@@ -415,8 +415,10 @@ static json_t *if_then(struct builder *b, const json_t *schema)
            *other = field(schema, "else");
     if (!then && !other)
         return keep(b, json_pack("[{}]"));
-    return keep(b, json_pack("[{s[OO]},{s[oO]}]", BUILD_ALSO, when, then ? then : json_true(),
-                             BUILD_ALSO, opposite(when), other ? other : json_true()));
+    json_t *not = keep(b, opposite(when));
+    json_t *first = then ? build_merge(b, when, then) : when;
+    json_t *second = other ? build_merge(b, not, other) : not ;
+    return keep(b, json_pack("[OO]", first ? first : json_false(), second ? second : json_false()));
 }
 
 /* The first property that others depend on, and what then holds; the rest of them goes on. */
@@ -469,12 +471,17 @@ static bool is_plainly_empty(struct builder *b, const json_t *schema, int depth)
     return json_is_array(type) && json_array_size(type) == 0;
 }
 
+static bool is_listed(const char *key)
+{
+    return strcmp(key, "anyOf") == 0 || strcmp(key, "oneOf") == 0;
+}
+
 static json_t *parts_of(struct builder *b, const json_t *schema, const char *key,
                         const json_t *rest)
 {
     json_t *v = field(schema, key);
     bool is_also = strcmp(key, BUILD_ALSO) == 0;
-    bool is_list = strcmp(key, "anyOf") == 0 || strcmp(key, "oneOf") == 0;
+    bool is_list = is_listed(key);
     if ((is_list || is_also) && (!json_is_array(v) || json_array_size(v) == 0)) {
         build_refuse(b, "%s must be an array of schemas", key);
         return NULL;
@@ -517,9 +524,18 @@ static json_t *without(struct builder *b, const json_t *schema, const char *key)
     return keep(b, rest);
 }
 
+/* Such keywords are worked off one after another, and are not within each other. */
 size_t build_enter_split(struct builder *b, const char *key)
 {
-    return strcmp(key, BUILD_ALSO) == 0 ? b->path.len : build_enter(b, key);
+    struct str path = buf_str(&b->path);
+    bool is_there = strcmp(key, BUILD_ALSO) == 0;
+    for (size_t i = 0; i < sizeof splitting / sizeof splitting[0] && !is_listed(key); i++) {
+        size_t n = strlen(splitting[i]);
+        is_there = is_there ||
+                   (!is_listed(splitting[i]) && path.len > n && path.ptr[path.len - n - 1] == '/' &&
+                    memcmp(path.ptr + path.len - n, splitting[i], n) == 0);
+    }
+    return is_there ? path.len : build_enter(b, key);
 }
 
 const json_t *build_alternatives(struct builder *b, const json_t *schema, const char **key)
@@ -527,7 +543,7 @@ const json_t *build_alternatives(struct builder *b, const json_t *schema, const 
     *key = splits_by(schema);
     json_t *out = keep(b, json_array());
     size_t mark = build_enter_split(b, *key), i;
-    if (++b->n_expansions > MAX_EXPANSIONS)
+    if (++b->n_splits > BUILD_MAX_SPLITS)
         build_refuse(b, "too many alternatives (of anyOf, oneOf, if, not and the like together)");
     const json_t *rest = without(b, schema, *key), *one;
     bool is_alone = !build_constrains(rest, "");

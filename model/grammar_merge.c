@@ -305,9 +305,17 @@ static void add_to(json_t *all, const char *key, json_t *v)
     json_object_set_new(all, key, list);
 }
 
+/* What merging it costs. */
+static int64_t size_of(const json_t *schema)
+{
+    size_t n = json_array_size(json_object_get(schema, "required"));
+    return (int64_t)(json_object_size(json_object_get(schema, "properties")) / 4 + n * n / 400 +
+                     json_array_size(json_object_get(schema, BUILD_ALSO)));
+}
+
 json_t *build_merge(struct builder *b, const json_t *x, const json_t *y)
 {
-    if (b->failed)
+    if (b->failed || !build_step(b, 2 + size_of(x) + size_of(y)))
         return NULL;
     if (json_is_false(x) || json_is_false(y))
         return keep(b, json_false());

@@ -55,12 +55,6 @@ bool build_has_pattern(const json_t *schema)
            format_pattern(json_string_value(field(schema, "format")));
 }
 
-struct patterns {
-    struct regex *parts[MAX_PATTERNS];
-    bool forbidden[MAX_PATTERNS];
-    int n;
-};
-
 static void refuse(struct builder *b, const char *why)
 {
     size_t mark = build_enter(b, "pattern");
@@ -68,19 +62,55 @@ static void refuse(struct builder *b, const char *why)
     build_leave(b, mark);
 }
 
-static void add_pattern(struct builder *b, struct patterns *p, struct str text, bool forbidden)
+const struct regex *build_regex(struct builder *b, struct str text)
 {
     struct err e = {0};
+    for (int i = 0; i < b->n_regexes && i < BUILD_MAX_REGEXES; i++)
+        if (str_equal(str_of(b->regexes[i].text), text))
+            return b->regexes[i].regex;
+    struct regex *r;
+    if (!build_step(b, 200))
+        return NULL;
+    if (regex_open(text, &r, &e) < 0) {
+        refuse(b, e.text);
+        return NULL;
+    }
+    struct build_regex *kept = &b->regexes[b->n_regexes++ % BUILD_MAX_REGEXES];
+    mem_free(kept->text);
+    regex_free(&kept->regex);
+    *kept = (struct build_regex){mem_format("%.*s", (int)text.len, text.ptr), r};
+    return r;
+}
+
+void build_forget_regexes(struct builder *b)
+{
+    for (int i = 0; i < b->n_regexes && i < BUILD_MAX_REGEXES; i++) {
+        mem_free(b->regexes[i].text);
+        regex_free(&b->regexes[i].regex);
+    }
+    b->n_regexes = 0;
+}
+
+bool build_regex_matches(struct builder *b, const struct regex *r, struct str text)
+{
+    return build_step(b, 1 + (int64_t)text.len * regex_size(r) / 256) && regex_matches(r, text);
+}
+
+struct patterns {
+    const struct regex *parts[MAX_PATTERNS];
+    bool forbidden[MAX_PATTERNS];
+    int n;
+};
+
+static void add_pattern(struct builder *b, struct patterns *p, struct str text, bool forbidden)
+{
+    if (p->n == MAX_PATTERNS)
+        refuse(b, "too many patterns must hold together");
     if (b->failed)
         return;
-    if (p->n == MAX_PATTERNS) {
-        refuse(b, "too many patterns must hold together");
-        return;
-    }
-    if (regex_open(text, &p->parts[p->n], &e) < 0)
-        refuse(b, e.text);
-    else
-        p->forbidden[p->n++] = forbidden;
+    p->parts[p->n] = build_regex(b, text);
+    p->forbidden[p->n] = forbidden;
+    p->n += p->parts[p->n] != NULL;
 }
 
 /* Texts as they are. */
@@ -144,12 +174,6 @@ static void read_patterns(struct builder *b, const json_t *schema, bool with_for
     add_forbidden(b, p, field(schema, BUILD_PATTERNS));
 }
 
-static void free_patterns(struct patterns *p)
-{
-    for (int i = 0; i < p->n; i++)
-        regex_free(&p->parts[i]);
-}
-
 uint32_t build_pattern(struct builder *b, const json_t *schema, enum regex_form form, int64_t min,
                        int64_t max, uint32_t next)
 {
@@ -163,13 +187,12 @@ uint32_t build_pattern(struct builder *b, const json_t *schema, enum regex_form 
         at = regex_build(p.parts[0], b, form, min, max, next);
     } else if (!b->failed) {
         struct regex *all;
-        if (regex_combine((const struct regex *const *)p.parts, p.forbidden, p.n, &all, &e) < 0)
+        if (regex_combine(p.parts, p.forbidden, p.n, &all, &e) < 0)
             refuse(b, e.text);
         else
             at = regex_build(all, b, form, min, max, next);
         regex_free(&all);
     }
-    free_patterns(&p);
     return at;
 }
 
@@ -179,7 +202,6 @@ bool build_matches(struct builder *b, const json_t *schema, struct str text)
     bool does = true;
     read_patterns(b, schema, false, &p);
     for (int i = 0; i < p.n; i++)
-        does = does && regex_matches(p.parts[i], text) != p.forbidden[i];
-    free_patterns(&p);
+        does = does && build_regex_matches(b, p.parts[i], text) != p.forbidden[i];
     return does && !b->failed;
 }

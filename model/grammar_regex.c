@@ -523,6 +523,11 @@ static void reach(const struct regex *r, int from, bool *in, int *work)
     }
 }
 
+int regex_size(const struct regex *r)
+{
+    return r->n_states;
+}
+
 bool regex_matches(const struct regex *r, struct str text)
 {
     bool now[REGEX_MAX_STATES] = {false}, then[REGEX_MAX_STATES];
@@ -531,12 +536,12 @@ bool regex_matches(const struct regex *r, struct str text)
     reach(r, r->start, now, work);
     for (size_t at = 0, n; at < text.len; at += n) {
         n = utf8_decode(text, at, &c);
-        memset(then, 0, sizeof then);
+        memset(then, 0, (size_t)r->n_states);
         for (int s = 0; s < r->n_states && n > 0; s++)
             if (now[s] && r->states[s].class >= 0 &&
                 char_class_has(&r->classes[r->states[s].class], c))
                 reach(r, r->states[s].next, then, work);
-        memcpy(now, then, sizeof now);
+        memcpy(now, then, (size_t)r->n_states);
         n = n ? n : 1;
     }
     mem_free(work);

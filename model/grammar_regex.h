@@ -18,6 +18,8 @@ struct regex;
 int regex_open(struct str pattern, struct regex **out, struct err *e);
 void regex_free(struct regex **r);
 bool regex_matches(const struct regex *r, struct str text);
+/* Its states. */
+int regex_size(const struct regex *r);
 /* Of several [n] that which matches what all of them match, but for those that are forbidden [n] and must not.
  * E_INVALID: they are too large together. */
 int regex_combine(const struct regex *const *parts, const bool *forbidden, int n,
@@ -34,6 +36,10 @@ uint32_t regex_build(const struct regex *r, struct builder *b, enum regex_form f
  * what regex_open() and regex_combine() do. */
 uint32_t build_pattern(struct builder *b, const json_t *schema, enum regex_form form, int64_t min,
                        int64_t max, uint32_t next);
+/* Opened once for all that ask; NULL: refused.  Good until BUILD_MAX_REGEXES others were. */
+const struct regex *build_regex(struct builder *b, struct str text);
+void build_forget_regexes(struct builder *b);
+bool build_regex_matches(struct builder *b, const struct regex *r, struct str text);
 /* Does the schema have any of them? */
 bool build_has_pattern(const json_t *schema);
 /* Is the text as pattern and BUILD_PATTERNS want it? */

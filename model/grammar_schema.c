@@ -45,6 +45,14 @@ uint32_t build_impossible(struct builder *b, const char *format, ...)
     return 0;
 }
 
+bool build_step(struct builder *b, int64_t n)
+{
+    b->steps += n;
+    if (b->steps > BUILD_MAX_STEPS)
+        build_refuse(b, "too much to compare: use fewer alternatives and values");
+    return !b->failed;
+}
+
 size_t build_enter(struct builder *b, const char *key)
 {
     size_t mark = b->path.len;
@@ -439,6 +447,10 @@ static uint32_t union_of(struct builder *b, const json_t *schema, uint32_t next)
     bool is_listed = strcmp(key, "anyOf") == 0 || strcmp(key, "oneOf") == 0;
     uint32_t all = 0;
     size_t i, mark = build_enter_split(b, key);
+    if (b->splits_deep >= BUILD_MAX_SPLITS_DEEP)
+        build_refuse(b, "the schema's conditions are nested too deep");
+    b->splits_deep += !is_listed;
+    b->nesting -= !is_listed; /* it is none of the schema's own */
     json_array_foreach(parts, i, one)
     {
         char name[24];
@@ -447,6 +459,8 @@ static uint32_t union_of(struct builder *b, const json_t *schema, uint32_t next)
         all = grammar_either(b->g, all, build_schema(b, one, next));
         build_leave(b, inner);
     }
+    b->splits_deep -= !is_listed;
+    b->nesting += !is_listed;
     build_leave(b, mark);
     return all;
 }

@@ -12,18 +12,6 @@ static json_t *field(const json_t *schema, const char *key)
 
 /* ---- objects ------------------------------------------------------------------------------------------ */
 
-bool build_is_required(const json_t *schema, const char *key)
-{
-    const json_t *one;
-    size_t i;
-    json_array_foreach(field(schema, "required"), i, one)
-    {
-        if (json_is_string(one) && strcmp(json_string_value(one), key) == 0)
-            return true;
-    }
-    return false;
-}
-
 struct member {
     const char *key;
     const json_t *schema; /* NULL: anything */
@@ -32,13 +20,10 @@ struct member {
 
 static bool matches(struct builder *b, const char *pattern, const char *key)
 {
-    struct regex *r;
-    struct err e = {0};
-    if (regex_open(str_of(pattern), &r, &e) < 0)
-        return build_refuse(b, "patternProperties: %.200s", e.text) != 0;
-    bool does = regex_matches(r, str_of(key));
-    regex_free(&r);
-    return does;
+    size_t mark = build_enter(b, "patternProperties");
+    const struct regex *r = build_regex(b, str_of(pattern));
+    build_leave(b, mark);
+    return r && build_regex_matches(b, r, str_of(key));
 }
 
 /* What the schema says of a property of this name; NULL: anything. */
@@ -54,6 +39,8 @@ static const json_t *schema_of(struct builder *b, const json_t *schema, const ch
     json_decref(name);
     json_object_foreach(field(schema, "patternProperties"), pattern, v)
     {
+        if (b->failed)
+            return NULL;
         if (!matches(b, pattern, key))
             continue;
         is_known = true;
@@ -70,12 +57,19 @@ static struct member *members_of(struct builder *b, const json_t *schema, size_t
     size_t i;
     struct member *all =
         mem_array(json_object_size(properties) + json_array_size(required) + 1, sizeof *all);
+    json_t *names = json_object();
     *n = 0;
+    json_array_foreach(required, i, v)
+    {
+        if (json_is_string(v))
+            json_object_set_new(names, json_string_value(v), json_true());
+    }
     json_object_foreach(properties, key, v)
     {
         all[(*n)++] =
-            (struct member){key, schema_of(b, schema, key), build_is_required(schema, key)};
+            (struct member){key, schema_of(b, schema, key), json_object_get(names, key) != NULL};
     }
+    json_decref(names);
     json_array_foreach(required, i, v)
     {
         key = json_string_value(v);
@@ -87,7 +81,7 @@ static struct member *members_of(struct builder *b, const json_t *schema, size_t
     return all;
 }
 
-static uint32_t member_rule(struct builder *b, const struct member *m)
+static uint32_t new_member_rule(struct builder *b, const struct member *m)
 {
     json_t *key = json_string(m->key);
     uint32_t end = grammar_return(b->g);
@@ -101,6 +95,28 @@ static uint32_t member_rule(struct builder *b, const struct member *m)
     value = build_json(b, key, value);
     json_decref(key);
     return value;
+}
+
+/* Once for all alternatives of an object that say the same of it. */
+static uint32_t member_rule(struct builder *b, const struct member *m)
+{
+    for (int i = 0; i < b->n_members && i < BUILD_MAX_MEMBERS && m->schema; i++)
+        if (b->members[i].schema == m->schema && strcmp(b->members[i].key, m->key) == 0)
+            return b->members[i].entry;
+    uint32_t entry = new_member_rule(b, m);
+    struct build_member *kept = &b->members[b->n_members++ % BUILD_MAX_MEMBERS];
+    mem_free(kept->key);
+    *kept = (struct build_member){m->schema, mem_format("%s", m->key), entry};
+    return entry;
+}
+
+void build_forget(struct builder *b)
+{
+    for (int i = 0; i < b->n_members && i < BUILD_MAX_MEMBERS; i++) {
+        mem_free(b->members[i].key);
+        b->members[i].key = NULL;
+    }
+    b->n_members = b->n_rules = 0;
 }
 
 /* From the last property to the first; rest[c]: where to go on with c members written, c = n_counts - 1 standing for

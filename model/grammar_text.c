@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "model/grammar_build.h"
+#include "model/grammar_regex.h"
 
 struct marks {
     int32_t after, begin, end, namespace; /* -1: none */
@@ -178,7 +178,7 @@ static uint32_t invocation(struct builder *b, const json_t *tool, uint32_t next)
     size_t mark = b->path.len;
     buf_printf(&b->path, " %s #", name);
     b->root = schema;
-    b->n_rules = 0; /* they are of another schema */
+    build_forget(b);
     next = end_invocation(b, next);
     next = parameters(b, schema, next);
     build_leave(b, mark);
@@ -240,7 +240,7 @@ static uint32_t build_answer(struct builder *b, const json_t *text, const struct
     }
     if (value && !forced) {
         b->root = value;
-        b->n_rules = 0;
+        build_forget(b);
         said = build_schema(b, value, end);
         if (!said && !b->failed)
             refuse_all(b);
@@ -302,6 +302,8 @@ int grammar_compile(struct str text, struct grammar **out, struct err *e)
     *out = b.g;
     mem_free(b.rules);
     json_decref(b.made);
+    build_forget(&b);
+    build_forget_regexes(&b);
     buf_fini(&b.path);
     json_decref(root);
     return rc;

@@ -7,28 +7,10 @@
 
 #include "base/mem.h"
 #include "base/must.h"
+#include "model/grammar_class.h"
 #include "model/utf8.h"
 
-enum { MAX_MASKS = 256, MASK_SLOTS = 1024, MAX_TOKEN_BYTES = 512, MAX_PLAIN = 24 };
-
-struct trie_node {
-    uint32_t end; /* behind the last node below it */
-    int32_t id;   /* of the token that ends here; -1: none does */
-    uint16_t depth;
-    unsigned char byte;
-};
-
-struct token_list {
-    const struct tokenizer *tokenizer;
-    int vocab_size;
-    /* Two tries, each node before those below it: [0, n_plain) of tokens of 1 to MAX_PLAIN plain characters,
-     * the rest of all others. */
-    struct trie_node *nodes;
-    uint32_t n_plain, n_nodes, nodes_room;
-    uint64_t *plain[MAX_PLAIN + 1]; /* those of at most so many characters */
-    int32_t *markers;
-    int n_markers;
-};
+enum { MAX_MASKS = 256, MASK_SLOTS = 1024 };
 
 struct mask {
     uint32_t state; /* 0: free */
@@ -54,6 +36,7 @@ struct held {
 
 struct grammar_cache {
     const struct token_list *list;
+    struct token_classes *classes;
     size_t max_bytes;
     struct held *newest, *oldest;
     struct grammar_counts counts;
@@ -127,16 +110,6 @@ static int plain_length(struct str text)
     return n;
 }
 
-static void allow(uint64_t *bits, int32_t id)
-{
-    bits[id >> 6] |= 1ull << (id & 63);
-}
-
-static size_t mask_words(const struct token_list *l)
-{
-    return (size_t)(l->vocab_size + 63) / 64;
-}
-
 static void allow_all(const struct token_list *l, const uint64_t *from, uint64_t *bits)
 {
     for (size_t i = 0; i < mask_words(l); i++)
@@ -154,7 +127,7 @@ static void build_part(struct token_list *l, const int32_t *ids, int n, bool is_
             continue;
         part[n_part++] = ids[i];
         if (is_plain)
-            allow(l->plain[length], ids[i]);
+            mask_allow(l->plain[length], ids[i]);
     }
     build_trie(l, part, n_part);
     mem_free(part);
@@ -211,19 +184,24 @@ static void add_leaf(struct mask *m, uint32_t node)
 }
 
 /* Allows every token among the nodes [from, to) that leads somewhere; path[d] is the state before a node of
- * depth d.  Where a way leaves what is known, the walk goes no further and the node is noted. */
+ * depth d.  Where a way leaves what is known, the walk goes no further and the node is noted.  `skip`, a bit for each
+ * node or NULL: what is decided already. */
 static void walk(const struct token_list *l, struct grammar *g, uint32_t from, uint32_t to,
-                 uint32_t *path, struct mask *m)
+                 uint32_t *path, const uint64_t *skip, struct mask *m)
 {
     for (uint32_t i = from; i < to;) {
         const struct trie_node *node = &l->nodes[i];
+        if (skip && mask_has(skip, i)) {
+            i = node->end;
+            continue;
+        }
         uint32_t next = grammar_byte(g, path[node->depth], node->byte);
         if (next == GRAMMAR_DEAD) {
             i = node->end;
             continue;
         }
         if (node->id >= 0)
-            allow(m->bits, node->id);
+            mask_allow(m->bits, node->id);
         int reach = grammar_reach(g, next);
         m->reach = reach > m->reach ? reach : m->reach;
         path[node->depth + 1] = next;
@@ -256,14 +234,23 @@ static int plain_room(struct grammar *g, uint32_t state, struct mask *m)
     return n;
 }
 
-static void walk_all(const struct token_list *l, struct grammar *g, uint32_t state, struct mask *m)
+static void walk_all(struct grammar_cache *c, struct grammar *g, uint32_t state, struct mask *m)
 {
+    const struct token_list *l = c->list;
+    const struct token_class *class = NULL;
     uint32_t path[MAX_TOKEN_BYTES + 1];
-    int room = plain_room(g, state, m);
+    int room = plain_room(g, state, m), class_room;
+    path[0] = state;
+    if (room <= 0)
+        class = token_class_of(c->classes, g, state, &class_room, &m->reach);
+    if (class) {
+        allow_all(l, class->by_length[class_room], m->bits);
+        walk(l, g, 0, l->n_nodes, path, class->skip, m);
+        return;
+    }
     if (room >= 0)
         allow_all(l, l->plain[room], m->bits);
-    path[0] = state;
-    walk(l, g, room >= 0 ? l->n_plain : 0, l->n_nodes, path, m);
+    walk(l, g, room >= 0 ? l->n_plain : 0, l->n_nodes, path, NULL, m);
 }
 
 /* From every node where the mask of the state without its stack gave up. */
@@ -280,7 +267,7 @@ static void walk_on(const struct token_list *l, struct grammar *g, uint32_t stat
                 text = bytes_of(l, l->nodes[k].id);
         for (uint16_t d = 0; d <= leaf->depth; d++)
             path[d + 1] = grammar_byte(g, path[d], (unsigned char)text.ptr[d]);
-        walk(l, g, cut->leaves[i] + 1, leaf->end, path, m);
+        walk(l, g, cut->leaves[i] + 1, leaf->end, path, NULL, m);
     }
 }
 
@@ -320,7 +307,7 @@ static const struct mask *cut_mask(struct grammar_cache *c, struct held *h, uint
         return m;
     m = new_mask(c, h, state);
     m->reach = grammar_reach(h->grammar, state);
-    walk_all(c->list, h->grammar, state, m);
+    walk_all(c, h->grammar, state, m);
     return m;
 }
 
@@ -331,11 +318,11 @@ static void allow_markers(const struct grammar_cache *c, struct grammar *g, uint
     int n;
     for (int i = 0; i < l->n_markers && grammar_has_markers(g, state); i++)
         if (grammar_marker(g, state, l->markers[i]) != GRAMMAR_DEAD)
-            allow(bits, l->markers[i]);
+            mask_allow(bits, l->markers[i]);
     const int32_t *stops = grammar_stops(g, &n);
     for (int i = 0; i < n && grammar_accepts(g, state); i++)
         if (stops[i] >= 0 && stops[i] < l->vocab_size)
-            allow(bits, stops[i]);
+            mask_allow(bits, stops[i]);
 }
 
 /* Does one character return into what was cut off?  Then nearly every token does, and would be walked on. */
@@ -364,7 +351,7 @@ static const uint64_t *mask_of(struct grammar_cache *c, struct held *h, uint32_t
         memcpy(m->bits, known->bits, mask_words(c->list) * sizeof *m->bits);
         walk_on(c->list, h->grammar, state, known, m);
     } else {
-        walk_all(c->list, h->grammar, state, m);
+        walk_all(c, h->grammar, state, m);
     }
     allow_markers(c, h->grammar, state, m->bits);
     return m->bits;
@@ -375,7 +362,7 @@ static const uint64_t *mask_of(struct grammar_cache *c, struct held *h, uint32_t
 struct grammar_cache *grammar_cache_new(const struct token_list *l, size_t max_bytes)
 {
     struct grammar_cache *c = mem_alloc(sizeof *c);
-    *c = (struct grammar_cache){.list = l, .max_bytes = max_bytes};
+    *c = (struct grammar_cache){.list = l, .classes = token_classes_new(l), .max_bytes = max_bytes};
     return c;
 }
 
@@ -413,6 +400,7 @@ void grammar_cache_free(struct grammar_cache **cp)
         return;
     while (c->newest)
         drop(c, c->newest);
+    token_classes_free(&c->classes);
     mem_free(c);
 }
 

@@ -6,7 +6,8 @@
  * (inside strings, say), and each of them only walks on where the first one left, as behind a closing
  * quote.  Tokens of plain characters alone, most of them, lie in a part of the trie of their own, and are allowed
  * all together, by their length, where one such character does as well as any other: within a string, also one
- * whose length is limited.  And grammars are kept by their text: sequences that are held to the same one share all that
+ * whose length is limited.  For other sets of characters that come again, as patterns have them, the same is kept in
+ * classes (grammar_class.h).  And grammars are kept by their text: sequences that are held to the same one share all that
  * any of them has found out.
  *
  * Owner: the cache's; but a token_list, once made, is only read, by any thread. */

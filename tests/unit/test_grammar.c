@@ -393,6 +393,9 @@ TEST(masks_of_counted_strings_are_what_each_token_does_alone)
         "{\"type\": \"string\", \"minLength\": 3}",
         "{\"type\": \"string\", \"pattern\": \"^.{2,6}$\"}",
         "{\"type\": \"string\", \"pattern\": \"^[a-z ]{1,30}$\"}",
+        "{\"type\": \"string\", \"pattern\": \"^[A-Za-z0-9 .,-]{3,60}$\"}",
+        "{\"type\": \"string\", \"pattern\": \"^[^a-z]{2,9}q?$\"}",
+        "{\"type\": \"string\", \"not\": {\"enum\": [\"a\", \"to\"]}, \"maxLength\": 6}",
         "{\"anyOf\": [{\"maxLength\": 3, \"type\": \"string\"}, {\"$ref\": \"#/$defs/x\"}], " EXES
         "}"};
     struct rng r = test_rng();

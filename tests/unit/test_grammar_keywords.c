@@ -54,12 +54,15 @@ static bool within(const json_t *s, const char *least, const char *most, double 
     return (!a || x >= json_number_value(a)) && (!b || x <= json_number_value(b));
 }
 
-static bool is_number_valid(const json_t *s, double x)
+static bool is_number_valid(const json_t *s, const json_t *v)
 {
+    double x = json_number_value(v);
     const json_t *a = json_object_get(s, "exclusiveMinimum"),
                  *b = json_object_get(s, "exclusiveMaximum");
     const json_t *m = json_object_get(s, "multipleOf");
     double times = m ? x / json_number_value(m) : 0;
+    if (json_is_integer(v) && json_is_integer(m)) /* a double does not tell large ones apart */
+        times = json_integer_value(v) % json_integer_value(m) == 0 ? 0 : 0.5;
     a = json_is_number(a) ? a : NULL;
     b = json_is_number(b) ? b : NULL;
     return within(s, "minimum", "maximum", x) && (!a || x > json_number_value(a)) &&
@@ -222,7 +225,7 @@ static bool is_valid(const json_t *root, const json_t *s, const json_t *v)
     return is_listed && is_typed(s, v) && (!only || json_equal(only, v)) &&
            (!any || count_valid(root, any, v) > 0) && (!one || count_valid(root, one, v) == 1) &&
            (!all || count_valid(root, all, v) == (int)json_array_size(all)) &&
-           (!json_is_number(v) || is_number_valid(s, json_number_value(v))) &&
+           (!json_is_number(v) || is_number_valid(s, v)) &&
            (!json_is_string(v) || is_string_valid(s, v)) &&
            (!json_is_array(v) || is_array_valid(root, s, v)) &&
            (!json_is_object(v) || is_object_valid(root, s, (json_t *)(uintptr_t)v));
@@ -697,7 +700,7 @@ TEST(keywords_that_cannot_be_held_to_are_refused_by_pointer)
         {"{'properties': {'a/b': {'items': {'not': {'multipleOf': 3}}}}}",
          "schema #/properties/a~1b/items/not/multipleOf: "},
         {"{'anyOf': [{'type': 'null'}, {'if': {'uniqueItems': true}, 'then': false}]}",
-         "schema #/anyOf/1/if/not/uniqueItems: "},
+         "schema #/anyOf/1/if/uniqueItems: "},
         {"{'type': 'array', 'uniqueItems': true}", "#/uniqueItems: "},
         {"{'type': 'array', 'uniqueItems': true, 'items': {'type': 'string'}}", "#/uniqueItems: "},
         {"{'type': 'array', 'contains': {}, 'minContains': 5000}", "contains: items"},
@@ -743,6 +746,49 @@ TEST(keywords_that_cannot_be_held_to_are_refused_by_pointer)
         CHECK_HAS(e.text, list[i].part);
         mem_free(schema);
     }
+}
+
+/* Alternatives multiply: what would take seconds is refused, what people write is not. */
+TEST(keywords_whose_alternatives_multiply_are_bounded)
+{
+    struct buf chain = {0}, crowd = {0}, product = {0}, twice = {0};
+    struct err e = {0};
+    buf_puts(&chain, "{\"type\":\"object\",\"properties\":{\"c\":{\"enum\":[0,1,2,3,4,5,6,7,8,9]},"
+                     "\"z\":{\"type\":\"integer\"}},\"allOf\":[{}");
+    for (int i = 0; i < 10; i++)
+        buf_printf(&chain,
+                   ",{\"if\":{\"properties\":{\"c\":{\"const\":%d}},\"required\":[\"c\"]},"
+                   "\"then\":{\"properties\":{\"z\":{\"const\":%d}},\"required\":[\"z\"]}}",
+                   i, i * i);
+    buf_puts(&chain, "]}");
+    struct grammar *g = compile(chain.data, &e);
+    CHECK(g && takes(g, "{\"c\":7,\"z\":49}") && !takes(g, "{\"c\":7,\"z\":36}"));
+    CHECK(takes(g, "{}") && takes(g, "{\"z\":5}") && !takes(g, "{\"c\":3}"));
+    grammar_free(&g);
+    buf_puts(&crowd, "{\"oneOf\":[true");
+    buf_puts(&product, "{\"type\":\"string\",\"allOf\":[{}");
+    buf_puts(&twice, "{\"$ref\":\"#/$defs/d0\",\"$defs\":{\"d40\":{\"minLength\":1}");
+    for (int i = 0; i < 40; i++) {
+        for (int k = 0; k < 10; k++)
+            buf_printf(&crowd, ",{\"required\":[\"p%d\"]}", 10 * i + k);
+        buf_printf(&product, ",{\"anyOf\":[{\"minLength\":%d},{\"maxLength\":%d}]}", i, 100 - i);
+        buf_printf(&twice,
+                   ",\"d%d\":{\"allOf\":[{\"$ref\":\"#/$defs/d%d\"},{\"$ref\":\"#/$defs/d%d\"}]}",
+                   i, i + 1, i + 1);
+    }
+    buf_puts(&crowd, "]}");
+    buf_puts(&product, "]}");
+    buf_puts(&twice, "}}");
+    CHECK(!compile(crowd.data, &e));
+    CHECK_HAS(e.text, "#/oneOf: too much to compare");
+    CHECK(!compile(product.data, &e));
+    CHECK_HAS(e.text, "too");
+    CHECK(!compile(twice.data, &e));
+    CHECK_HAS(e.text, "too much to compare");
+    buf_fini(&chain);
+    buf_fini(&crowd);
+    buf_fini(&product);
+    buf_fini(&twice);
 }
 
 TEST(keywords_that_contradict_each_other_are_refused)

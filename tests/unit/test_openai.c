@@ -355,8 +355,8 @@ TEST(openai_chat_refuses_with_the_field)
         {"{\"messages\": [" USER "], \"response_format\": {\"type\": \"json_schema\"}}",
          "response_format", "the schema is missing"},
         {"{\"messages\": [" USER "], \"response_format\": {\"type\": \"json_schema\", "
-         "\"json_schema\": {\"schema\": {\"properties\": {\"a\": {\"not\": {}}}}}}}",
-         "response_format", "schema #/properties/a/not: "},
+         "\"json_schema\": {\"schema\": {\"properties\": {\"a\": {\"$dynamicRef\": \"#\"}}}}}}",
+         "response_format", "schema #/properties/a/$dynamicRef: "},
         {"{\"messages\": [" USER "], \"response_format\": {\"type\": \"json_object\"}, "
          "\"ignore_eos\": true}",
          "ignore_eos", "contradict"},
