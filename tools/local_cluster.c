@@ -124,35 +124,19 @@ static struct local_process *add_node(struct local_cluster *r, const char *progr
     return p;
 }
 
-static void own_cpus(struct local_process *p, const struct cpus *cpus)
+/* The attention side's share: `prefix` is where its program keeps the number of threads. */
+static void place_side(struct local_cluster *r, struct local_process *p, const char *prefix)
 {
-    char *text = mem_alloc(CPUS_TEXT_BYTES);
-    setting(p, mem_format("compute.cpus=%s", cpus_text(cpus, text, CPUS_TEXT_BYTES)));
-    mem_free(text);
-}
-
-/* The attention side's place: `prefix` is where its program keeps the number of threads. */
-static void place_side(struct local_cluster *r, struct local_process *p, const char *prefix,
-                       int index)
-{
-    if (r->plan.is_shared) {
+    setting(p, mem_format("%s.threads=%d", prefix, r->plan.side_threads));
+    if (r->plan.is_crowded)
         setting(p, mem_string("attention.spin_us=0"));
-        return;
-    }
-    struct cpus cpus = cpu_plan_side(&r->plan, cpus_of_process(), index);
-    setting(p, mem_format("%s.threads=%d", prefix, r->plan.side_cpus));
-    own_cpus(p, &cpus);
 }
 
-static void place_expert(struct local_cluster *r, struct local_process *p, int index)
+static void place_expert(struct local_cluster *r, struct local_process *p)
 {
-    setting(p, mem_format("compute.threads=%d", r->plan.expert_cpus));
-    if (r->plan.is_shared) {
+    setting(p, mem_format("compute.threads=%d", r->plan.expert_threads));
+    if (r->plan.is_crowded)
         setting(p, mem_string("compute.spin_us=0"));
-        return;
-    }
-    struct cpus cpus = cpu_plan_expert(&r->plan, cpus_of_process(), r->n_sides, index);
-    own_cpus(p, &cpus);
 }
 
 static struct local_process *add_coordinator(struct local_cluster *r, const char *name,
@@ -165,7 +149,7 @@ static struct local_process *add_coordinator(struct local_cluster *r, const char
     mem_free(listen);
     setting(p, mem_format("attention.embedded=%s", r->n_attention ? "false" : "true"));
     if (!r->n_attention)
-        place_side(r, p, "attention", 0);
+        place_side(r, p, "attention");
     return p;
 }
 
@@ -187,12 +171,12 @@ void local_cluster_plan(struct local_cluster *r)
     own_settings(r, p, "coordinator");
     for (int i = 0; i < r->n_experts; i++) {
         p = add_node(r, "expert_node", "expert", i);
-        place_expert(r, p, i);
+        place_expert(r, p);
         own_settings(r, p, "expert_node");
     }
     for (int i = 0; i < r->n_attention; i++) {
         p = add_node(r, "attn_node", "attn", i);
-        place_side(r, p, "compute", i);
+        place_side(r, p, "compute");
         own_settings(r, p, "attn_node");
     }
     if (r->standby_port)

@@ -42,7 +42,7 @@ struct local_cluster {
     /* A second coordinator, "standby", that waits for the first one's state directory (which a
      * setting names); it serves on this port then.  0: none. */
     int standby_port;
-    int threads;      /* of each expert node; 0: the CPUs are divided */
+    int threads;      /* of each expert node; 0: they divide the CPUs */
     int death_signal; /* what processes get if the supervisor dies */
     /* Process i (the coordinator is 0) runs on host i; NULL: all on this host, over ipc. */
     const struct chaos_net *net;

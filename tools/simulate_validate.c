@@ -141,9 +141,10 @@ static int predict(struct validation *v, int i, struct err *e)
 {
     int n = sizes[i];
     struct cpu_plan plan = cpu_plan_new(v->n_cpus, 1, n, 0);
-    double attention_ns = between(v, v->one.attention_ns, v->all.attention_ns, plan.side_cpus);
-    double node = between(v, v->one.expert_bytes_s, v->all.expert_bytes_s, plan.expert_cpus);
-    double machine = between(v, v->one.expert_bytes_s, v->all.expert_bytes_s, plan.expert_cpus * n);
+    double attention_ns = between(v, v->one.attention_ns, v->all.attention_ns, plan.side_threads);
+    double node = between(v, v->one.expert_bytes_s, v->all.expert_bytes_s, plan.expert_threads);
+    double machine =
+        between(v, v->one.expert_bytes_s, v->all.expert_bytes_s, plan.expert_threads * n);
     struct plan_host host = {.name = "here",
                              .memory_bytes = INT64_MAX / 4,
                              .read_bytes_s = machine,

@@ -59,8 +59,8 @@ static void usage(FILE *out)
           "                   " FORMAT_SET_HELP ",\n"
           "                   FORMAT one of " FORMAT_CHOICES ",\n"
           "                   kv one of " KV_FORMAT_CHOICES "\n"
-          "  --threads N      compute threads of each expert node (default: the CPUs are\n"
-          "                   divided; three tenths are for attention)\n"
+          "  --threads N      compute threads of each expert node (default: the nodes divide\n"
+          "                   the CPUs; attention, which works while they wait, has all)\n"
           "  --set WHO.KEY=V  an option of one program: WHO is coordinator, expert_node,\n"
           "                   attn_node or a process such as expert-0, KEY as in configs/\n"
           "                   (repeatable)\n"
@@ -199,12 +199,12 @@ static void announce(struct up *u)
     if (r->n_attention)
         printf(", %d attention node%s", r->n_attention, r->n_attention == 1 ? "" : "s");
     printf(")\n");
-    if (r->plan.is_shared)
-        printf("  %d nodes share %d CPUs: nothing is pinned, nothing waits busily\n",
-               r->n_experts + r->n_sides, thread_cpu_count());
-    else
-        printf("  CPUs of their own: %d for each attention side, %d for each expert node\n",
-               r->plan.side_cpus, r->plan.expert_cpus);
+    printf("  %d CPUs, which attention and experts take turns on: %d thread%s for each attention "
+           "side, "
+           "%d for each expert node%s\n",
+           thread_cpu_count(), r->plan.side_threads, r->plan.side_threads == 1 ? "" : "s",
+           r->plan.expert_threads,
+           r->plan.is_crowded ? " (more than CPUs: nothing waits busily)" : "");
     for (int i = 0; i < r->n_processes; i++)
         printf("  %-12s process %d, log %s\n", r->processes[i].name, (int)r->processes[i].pid,
                r->processes[i].log_path);

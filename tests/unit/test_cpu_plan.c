@@ -1,70 +1,38 @@
-/* tests/unit/test_cpu_plan.c - every process of a local cluster has CPUs of its own, or all
- * share. */
+/* tests/unit/test_cpu_plan.c - the processes of a local cluster take turns on its CPUs. */
 #include "tools/cpu_plan.h"
-
-#include <string.h>
 
 #include "tests/lib/test.h"
 
-static struct cpus all;
-
-/* CPUs 3, 5, 7, ...: what is divided are CPUs, not numbers. */
-static void have(int n)
-{
-    all.n = n;
-    for (int i = 0; i < n; i++)
-        all.ids[i] = (uint16_t)(3 + 2 * i);
-}
-
-static void mark(const struct cpus *c, int n_wanted, int *used)
-{
-    CHECK_INT(c->n, n_wanted);
-    for (int i = 0; i < c->n; i++) {
-        CHECK(c->ids[i] % 2 == 1 && c->ids[i] >= 3);
-        used[(c->ids[i] - 3) / 2]++;
-    }
-}
-
-TEST(cpu_plan_gives_each_cpu_to_one_process_at_most)
+TEST(cpu_plan_gives_each_half_of_a_layer_all_cpus_once)
 {
     for (int n_cpus = 1; n_cpus <= 40; n_cpus++)
         for (int n_sides = 1; n_sides <= 3; n_sides++)
-            for (int n_experts = 1; n_experts <= 6; n_experts++)
-                for (int threads = 0; threads <= 3; threads++) {
-                    static int used[64];
-                    struct cpu_plan p = cpu_plan_new(n_cpus, n_sides, n_experts, threads);
-                    CHECK(p.side_cpus > 0 && p.expert_cpus > 0);
-                    CHECK(threads == 0 || p.expert_cpus == threads);
-                    int least = n_sides + n_experts * (threads ? threads : 1);
-                    CHECK_INT(p.is_shared, least > n_cpus);
-                    if (p.is_shared)
-                        continue;
-                    have(n_cpus);
-                    memset(used, 0, sizeof(used));
-                    for (int i = 0; i < n_sides; i++) {
-                        struct cpus c = cpu_plan_side(&p, &all, i);
-                        mark(&c, p.side_cpus, used);
-                    }
-                    for (int i = 0; i < n_experts; i++) {
-                        struct cpus c = cpu_plan_expert(&p, &all, n_sides, i);
-                        mark(&c, p.expert_cpus, used);
-                    }
-                    for (int i = 0; i < 64; i++)
-                        CHECK(used[i] <= (i < n_cpus));
-                }
+            for (int n_experts = 1; n_experts <= 6; n_experts++) {
+                struct cpu_plan p = cpu_plan_new(n_cpus, n_sides, n_experts, 0);
+                CHECK(p.side_threads > 0 && p.expert_threads > 0);
+                CHECK_INT(p.is_crowded, n_sides > n_cpus || n_experts > n_cpus);
+                if (p.is_crowded)
+                    continue;
+                int sides = p.side_threads * n_sides, experts = p.expert_threads * n_experts;
+                CHECK(sides <= n_cpus && sides + n_sides > n_cpus);
+                CHECK(experts <= n_cpus && experts + n_experts > n_cpus);
+            }
 }
 
 TEST(cpu_plan_of_usual_machines)
 {
     static const struct {
-        int n_cpus, n_sides, n_experts, side_cpus, expert_cpus;
-        bool is_shared;
-    } cases[] = {{16, 1, 4, 4, 3, false}, {16, 1, 1, 4, 12, false}, {8, 1, 4, 4, 1, false},
-                 {2, 1, 1, 1, 1, false},  {2, 1, 4, 2, 1, true},    {64, 2, 6, 11, 7, false}};
+        int n_cpus, n_sides, n_experts, threads, side_threads, expert_threads;
+        bool is_crowded;
+    } cases[] = {{16, 1, 4, 0, 16, 4, false}, {16, 1, 1, 0, 16, 16, false},
+                 {8, 1, 4, 0, 8, 2, false},   {2, 1, 1, 0, 2, 2, false},
+                 {2, 1, 4, 0, 2, 1, true},    {64, 2, 6, 0, 32, 10, false},
+                 {2, 1, 2, 3, 2, 3, true},    {8, 1, 4, 1, 8, 1, false}};
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        struct cpu_plan p = cpu_plan_new(cases[i].n_cpus, cases[i].n_sides, cases[i].n_experts, 0);
-        CHECK_INT(p.side_cpus, cases[i].side_cpus);
-        CHECK_INT(p.expert_cpus, cases[i].expert_cpus);
-        CHECK_INT(p.is_shared, cases[i].is_shared);
+        struct cpu_plan p =
+            cpu_plan_new(cases[i].n_cpus, cases[i].n_sides, cases[i].n_experts, cases[i].threads);
+        CHECK_INT(p.side_threads, cases[i].side_threads);
+        CHECK_INT(p.expert_threads, cases[i].expert_threads);
+        CHECK_INT(p.is_crowded, cases[i].is_crowded);
     }
 }
