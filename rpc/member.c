@@ -441,9 +441,19 @@ static bool has_left_us(const struct member *m, int64_t now_ns)
            now_ns - m->heard_ns > patience_ns(m);
 }
 
+/* A pause of our own (a stopped process, a stalled host) is nobody's silence. */
+static void forgive_pause(struct member *m, int64_t now_ns)
+{
+    int64_t late_ns = now_ns - m->next_heartbeat_ns;
+    if (late_ns > 0)
+        m->heard_ns = m->heard_ns + late_ns < now_ns ? m->heard_ns + late_ns : now_ns;
+}
+
 static void on_timer(void *ud, int64_t now_ns)
 {
     struct member *m = ud;
+    if (m->phase == JOINED)
+        forgive_pause(m, now_ns);
     /* Connected, and yet it did not take us: frozen, perhaps. */
     if (m->phase == AWAY && m->is_unanswered)
         dial_next(m);

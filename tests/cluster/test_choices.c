@@ -151,6 +151,7 @@ TEST_WITHIN(choices_go_on_where_their_reader_left_them, 120)
     cluster_start_coordinator(&c);
     go_on(&c, &g, 0);
     CHECK(g.is_done);
+    cluster_wait_ready(&c, 40); /* which it need not be for what was over before the death */
     /* The same without death and interruption; the numbers of usage are those of this life. */
     stream(&c, "/v1/completions", body, "Idempotency-Key: k", &again);
     CHECK(again.is_done);

@@ -436,6 +436,16 @@ double cluster_metric(struct cluster *c, const char *name)
     return value;
 }
 
+void cluster_wait_metric(struct cluster *c, const char *name, double most)
+{
+    int64_t deadline = deadline_in(20);
+    for (double value; (value = cluster_metric(c, name)) > most;) {
+        if (clock_now_ns() > deadline)
+            test_fail(__FILE__, __LINE__, "%s stays %g", name, value);
+        clock_sleep_until(clock_now_ns() + poll_ns);
+    }
+}
+
 void cluster_wait_prompt_tokens(struct cluster *c, long long n)
 {
     int64_t deadline = deadline_in(30);

@@ -70,6 +70,8 @@ void cluster_wait_value(struct cluster *c, const char *what, long long value, in
 void cluster_wait_prompt_tokens(struct cluster *c, long long n);
 /* A sample of /metrics by its whole name, labels included; fails the test if there is none. */
 double cluster_metric(struct cluster *c, const char *name);
+/* Until it is no more than this: what clients leave is noticed in a moment, not at once. */
+void cluster_wait_metric(struct cluster *c, const char *name, double most);
 /* SIGTERM to all; every process must end with exit code 0. */
 void cluster_stop(struct cluster *c);
 

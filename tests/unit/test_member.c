@@ -297,6 +297,21 @@ TEST(member_joins_again_when_nobody_answers_for_a_lease)
     close_stage(&s);
 }
 
+TEST(member_that_stood_still_itself_blames_nobody)
+{
+    struct stage s = {.heartbeat_ms = 10, .lease_ms = 60};
+    open_stage(&s, "inproc://coordinator", NODE_EXPERT);
+    open_server(&s, "inproc://coordinator");
+    for (int i = 1; i <= 3; i++) {
+        int n = s.n_heartbeats;
+        TURN_UNTIL(&s, s.n_heartbeats >= n + i);
+        clock_sleep_until(clock_now_ns() + 150 * CLOCK_MS);
+    }
+    TURN_UNTIL(&s, s.n_heartbeats >= 10);
+    CHECK_INT(s.n_joins, 1);
+    close_stage(&s);
+}
+
 TEST(member_survives_a_coordinator_that_goes_and_comes_back)
 {
     struct stage s = {.newest = 3, .n_pulls = 1, .heartbeat_ms = 20, .lease_ms = 100};
