@@ -11,6 +11,8 @@
 #include "base/mem.h"
 #include "coordinator/placement_plan.h"
 
+#define TWO_LANES_WIN 0.97 /* as attn_node/lane_trial.h has it: LANE_TRIAL_PERCENT */
+
 enum { COPIES = WIRE_MAX_REPLICAS, NOBODY = PLACEMENT_NOBODY, OBSERVED_TOKENS = 2000 };
 
 /* ---- the cluster ------------------------------------------------------------------------- */
@@ -153,7 +155,13 @@ struct bench_of_steps {
     int *load, *rows, *last_row; /* [n_nodes] */
     int *host_load;              /* [n_hosts] experts that its memory is read for */
     uint8_t *standing;
-    double *times;
+    double *times, *times_of_two; /* [n_steps] ms */
+    struct rng lane_rng;
+    double *experts_ns, *network_ns; /* [n_layers][2] of lanes */
+};
+
+struct round_time {
+    double experts_ns, network_ns;
 };
 
 static double jitter(struct forecast *f, struct rng *r)
@@ -161,13 +169,13 @@ static double jitter(struct forecast *f, struct rng *r)
     return f->options.jitter_ns > 0 ? -f->options.jitter_ns * log(1 - rng_unit(r)) : 0;
 }
 
-/* One layer's round: adds to `sum`. */
-static void run_layer(struct forecast *f, struct bench_of_steps *b, int layer, int n_tokens,
-                      struct forecast_step *sum)
+/* The round of a layer for n_tokens whose routes these are: adds to `sum`. */
+static struct round_time run_round(struct forecast *f, struct bench_of_steps *b, int layer,
+                                   const uint16_t *experts, int n_tokens, struct rng *r,
+                                   struct forecast_step *sum)
 {
     const struct plan_model *m = f->model;
     int n_slots = n_tokens * m->top_k, n_hit = 0, most = 0, distinct = 0, n_present = 0;
-    const uint16_t *experts = b->experts + (size_t)layer * (size_t)n_slots;
     memset(b->load, 0, (size_t)f->n_nodes * sizeof *b->load);
     struct choice_question q = {.experts = experts,
                                 .slots = b->slots,
@@ -208,7 +216,7 @@ static void run_layer(struct forecast *f, struct bench_of_steps *b, int layer, i
         read_ns = read_ns > host_ns ? read_ns : host_ns;
         double out = plan_model_row_out_bytes(m, b->rows[i], 0);
         double back = plan_model_row_back_bytes(m, b->rows[i]);
-        double late = host->round_trip_ns + jitter(f, &b->rng);
+        double late = host->round_trip_ns + jitter(f, r);
         double all = read_ns + late + 1e9 * (out + back) / host->wire_bytes_s;
         if (all > slowest_ns) {
             slowest_ns = all;
@@ -234,7 +242,56 @@ static void run_layer(struct forecast *f, struct bench_of_steps *b, int layer, i
     sum->slowest += most;
     sum->distinct += distinct;
     sum->balance += distinct > 0 ? (double)most * n_present / distinct : 1;
+    return (struct round_time){experts_ns, network_ns};
 }
+
+/* ---- two lanes --------------------------------------------------------------------------- */
+
+double forecast_two_lanes_ns(int n_layers, const double *attention_ns, const double *experts_ns,
+                             const double *network_ns)
+{
+    double attention_free = 0, experts_free = 0, done[2] = {0, 0};
+    for (int layer = 0; layer < n_layers; layer++)
+        for (int lane = 0; lane < 2; lane++) {
+            int i = 2 * layer + lane;
+            double begun = attention_free > done[lane] ? attention_free : done[lane];
+            attention_free = begun + attention_ns[lane];
+            double asked = attention_free + network_ns[i] / 2;
+            experts_free = (asked > experts_free ? asked : experts_free) + experts_ns[i];
+            done[lane] = experts_free + network_ns[i] / 2;
+        }
+    return done[0] > done[1] ? done[0] : done[1];
+}
+
+/* The same step in two lanes, whose routes have been drawn. */
+static double two_lanes_ms(struct forecast *f, struct bench_of_steps *b, int n_tokens,
+                           double context)
+{
+    const struct plan_model *m = f->model;
+    struct forecast_step ignored = {0};
+    int rows[2] = {n_tokens / 2, n_tokens - n_tokens / 2};
+    double attention_ns[2], speed = f->options.attention_bytes_s * f->options.efficiency;
+    for (int lane = 0; lane < 2; lane++) {
+        double of_side = ceil((double)rows[lane] / f->options.n_sides);
+        attention_ns[lane] = 1e9 *
+                             (plan_model_attention_bytes(m, of_side, context) - m->head_bytes) /
+                             speed / m->n_layers;
+    }
+    for (int layer = 0; layer < m->n_layers; layer++)
+        for (int lane = 0; lane < 2; lane++) {
+            size_t first = ((size_t)layer * (size_t)n_tokens + (lane ? (size_t)rows[0] : 0)) *
+                           (size_t)m->top_k;
+            struct round_time t =
+                run_round(f, b, layer, b->experts + first, rows[lane], &b->lane_rng, &ignored);
+            b->experts_ns[2 * layer + lane] = t.experts_ns;
+            b->network_ns[2 * layer + lane] = t.network_ns;
+        }
+    return (forecast_two_lanes_ns(m->n_layers, attention_ns, b->experts_ns, b->network_ns) +
+            1e9 * m->head_bytes / speed) /
+           1e6;
+}
+
+/* ---- steps ------------------------------------------------------------------------------- */
 
 static int by_value(const void *a, const void *b)
 {
@@ -257,6 +314,10 @@ void forecast_run(struct forecast *f, int n_tokens, double context, int n_steps,
         .host_load = mem_array((size_t)f->hosts->n_hosts, sizeof *b.host_load),
         .standing = mem_array(n, sizeof *b.standing),
         .times = mem_array((size_t)n_steps, sizeof *b.times),
+        .times_of_two = mem_array((size_t)n_steps, sizeof *b.times_of_two),
+        .lane_rng = rng_stream(f->options.seed, 4 + ((uint64_t)n_tokens << 32)),
+        .experts_ns = mem_array(2 * (size_t)m->n_layers, sizeof *b.experts_ns),
+        .network_ns = mem_array(2 * (size_t)m->n_layers, sizeof *b.network_ns),
     };
     for (size_t s = 0; s < n_slots; s++)
         b.slots[s] = (int32_t)s;
@@ -265,21 +326,32 @@ void forecast_run(struct forecast *f, int n_tokens, double context, int n_steps,
     double of_side = ceil((double)n_tokens / f->options.n_sides);
     double attention_ms = 1e3 * plan_model_attention_bytes(m, of_side, context) /
                           (f->options.attention_bytes_s * f->options.efficiency);
-    *out = (struct forecast_step){0};
+    bool can_two = of_side >= 2 && f->options.lanes != 1;
+    double two_ms = 0;
+    *out = (struct forecast_step){.lanes = 1};
     for (int step = 0; step < n_steps; step++) {
         double before = out->network_ms + out->experts_ms;
         trace_draw(f->trace, &b.rng, n_tokens, b.experts);
         for (int layer = 0; layer < m->n_layers; layer++)
-            run_layer(f, &b, layer, n_tokens, out);
+            run_round(f, &b, layer, b.experts + (size_t)layer * n_slots, n_tokens, &b.rng, out);
         b.times[step] = attention_ms + out->network_ms + out->experts_ms - before;
+        b.times_of_two[step] = can_two ? two_lanes_ms(f, &b, n_tokens, context) : 0;
+        two_ms += b.times_of_two[step] / n_steps;
     }
-    qsort(b.times, (size_t)n_steps, sizeof *b.times, by_value);
     double layers = (double)n_steps * m->n_layers;
     out->attention_ms = attention_ms;
     out->network_ms /= n_steps;
     out->experts_ms /= n_steps;
     out->step_ms = out->attention_ms + out->network_ms + out->experts_ms;
-    out->p99_ms = b.times[(int)(0.99 * (n_steps - 1))];
+    out->two_lanes = can_two ? two_ms / out->step_ms : 0;
+    if (can_two && (f->options.lanes == 2 || out->two_lanes < TWO_LANES_WIN)) {
+        out->lanes = 2;
+        out->hidden_ms = out->step_ms - two_ms;
+        out->step_ms = two_ms;
+    }
+    double *times = out->lanes == 2 ? b.times_of_two : b.times;
+    qsort(times, (size_t)n_steps, sizeof *times, by_value);
+    out->p99_ms = times[(int)(0.99 * (n_steps - 1))];
     out->tokens_s = 1e3 * n_tokens / out->step_ms;
     out->wire_bytes /= (double)n_steps * n_tokens;
     out->slowest /= layers;
@@ -293,6 +365,9 @@ void forecast_run(struct forecast *f, int n_tokens, double context, int n_steps,
     mem_free(b.host_load);
     mem_free(b.standing);
     mem_free(b.times);
+    mem_free(b.times_of_two);
+    mem_free(b.experts_ns);
+    mem_free(b.network_ns);
 }
 
 /* ---- losses ------------------------------------------------------------------------------ */

@@ -8,6 +8,10 @@
  *                      +  the slowest node's distinct experts / its memory's speed, and no less
  *                         than all that the nodes of its machine read / that machine's
  *
+ * Two lanes (attention.lanes) cut the rows of a step in halves: the attention side works for one while the nodes work
+ * for the other.  Each lane reads the attention side's weights and its own experts, so what both want is read twice;
+ * forecast_two_lanes_ns() says what is won.  Attention side and nodes are taken to have memories of their own.
+ *
  * where memory gives `efficiency` of what reading alone does.  Several attention sides each take
  * their part of the tokens, at the same time; nodes read for all of them together.  What arithmetic
  * costs beside reading is left out: this is about decoding, not about long prompts.
@@ -30,6 +34,7 @@ struct forecast_options {
     double jitter_ns;                        /* mean of what a node's answer is late, exponential */
     double straggler_share, straggler_speed; /* nodes that are slower than they said */
     bool ignores_speed;                      /* when it chooses among copies */
+    int lanes; /* of a step: 1, 2, or 0: what is faster, as attention.lanes=auto finds out */
     uint64_t seed;
 };
 
@@ -58,7 +63,11 @@ int forecast_open(const struct plan_model *m, const struct plan_hosts *h, struct
 void forecast_close(struct forecast *f);
 
 struct forecast_step {
-    double step_ms, attention_ms, network_ms, experts_ms;
+    double step_ms;
+    double attention_ms, network_ms, experts_ms; /* one after the other, in one lane */
+    double hidden_ms;                            /* of these, what happens at the same time */
+    int lanes;                                   /* 1 or 2 */
+    double two_lanes;         /* time of two lanes to that of one; 0: there are too few rows */
     double p99_ms;            /* of the steps that were tried */
     double tokens_s;          /* all streams */
     double balance;           /* experts read by the busiest node of a layer / by the mean node */
@@ -69,6 +78,11 @@ struct forecast_step {
 /* Steps of n_tokens streams at `context` positions each, n_steps of them drawn from the trace. */
 void forecast_run(struct forecast *f, int n_tokens, double context, int n_steps,
                   struct forecast_step *out);
+
+/* From the first layer's attention to the last layer's experts, with attention_ns [2] of a lane in a layer and
+ * experts_ns, network_ns [n_layers][2]: attention of the lanes in turn, and experts in the order in which they are asked. */
+double forecast_two_lanes_ns(int n_layers, const double *attention_ns, const double *experts_ns,
+                             const double *network_ns);
 
 /* Marks all nodes of a machine as lost, or as there again. */
 void forecast_lose_host(struct forecast *f, int host, bool is_lost);

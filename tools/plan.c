@@ -237,18 +237,20 @@ static void print_losses(const struct plan_scene *s, const struct result *r)
 static void print_steps(const struct plan_options *o, const struct result *r)
 {
     printf("\npredicted, %lld positions each:\n", (long long)o->context);
-    printf("  %7s %10s %10s %9s %10s %9s %9s %9s %8s %9s%s\n", "streams", "tok/s each", "tok/s all",
-           "step ms", "attention", "network", "experts", "slowest", "balance", "KB/token",
-           r->survives_one ? "  one lost" : "");
+    printf("  %7s %10s %10s %9s %10s %9s %9s %9s %5s %9s %8s %9s%s\n", "streams", "tok/s each",
+           "tok/s all", "step ms", "attention", "network", "experts", "at once", "lanes", "slowest",
+           "balance", "KB/token", r->survives_one ? "  one lost" : "");
     for (int i = 0; i < N_BATCHES; i++) {
         const struct forecast_step *p = &r->steps[i];
-        printf("  %7d %10.2f %10.2f %9.1f %10.1f %9.1f %9.1f %9.2f %8.2f %9.1f", batches[i],
-               p->tokens_s / batches[i], p->tokens_s, p->step_ms, p->attention_ms, p->network_ms,
-               p->experts_ms, p->slowest, p->balance, p->wire_bytes / 1e3);
+        printf("  %7d %10.2f %10.2f %9.1f %10.1f %9.1f %9.1f %9.1f %5d %9.2f %8.2f %9.1f",
+               batches[i], p->tokens_s / batches[i], p->tokens_s, p->step_ms, p->attention_ms,
+               p->network_ms, p->experts_ms, p->hidden_ms, p->lanes, p->slowest, p->balance,
+               p->wire_bytes / 1e3);
         if (r->survives_one)
             printf(" %9.2f", r->after[i].tokens_s);
         printf("\n");
     }
+    printf("  at once: of attention, network and experts, what two lanes do at the same time\n");
     printf("  slowest: experts that the busiest node of a layer reads; balance: beside the mean "
            "node's\n");
     if (r->survives_one)
@@ -290,11 +292,12 @@ static json_t *steps_json(const struct result *r)
     json_t *list = json_array();
     for (int i = 0; i < N_BATCHES; i++) {
         const struct forecast_step *p = &r->steps[i];
-        json_t *o = json_pack("{s:i,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "streams", batches[i],
-                              "tokens_s", p->tokens_s, "step_ms", p->step_ms, "attention_ms",
-                              p->attention_ms, "network_ms", p->network_ms, "experts_ms",
-                              p->experts_ms, "slowest_node_experts", p->slowest, "balance",
-                              p->balance, "wire_bytes_per_token", p->wire_bytes);
+        json_t *o = json_pack(
+            "{s:i,s:i,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "streams", batches[i], "lanes",
+            p->lanes, "two_lanes_ratio", p->two_lanes, "hidden_ms", p->hidden_ms, "tokens_s",
+            p->tokens_s, "step_ms", p->step_ms, "attention_ms", p->attention_ms, "network_ms",
+            p->network_ms, "experts_ms", p->experts_ms, "slowest_node_experts", p->slowest,
+            "balance", p->balance, "wire_bytes_per_token", p->wire_bytes);
         if (r->survives_one)
             must_zero(json_object_set_new(o, "tokens_s_one_machine_lost",
                                           json_real(r->after[i].tokens_s)));

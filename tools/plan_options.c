@@ -56,6 +56,10 @@ static bool take_number(struct plan_options *o, int letter, const char *value)
         is_good = read_whole(value, 1, 1024, &n);
         o->n_sides = (int)n;
         break;
+    case PLAN_LANES:
+        is_good = strcmp(value, "auto") == 0 || read_whole(value, 1, 2, &n);
+        o->lanes = (int)n;
+        break;
     case PLAN_EFFICIENCY:
         is_good = read_number(value, 0.01, 1, &o->efficiency);
         break;
@@ -120,6 +124,7 @@ struct forecast_options plan_forecast_options(const struct plan_options *o,
                                      .attention_bytes_s =
                                          o->attention_gb_s > 0 ? o->attention_gb_s * 1e9 : fastest,
                                      .n_sides = o->n_sides,
+                                     .lanes = o->lanes,
                                      .fan_out_ns = FAN_OUT_NS,
                                      .straggler_speed = 1,
                                      .seed = o->seed};

@@ -11,7 +11,7 @@ struct plan_options {
     const char *preset, *dir, *format, *hosts, *config, *trace;
     double efficiency, attention_gb_s, skew;
     struct plan_defaults defaults;
-    int replicas, n_sides;
+    int replicas, n_sides, lanes; /* lanes 0: auto */
     int64_t context;
     uint64_t seed;
     bool as_json;
@@ -34,6 +34,7 @@ enum plan_letter {
     PLAN_TRACE,
     PLAN_SKEW,
     PLAN_SEED,
+    PLAN_LANES,
     PLAN_JSON,
 };
 /* clang-format off */
@@ -53,6 +54,7 @@ enum plan_letter {
     {"trace", required_argument, NULL, PLAN_TRACE}, \
     {"skew", required_argument, NULL, PLAN_SKEW}, \
     {"seed", required_argument, NULL, PLAN_SEED}, \
+    {"lanes", required_argument, NULL, PLAN_LANES}, \
     {"json", no_argument, NULL, PLAN_JSON}
 /* clang-format on */
 #define PLAN_USAGE \
@@ -63,6 +65,7 @@ enum plan_letter {
     "  --context N       positions of each stream (default 4096)\n" \
     "  --attention GB/S  what an attention side's memory reads (default: the fastest machine's)\n" \
     "  --attn N          attention sides (default 1)\n" \
+    "  --lanes auto|1|2  of a step, as attention.lanes (default auto: two where that is faster)\n" \
     "  --round-trip US   of a call without work (default 200)\n" \
     "  --wire GBIT       of the network (default 10)\n" \
     "  --efficiency X    what kernels reach of a memory's speed (default 0.8; bench decode " \

@@ -145,17 +145,19 @@ static void tell(const struct simulation *s, const struct forecast *f, int n_str
 {
     const struct plan_host *h = &f->hosts->hosts[0];
     if (!s->plan.as_json)
-        printf("%6d %7.1f %6.2f %8.1f %7d %9.2f %9.1f %9.1f %8.2f %8.2f %9.1f\n", f->n_nodes,
+        printf("%6d %7.1f %6.2f %8.1f %7d %5d %9.2f %9.1f %9.1f %8.2f %8.2f %9.1f\n", f->n_nodes,
                (double)h->memory_bytes / GIB, (double)f->n_copies / (double)f->placement.n_total,
-               f->plan_ms, n_streams, p->tokens_s, p->step_ms, p->p99_ms, p->slowest, p->balance,
-               p->wire_bytes / 1e3);
+               f->plan_ms, n_streams, p->lanes, p->tokens_s, p->step_ms, p->p99_ms, p->slowest,
+               p->balance, p->wire_bytes / 1e3);
     must_zero(json_array_append_new(
-        s->rows, json_pack("{s:i,s:f,s:f,s:i,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "nodes", f->n_nodes,
-                           "copies", (double)f->n_copies / (double)f->placement.n_total, "plan_ms",
-                           f->plan_ms, "streams", n_streams, "tokens_s", p->tokens_s, "step_ms",
-                           p->step_ms, "step_p99_ms", p->p99_ms, "attention_ms", p->attention_ms,
-                           "network_ms", p->network_ms, "experts_ms", p->experts_ms, "balance",
-                           p->balance, "wire_bytes_per_token", p->wire_bytes)));
+        s->rows,
+        json_pack("{s:i,s:i,s:f,s:f,s:f,s:f,s:i,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "nodes",
+                  f->n_nodes, "lanes", p->lanes, "two_lanes_ratio", p->two_lanes, "hidden_ms",
+                  p->hidden_ms, "copies", (double)f->n_copies / (double)f->placement.n_total,
+                  "plan_ms", f->plan_ms, "streams", n_streams, "tokens_s", p->tokens_s, "step_ms",
+                  p->step_ms, "step_p99_ms", p->p99_ms, "attention_ms", p->attention_ms,
+                  "network_ms", p->network_ms, "experts_ms", p->experts_ms, "balance", p->balance,
+                  "wire_bytes_per_token", p->wire_bytes)));
 }
 
 static void tell_survival(const struct simulation *s, const struct forecast *f,
@@ -239,12 +241,12 @@ static int run_all(struct simulation *s, struct err *e)
                          : plan_hosts_equal(n, memory_of(s, n), &d, &h, e);
         if (rc == 0 && i == 0 && !s->plan.as_json)
             printf("%s %s, routes: %s, seed %llu; machines read %.1f GB/s, %g us, %g Gbit/s\n"
-                   "%6s %7s %6s %8s %7s %9s %9s %9s %8s %8s %9s\n",
+                   "%6s %7s %6s %8s %7s %5s %9s %9s %9s %8s %8s %9s\n",
                    s->model.name, s->model.format, trace_title(s->trace),
                    (unsigned long long)s->plan.seed, h.hosts[0].read_bytes_s / 1e9,
                    h.hosts[0].round_trip_ns / 1e3, h.hosts[0].wire_bytes_s * 8 / 1e9, "nodes",
-                   "GiB", "copies", "plan ms", "streams", "tok/s", "step ms", "p99", "slowest",
-                   "balance", "KB/token");
+                   "GiB", "copies", "plan ms", "streams", "lanes", "tok/s", "step ms", "p99",
+                   "slowest", "balance", "KB/token");
         if (rc == 0)
             rc = run_size(s, &h, &progress, e);
         plan_hosts_close(&h);

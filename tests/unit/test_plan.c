@@ -207,6 +207,42 @@ TEST(forecast_adds_up_what_a_step_takes)
     plan_scene_close(&s);
 }
 
+/* Attention of one lane while the other's experts are read: 10 and 10 in three layers end after 7 times 10, where
+ * experts wait for attention; the network is waited for by its own lane only. */
+TEST(forecast_of_two_lanes_is_a_pipeline)
+{
+    double attention[2] = {10, 10}, experts[6] = {10, 10, 10, 10, 10, 10}, none[6] = {0};
+    double slow[6] = {0, 0, 30, 30, 0, 0}, trips[6] = {4, 4, 4, 4, 4, 4};
+    CHECK_NEAR(forecast_two_lanes_ns(3, attention, experts, none), 70, 1e-9);
+    CHECK_NEAR(forecast_two_lanes_ns(3, attention, none, none), 60, 1e-9);
+    CHECK_NEAR(forecast_two_lanes_ns(1, attention, experts, trips), 34, 1e-9);
+    CHECK_NEAR(forecast_two_lanes_ns(2, attention, none, trips), 44, 1e-9);
+    CHECK_NEAR(forecast_two_lanes_ns(2, attention, slow, none), 90, 1e-9);
+}
+
+TEST(forecast_takes_two_lanes_where_they_win)
+{
+    struct plan_scene s;
+    open_scene(&s, "8x100@80", 2, 0.5);
+    struct forecast_step one, two, best, single;
+    s.forecast.options.lanes = 1;
+    forecast_run(&s.forecast, 16, 30000, 20, &one);
+    s.forecast.options.lanes = 2;
+    forecast_run(&s.forecast, 16, 30000, 20, &two);
+    forecast_run(&s.forecast, 1, 30000, 20, &single);
+    s.forecast.options.lanes = 0;
+    forecast_run(&s.forecast, 16, 30000, 20, &best);
+    test_say("16 streams at 30,000: %.1f ms in one lane, %.1f in two", one.step_ms, two.step_ms);
+    CHECK(one.lanes == 1 && one.two_lanes == 0 && two.lanes == 2 && single.lanes == 1);
+    CHECK_NEAR(two.hidden_ms, one.step_ms - two.step_ms, 1e-6);
+    CHECK_NEAR(two.two_lanes, two.step_ms / one.step_ms, 1e-9);
+    CHECK_NEAR(two.attention_ms, one.attention_ms, 1e-9);
+    CHECK_NEAR(best.step_ms, two.two_lanes < 0.97 ? two.step_ms : one.step_ms, 1e-9);
+    /* Long contexts are the lanes' own, and hide well; nothing is faster than attention alone. */
+    CHECK(best.lanes == 2 && two.step_ms > one.attention_ms);
+    plan_scene_close(&s);
+}
+
 TEST(forecast_knows_what_losses_cost)
 {
     struct plan_scene s;
