@@ -39,6 +39,7 @@ static void free_choice(struct request *r)
     output_events_fini(&r->whole);
     mem_free(r->samples);
     mem_free(r->grammar);
+    buf_fini(&r->echo);
 }
 
 void request_fini(struct request *r)
@@ -285,11 +286,15 @@ enum request_step request_pass(struct request_part *p, const struct output_event
 
 static void choice_sent(struct request *r)
 {
-    for (size_t i = 0; i < r->said.n; i++)
-        request_pass(&r->part, &r->said.list[i]);
-    for (size_t i = 0; i < r->said.n && r->kind == REQUEST_RESPONSES; i++)
-        output_events_put(&r->whole, r->said.list[i].kind, r->said.list[i].call,
-                          output_events_text(&r->said, i));
+    for (size_t i = 0; i < r->said.n; i++) {
+        const struct output_event *event = &r->said.list[i];
+        enum request_step step = request_pass(&r->part, event);
+        if (r->kind != REQUEST_RESPONSES)
+            continue;
+        output_events_put(&r->whole, event->kind, event->call, output_events_text(&r->said, i));
+        if (step == REQUEST_NEW_PART)
+            r->part_from = r->whole.n - 1;
+    }
     output_events_reset(&r->said);
     r->n_sent = r->output.len;
     r->end_is_sent = r->state == REQUEST_DONE;

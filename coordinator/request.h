@@ -71,8 +71,10 @@ struct request {
     bool streams, wants_usage, wants_token_ids, wants_logprobs, ignores_eos;
     bool echoes; /* the prompt's text goes before the answer's */
     struct stream text_of;
-    char *grammar;   /* sampling.grammar; the first choice's */
-    int raise;       /* classes of priority above its key's; REQUEST_MOST either way: to the end */
+    char *grammar; /* sampling.grammar; the first choice's */
+    int raise;     /* classes of priority above its key's; REQUEST_MOST either way: to the end */
+    struct buf
+        echo; /* JSON of fields that an answer of REQUEST_RESPONSES repeats; the first choice's */
     bool names_tier; /* the answer says which service_tier was granted */
     int n_wanted;    /* answers to each prompt */
     int n_tried;     /* sequences for each prompt: the likeliest n_wanted are the answer */
@@ -96,6 +98,7 @@ struct request {
     size_t n_sent;      /* tokens already sent */
     bool end_is_sent;
     struct request_part part; /* that the next event goes on with, if it is of its kind */
+    size_t part_from;         /* its first event in `whole` */
     uint64_t seen;            /* events up to this id need not be written: openai_write_events() */
     uint64_t seen_past;       /* of the first of several: of the events after the last token */
     bool is_degraded;         /* experts were left out: the answer is marked, */

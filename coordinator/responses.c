@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "coordinator/conversation.h"
+#include "coordinator/json_write.h"
 #include "coordinator/openai_json.h"
 
 /* Reasoning, texts and calls that follow each other are one message of the assistant's. */
@@ -295,6 +296,25 @@ static int read_body(const struct openai_model *m, const json_t *body, struct re
     return rc;
 }
 
+/* What the answer says again, as clients expect that keep it beside the question. */
+static void keep_echo(const json_t *body, struct request *r)
+{
+    static const char *const keys[] = {
+        "instructions",     "metadata", "parallel_tool_calls", "reasoning", "text",
+        "tool_choice",      "tools",    "truncation",          "user",      "prompt_cache_key",
+        "safety_identifier"};
+    json_t *echo = json_object();
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        json_t *v = json_object_get(body, keys[i]);
+        if (v && !json_is_null(v))
+            json_object_set(echo, keys[i], v);
+    }
+    buf_reset(&r->echo);
+    if (json_object_size(echo) > 0)
+        json_write(json_incref(echo), &r->echo);
+    json_decref(echo);
+}
+
 int responses_parse(const struct openai_model *m, struct str text, struct request *r,
                     struct openai_error *e)
 {
@@ -303,6 +323,8 @@ int responses_parse(const struct openai_model *m, struct str text, struct reques
     if (rc < 0)
         return rc;
     rc = read_body(m, body, r, e);
+    if (rc == 0)
+        keep_echo(body, r);
     json_decref(body);
     return rc;
 }

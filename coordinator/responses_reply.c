@@ -141,6 +141,7 @@ static json_t *response(const struct openai_model *m, const struct request *r, j
     json_put(o, "incomplete_details",
              ending == REQUEST_CUT ? json_pack("{s:s}", "reason", "max_output_tokens")
                                    : json_null());
+    json_put(o, "background", json_false());
     json_put(o, "instructions", json_null());
     json_put(o, "metadata", json_object());
     json_put(o, "model", json_text(str_of(m->name)));
@@ -154,7 +155,15 @@ static json_t *response(const struct openai_model *m, const struct request *r, j
     json_put(o, "top_p", json_real((double)r->sampling.top_p));
     json_put(o, "tool_choice", json_string("auto"));
     json_put(o, "tools", json_array());
+    json_put(o, "reasoning", json_pack("{s:n,s:n}", "effort", "summary"));
+    json_put(o, "text", json_pack("{s:{s:s}}", "format", "type", "text"));
+    json_put(o, "truncation", json_string("disabled"));
     json_put(o, "max_output_tokens", json_integer(r->max_tokens));
+    json_t *echo =
+        r->echo.len > 0 ? json_loadb(r->echo.data, r->echo.len, JSON_ALLOW_NUL, NULL) : NULL;
+    if (echo)
+        must_zero(json_object_update(o, echo));
+    json_decref(echo);
     json_put(o, "usage", ending == REQUEST_GOES_ON ? json_null() : usage(r));
     return o;
 }
@@ -290,6 +299,28 @@ static void put_id(uint64_t id, struct buf *out)
     buf_printf(out, "id: %" PRIu64 "\n\n", id);
 }
 
+/* Does what is to be sent now end the item that is open? */
+static bool ends_item(const struct request *r)
+{
+    struct request_part peek = r->part;
+    bool ends = r->state == REQUEST_DONE;
+    for (size_t at = 0; at < r->said.n && !ends; at++)
+        ends = request_pass(&peek, &r->said.list[at]) != REQUEST_SAME_PART;
+    return ends && r->part.is_open;
+}
+
+/* With the item that is open; its text is gathered only when it is wanted, once, so that a long answer costs each of
+ * its tokens no more than a short one. */
+static void go_on(struct item *i, const struct request *r)
+{
+    i->part = r->part;
+    if (!ends_item(r))
+        return;
+    i->part = (struct request_part){.n = r->part.n - 1};
+    for (size_t at = r->part_from; at < r->whole.n; at++)
+        pass(i, &r->whole, at);
+}
+
 void responses_write_events(const struct openai_model *m, const struct request *r, struct buf *out)
 {
     struct writer w = {.r = r, .out = out, .number = (r->output.len - 1) * EVENTS_PER_TOKEN};
@@ -306,8 +337,7 @@ void responses_write_events(const struct openai_model *m, const struct request *
         whole_event(&w, m, "response.in_progress", json_array());
         w.r = r;
     }
-    for (size_t at = 0; at < r->whole.n; at++)
-        pass(&i, &r->whole, at);
+    go_on(&i, r);
     for (size_t at = 0; at < r->said.n; at++)
         write_said(&w, &i, at);
     if (r->state == REQUEST_DONE) {

@@ -107,6 +107,27 @@ TEST(responses_reply_has_items)
     finish();
 }
 
+TEST(responses_reply_repeats_what_was_asked)
+{
+    begin(4000);
+    CHECK_INT(ask("{\"input\": \"x\", \"instructions\": \"S\", \"metadata\": {\"a\": \"1\"}, "
+                  "\"parallel_tool_calls\": false, \"tool_choice\": \"auto\", \"truncation\": "
+                  "null, " TOOLS "}"),
+              0);
+    r.max_tokens = 900;
+    say("hm\n</think>\n\nWell", SCHED_STOP);
+    json_t *v = reply();
+    CHECK_STR(json_string_value(cluster_at(v, "instructions")), "S");
+    CHECK_STR(json_string_value(cluster_at(v, "metadata.a")), "1");
+    CHECK(json_is_false(cluster_at(v, "parallel_tool_calls")));
+    CHECK_STR(json_string_value(cluster_at(v, "tools.0.name")), "f");
+    CHECK_STR(json_string_value(cluster_at(v, "truncation")), "disabled");
+    CHECK_STR(json_string_value(cluster_at(v, "text.format.type")), "text");
+    CHECK(json_is_null(cluster_at(v, "reasoning.effort")));
+    json_decref(v);
+    finish();
+}
+
 /* Every item as its deltas say it, as its last event says it, and as the last event of all says it. */
 static void check_stream(const char *text, size_t per_send)
 {
