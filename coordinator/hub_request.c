@@ -488,21 +488,14 @@ static void repeat_choice(const struct hub *h, struct request *out, struct reque
 }
 
 /* The request as it was admitted, fed with its tokens; for streams, the events after `seen`. */
-static int repeat(const struct hub *h, const struct hub_request *r, const uint64_t *seen,
-                  struct request *out, struct buf *events)
+static void repeat(const struct hub *h, const struct hub_request *r, const uint64_t *seen,
+                   struct request *out, struct buf *events)
 {
     const struct request *q = &r->request;
-    struct openai_error e;
-    request_init(out, q->kind, q->seq, q->created_s);
-    int rc = hub_parse(h, buf_str(&r->body), out, &e);
-    if (rc < 0)
-        return rc;
-    request_repeat(out, q->max_tokens, q->sampling.seed);
-    out->tier = q->tier;
+    request_again(q, out);
     request_set_seen(out, seen);
     for (struct request *choice = out; choice; choice = choice->next, q = q->next)
         repeat_choice(h, out, choice, q, events);
-    return 0;
 }
 
 static void catch_up(struct hub *h, struct hub_request *r, struct hub_client *c)
@@ -510,7 +503,7 @@ static void catch_up(struct hub *h, struct hub_request *r, struct hub_client *c)
     bool done = request_is_done(&r->request);
     struct request again;
     if (request_output_tokens(&r->request) > 0 && (r->request.streams || done)) {
-        must_zero(repeat(h, r, c->seen, &again, &c->held));
+        repeat(h, r, c->seen, &again, &c->held);
         if (done && !r->request.streams)
             dialect_write_reply(&h->model, &again, &c->held);
         request_fini(&again);

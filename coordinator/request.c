@@ -65,6 +65,7 @@ static struct request *choice_like(const struct request *r, int index)
     c->seq = r->seq + (uint64_t)index;
     c->prompt = (struct tokens){0};
     c->grammar = NULL;
+    c->echo = (struct buf){0};
     stream_copy(&c->text_of, &r->text_of);
     return c;
 }
@@ -203,6 +204,51 @@ void request_repeat(struct request *r, uint32_t max_tokens, uint64_t seed)
     for (struct request *c = r; c; c = c->next)
         c->max_tokens = max_tokens;
     request_queued(r);
+}
+
+static struct tokens copy_of(const struct tokens *from)
+{
+    struct tokens all = {0};
+    for (size_t i = 0; i < from->len; i++)
+        tokens_push(&all, from->ids[i]);
+    return all;
+}
+
+void request_again(const struct request *r, struct request *out)
+{
+    struct request *to = out;
+    const struct tokens *shared = NULL; /* the prompt of the choice before */
+    for (const struct request *c = r; c; c = c->next) {
+        to = c == r ? out : (to->next = mem_alloc(sizeof *to));
+        *to =
+            (struct request){.seq = c->seq,
+                             .created_s = c->created_s,
+                             .kind = c->kind,
+                             .state = REQUEST_RECEIVED,
+                             .prompt = c->borrows_prompt && shared ? *shared : copy_of(&c->prompt),
+                             .max_tokens = c->max_tokens,
+                             .sampling = c->sampling,
+                             .streams = c->streams,
+                             .wants_usage = c->wants_usage,
+                             .wants_token_ids = c->wants_token_ids,
+                             .wants_logprobs = c->wants_logprobs,
+                             .ignores_eos = c->ignores_eos,
+                             .echoes = c->echoes,
+                             .raise = c->raise,
+                             .names_tier = c->names_tier,
+                             .n_wanted = c->n_wanted,
+                             .n_tried = c->n_tried,
+                             .n_choices = c->n_choices,
+                             .index = c->index,
+                             .borrows_prompt = c->borrows_prompt,
+                             .tier = c->tier};
+        memcpy(to->id, c->id, sizeof to->id);
+        to->sampling.grammar = NULL;
+        stream_copy(&to->text_of, &c->text_of);
+        buf_append_str(&to->echo, buf_str(&c->echo));
+        shared = &to->prompt;
+    }
+    request_queued(out);
 }
 
 void request_started(struct request *r)

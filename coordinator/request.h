@@ -120,6 +120,8 @@ void request_spread(struct request *r, struct tokens *more, int n_more);
 void request_set_seed(struct request *r, uint64_t seed);
 /* From a fresh parse of its body: queued with the numbers that it was admitted with. */
 void request_repeat(struct request *r, uint32_t max_tokens, uint64_t seed);
+/* The same request, queued, as if nothing had come out of it yet; without its grammar, which only sampling needs. */
+void request_again(const struct request *r, struct request *out);
 /* The choice with this sequence; NULL if it is another request's. */
 struct request *request_choice(struct request *r, uint64_t seq);
 /* Sums, each prompt once. */

@@ -15,6 +15,7 @@ void stream_split(struct stream *s, enum output_place begins, const json_t *tool
 {
     must(s->tokenizer && !s->splits);
     s->splits = true;
+    s->begins = begins;
     output_init(&s->output, s->tokenizer, begins, tools);
 }
 
@@ -26,12 +27,11 @@ void stream_add_stop(struct stream *s, struct str stop)
 
 void stream_copy(struct stream *to, const struct stream *from)
 {
-    must(!from->stopped && from->held.len == 0);
     stream_init(to, from->tokenizer);
     for (int i = 0; i < from->n_stops; i++)
         stream_add_stop(to, str_of(from->stops[i]));
     if (from->splits)
-        stream_split(to, from->output.place, from->output.tools);
+        stream_split(to, from->begins, from->output.tools);
 }
 
 void stream_fini(struct stream *s)

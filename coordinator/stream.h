@@ -19,6 +19,7 @@ enum { STREAM_MAX_STOPS = 4, STREAM_MAX_STOP_BYTES = 512 };
 struct stream {
     const struct tokenizer *tokenizer; /* NULL: no text ever comes out */
     bool splits;                       /* `output` reads it; else everything is content */
+    enum output_place begins;          /* there */
     struct output output;
     struct utf8_stream utf8;
     char *stops[STREAM_MAX_STOPS]; /* owned */
@@ -33,7 +34,7 @@ struct stream {
  * request's tools: see output_init(). */
 void stream_init(struct stream *s, const struct tokenizer *t);
 void stream_split(struct stream *s, enum output_place begins, const json_t *tools);
-/* Another one for the same kind of output; `from` has been fed nothing yet. */
+/* Another one for the same kind of output, that has been fed nothing yet. */
 void stream_copy(struct stream *to, const struct stream *from);
 /* At most STREAM_MAX_STOPS; not empty. */
 void stream_add_stop(struct stream *s, struct str stop);

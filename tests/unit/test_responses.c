@@ -128,6 +128,37 @@ TEST(responses_reply_repeats_what_was_asked)
     finish();
 }
 
+/* To a client that comes back the same is said, from the request alone. */
+TEST(responses_begin_again_from_the_request)
+{
+    struct request first, again;
+    struct buf before = {0};
+    begin(4000);
+    CHECK_INT(ask("{\"stream\": true, \"input\": \"x\", \"instructions\": \"S\", " TOOLS "}"), 0);
+    r.max_tokens = 900;
+    struct tokens ids = ids_of(CALLS);
+    for (int round = 0; round < 2; round++) {
+        buf_reset(&out);
+        for (size_t i = 0; i < ids.len; i++) {
+            token(ids.ids[i], i + 1 == ids.len ? SCHED_STOP : SCHED_GOES_ON);
+            responses_write_events(&model, &r, &out);
+            request_sent(&r);
+        }
+        if (round == 0) {
+            buf_append_str(&before, buf_str(&out));
+            request_again(&r, &again);
+            first = r;
+            r = again;
+            request_started(&r);
+        }
+    }
+    CHECK_STR(out.data, before.data);
+    request_fini(&first);
+    buf_fini(&before);
+    tokens_fini(&ids);
+    finish();
+}
+
 /* Every item as its deltas say it, as its last event says it, and as the last event of all says it. */
 static void check_stream(const char *text, size_t per_send)
 {
