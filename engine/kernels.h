@@ -128,7 +128,7 @@ struct sketch_block {
     const void *sketch; /* aligned to 64 */
     size_t unit_bytes;
     int n_keys;     /* a multiple of SKETCH_UNIT */
-    float *largest; /* [n_queries, largest_stride]: see index_bound */
+    float *largest; /* [n_queries, largest_stride], of each unit one: see index_bound */
     size_t largest_stride;
     const void *next; /* a hint, as in an attend_block; NULL: nothing */
 };
@@ -198,7 +198,7 @@ struct kernels {
      * chain over d of fmaf(q[d], k[d][j], s) from 0; NaN left out, a zero positive.  Keys of
      * KV_F32 or KV_BF16. */
     void (*index_largest[KV_FORMAT_COUNT])(const struct index_block *b);
-    /* largest = the largest of itself and of the bounds of the keys' scores, a bound being
+    /* largest[u] = the largest of the bounds of the scores of unit u's keys, a bound being
      *   fmaf(step, fmaf(unit, (float)(2 * isum - middle), fmaf(error_q, error_k, norm_q * norm_k)),
      *        SKETCH_LEAST),  isum = sum over d of q[d] * code[d] exact in int32,
      * or infinity where the step is a NaN. */

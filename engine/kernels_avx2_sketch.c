@@ -93,19 +93,18 @@ INLINE float largest_of(__m256 m)
 INLINE void bound_tile(const struct sketch_block *b, int first, const int n)
 {
     const char *unit = b->sketch, *next = b->next && first == 0 ? b->next : b->sketch;
-    __m256 most[TILE];
-#pragma GCC unroll 4
-    for (int i = 0; i < n; i++)
-        most[i] = _mm256_set1_ps(-INFINITY);
+    float *to = b->largest + (size_t)first * b->largest_stride;
     for (int at = 0; at < b->n_keys;
-         at += SKETCH_UNIT, unit += b->unit_bytes, next += b->unit_bytes)
+         at += SKETCH_UNIT, unit += b->unit_bytes, next += b->unit_bytes, to++) {
+        __m256 most[TILE];
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++)
+            most[i] = _mm256_set1_ps(-INFINITY);
         for (int key = 0; key < SKETCH_UNIT; key += HALF)
             bound_half(b, unit, next, key, first, n, most);
 #pragma GCC unroll 4
-    for (int i = 0; i < n; i++) {
-        float *to = b->largest + (size_t)(first + i) * b->largest_stride;
-        float found = largest_of(most[i]);
-        *to = found > *to ? found : *to;
+        for (int i = 0; i < n; i++)
+            to[(size_t)i * b->largest_stride] = largest_of(most[i]);
     }
 }
 

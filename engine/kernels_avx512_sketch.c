@@ -18,6 +18,12 @@ INLINE __m512i four_bytes(const int8_t *q)
     return _mm512_set1_epi32(word);
 }
 
+/* As kernels_avx512_quant.c's: as an intrinsic gcc copies every sum once more. */
+INLINE void add_products(__m512i *sum, __m512i w, __m512i x)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(w), "v"(x));
+}
+
 INLINE void multiply(const struct sketch_block *b, const char *codes, const char *ahead,
                      const int8_t *q, const int n, __m512i sum[TILE])
 {
@@ -34,8 +40,8 @@ INLINE void multiply(const struct sketch_block *b, const char *codes, const char
 #pragma GCC unroll 4
         for (int i = 0; i < n; i++) {
             const int8_t *c = q + (size_t)i * b->q_stride + d;
-            sum[i] = _mm512_dpbusd_epi32(sum[i], x0, four_bytes(c));
-            high_sum[i] = _mm512_dpbusd_epi32(high_sum[i], x1, four_bytes(c + 4));
+            add_products(&sum[i], x0, four_bytes(c));
+            add_products(&high_sum[i], x1, four_bytes(c + 4));
         }
     }
 #pragma GCC unroll 4
@@ -44,7 +50,7 @@ INLINE void multiply(const struct sketch_block *b, const char *codes, const char
 }
 
 INLINE void bound_unit(const struct sketch_block *b, const char *unit, const char *ahead, int first,
-                       const int n, __m512 most[TILE])
+                       const int n, __m512 bounds[TILE])
 {
     const struct sketch_head *head = (const struct sketch_head *)(const void *)unit;
     __m512i sum[TILE];
@@ -67,26 +73,21 @@ INLINE void bound_unit(const struct sketch_block *b, const char *unit, const cha
                                         _mm512_mul_ps(_mm512_set1_ps(q->norm), norm));
         around = _mm512_fmadd_ps(_mm512_set1_ps(q->unit), _mm512_cvtepi32_ps(twice), around);
         __m512 bound = _mm512_fmadd_ps(step, around, _mm512_set1_ps(SKETCH_LEAST));
-        bound = _mm512_mask_mov_ps(bound, unknown, _mm512_set1_ps(INFINITY));
-        most[i] = _mm512_max_ps(bound, most[i]);
+        bounds[i] = _mm512_mask_mov_ps(bound, unknown, _mm512_set1_ps(INFINITY));
     }
 }
 
 INLINE void bound_tile(const struct sketch_block *b, int first, const int n)
 {
     const char *unit = b->sketch, *next = b->next && first == 0 ? b->next : b->sketch;
-    __m512 most[TILE];
-#pragma GCC unroll 4
-    for (int i = 0; i < n; i++)
-        most[i] = _mm512_set1_ps(-INFINITY);
+    float *to = b->largest + (size_t)first * b->largest_stride;
     for (int at = 0; at < b->n_keys;
-         at += SKETCH_UNIT, unit += b->unit_bytes, next += b->unit_bytes)
-        bound_unit(b, unit, next, first, n, most);
+         at += SKETCH_UNIT, unit += b->unit_bytes, next += b->unit_bytes, to++) {
+        __m512 bounds[TILE];
+        bound_unit(b, unit, next, first, n, bounds);
 #pragma GCC unroll 4
-    for (int i = 0; i < n; i++) {
-        float *to = b->largest + (size_t)(first + i) * b->largest_stride;
-        float found = _mm512_reduce_max_ps(most[i]);
-        *to = found > *to ? found : *to;
+        for (int i = 0; i < n; i++)
+            to[(size_t)i * b->largest_stride] = _mm512_reduce_max_ps(bounds[i]);
     }
 }
 

@@ -16,13 +16,13 @@ static int32_t product(const int8_t *q, const uint32_t *codes, int dim, int key)
     return sum;
 }
 
-static void bound_unit(const struct sketch_block *b, const char *unit)
+static void bound_unit(const struct sketch_block *b, const char *unit, float *largest)
 {
     const struct sketch_head *head = (const struct sketch_head *)(const void *)unit;
     const uint32_t *codes = (const uint32_t *)(const void *)(unit + sizeof(*head));
-    for (int i = 0; i < b->n_queries; i++) {
+    for (int i = 0; i < b->n_queries; i++, largest += b->largest_stride) {
         const struct sketch_query *q = &b->queries[i];
-        float *largest = b->largest + (size_t)i * b->largest_stride;
+        *largest = -INFINITY;
         for (int key = 0; key < SKETCH_UNIT; key++) {
             float step = bf16_to_f32(head->step[key]);
             int32_t sum = product(b->q + (size_t)i * b->q_stride, codes, b->head_dim, key);
@@ -39,8 +39,8 @@ static void bound_unit(const struct sketch_block *b, const char *unit)
 
 static void bound(const struct sketch_block *b)
 {
-    for (int at = 0; at < b->n_keys; at += SKETCH_UNIT)
-        bound_unit(b, (const char *)b->sketch + (size_t)(at / SKETCH_UNIT) * b->unit_bytes);
+    for (size_t unit = 0; unit < (size_t)(b->n_keys / SKETCH_UNIT); unit++)
+        bound_unit(b, (const char *)b->sketch + unit * b->unit_bytes, b->largest + unit);
 }
 
 void kernels_portable_sketch(struct kernels *k)

@@ -13,8 +13,9 @@
 
 enum {
     FLOATS_UNIT = 16,
-    /* Scores that are kept at a time, if one group of the longest context does not need more. */
-    WAVE_SCORES = 4 << 20,
+    /* Scores, or bounds, that are kept at a time, if one group of the longest context does not need
+     * more. */
+    WAVE_FLOATS = 4 << 20,
     TASKS_PER_THREAD = 8,
     /* A span is at least so many positions. */
     SPAN_POSITIONS = 512,
@@ -27,6 +28,17 @@ static void *scratch(struct msa *m, size_t count, size_t unit, size_t unit_bytes
         return NULL;
     m->bytes += bytes;
     return mem_try_aligned(bytes);
+}
+
+/* Of what has so many floats a row: those of one group at least. */
+static size_t wave_floats(size_t rows, size_t row_floats)
+{
+    size_t group, all;
+    if (!mem_mul(GROUP_ROWS, row_floats, &group))
+        return 0;
+    if (!mem_mul(rows, row_floats, &all) || all > WAVE_FLOATS)
+        all = WAVE_FLOATS;
+    return all > group ? all : group;
 }
 
 int msa_open(struct msa *m, const struct sparse_config *config, const struct msa_options *o,
@@ -42,12 +54,8 @@ int msa_open(struct msa *m, const struct sparse_config *config, const struct msa
     size_t blocks = (size_t)(o->max_positions / config->block_size) + 1;
     m->query_stride = mem_round_up(heads * dim, FLOATS_UNIT);
     m->key_stride = mem_round_up(dim, FLOATS_UNIT);
-    size_t group;
-    if (mem_mul(GROUP_ROWS * heads, blocks, &group))
-        m->n_scores = group;
-    size_t all;
-    if (mem_mul(rows * heads, blocks, &all) && all > group)
-        m->n_scores = all < WAVE_SCORES ? all : group > WAVE_SCORES ? group : WAVE_SCORES;
+    m->n_scores = wave_floats(rows, heads * blocks);
+    m->n_units = wave_floats(rows, heads * blocks * (size_t)(config->block_size / SKETCH_UNIT));
     m->queries = scratch(m, rows, m->query_stride, sizeof(float));
     m->keys = scratch(m, rows, m->key_stride, sizeof(float));
     m->blocks = scratch(m, rows * heads, (size_t)config->top_k, sizeof(*m->blocks));
@@ -60,8 +68,9 @@ int msa_open(struct msa *m, const struct sparse_config *config, const struct msa
     m->sketches = scratch(m, rows, heads, sizeof(*m->sketches));
     m->tried = scratch(m, rows * heads, n_tried, sizeof(float));
     m->needed = scratch(m, rows, heads, sizeof(float));
-    if (m->n_scores > 0 && m->queries && m->keys && m->blocks && m->scores && m->integers &&
-        m->sketches && m->tried && m->needed)
+    m->units = scratch(m, m->has_bounds ? m->n_units : 1, 1, sizeof(float));
+    if (m->n_scores > 0 && m->n_units > 0 && m->queries && m->keys && m->blocks && m->scores &&
+        m->integers && m->sketches && m->tried && m->needed && m->units)
         return 0;
     msa_close(m);
     return err_set(e, E_NOMEM, "sparse attention: no memory for steps of %d rows at %d positions",
@@ -81,6 +90,7 @@ void msa_close(struct msa *m)
     mem_free(m->sketches);
     mem_free(m->tried);
     mem_free(m->needed);
+    mem_free(m->units);
     *m = (struct msa){0};
 }
 
@@ -253,6 +263,8 @@ void msa_choose(struct msa *m, const struct compute *c, const struct kv *kv, int
     size_t group_scores = (size_t)GROUP_ROWS * (size_t)m->config.n_heads * (size_t)m->n_blocks;
     must(group_scores <= m->n_scores);
     int wave = (int)(m->n_scores / group_scores);
+    if (m->has_bounds)
+        wave = min_int(wave, msa_bound_groups(m));
     for (m->first = 0; m->first < n; m->first += m->n_wave) {
         m->n_wave = min_int(wave, n - m->first);
         choose_wave(m);

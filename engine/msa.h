@@ -91,7 +91,9 @@ struct msa {
     bool *is_sketched;             /* [max_rows] */
     float *tried;                  /* [max_rows, n_heads, top_k - 1, n_heads]: scores */
     float *needed;                 /* [max_rows, n_heads]: scores below are not chosen */
-    atomic_llong n_scored, cost;   /* of the wave: keys; msa_bound.c */
+    float *units;                  /* [rows of a wave, n_heads, units of all blocks]: bounds */
+    size_t n_units;
+    atomic_llong n_scored, cost; /* of the wave: keys; msa_bound.c */
 
     /* The call in progress. */
     const struct compute *compute;

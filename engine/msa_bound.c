@@ -9,17 +9,16 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/must.h"
 #include "engine/msa_parts.h"
 
 enum {
     /* Contexts of fewer blocks than so many times top_k are scanned: trying would be most of it. */
     LEAST_BLOCKS = 12,
     /* What is done to a key, in hundredths of what a scan does to it: its sketch read with the
-     * others, looked at again with 15 beside it, the key scored with those, scored with its block
-     * (rounded up from what one machine with AVX-512 showed).  If a wave took longer than a scan, the next ones of
+     * others, the key scored with 15 beside it, scored with its block (rounded up from what one machine with AVX-512 showed).  If a wave took longer than a scan, the next ones of
      * the layer go without: 16, and twice as many each time that nothing changed. */
     COST_SKETCH = 35,
-    COST_LOOK = 30,
     COST_UNIT = 130,
     COST_WHOLE = 105,
     COST_SCAN = 100,
@@ -27,10 +26,7 @@ enum {
     LARGEST_PENALTY = 256,
     TRIES_PER_THREAD = 4,
     FETCH_PAGES = 2,
-    HEADS_AT_ONCE = 4,
     MOST_PENDING = 4,
-    LOOKS = 6,
-    LOOK_AGAIN = 32,
 };
 
 static int n_tries(const struct msa *m)
@@ -74,6 +70,31 @@ static void sketch_task(void *ctx, int task)
 
 /* ---- bounds ---- */
 
+static int units_of_block(const struct msa *m)
+{
+    return m->config.block_size / SKETCH_UNIT;
+}
+
+/* Between two heads of a row's. */
+static size_t unit_stride(const struct msa *m)
+{
+    return (size_t)m->n_blocks * (size_t)units_of_block(m);
+}
+
+/* [n_heads, units of all blocks] of a row of a group. */
+static float *unit_bounds(const struct msa *m, int group, int row)
+{
+    size_t index = (size_t)group * GROUP_ROWS + (size_t)row;
+    return m->units + index * (size_t)m->config.n_heads * unit_stride(m);
+}
+
+int msa_bound_groups(const struct msa *m)
+{
+    size_t group = (size_t)GROUP_ROWS * (size_t)m->config.n_heads * unit_stride(m);
+    must(group <= m->n_units);
+    return (int)(m->n_units / group);
+}
+
 /* The sketches of n_keys keys of a page; queries, largest and its stride are the caller's. */
 static struct sketch_block sketch_block(const struct msa *m, const struct row_group *g,
                                         int first_key, int n_keys)
@@ -89,11 +110,24 @@ static struct sketch_block sketch_block(const struct msa *m, const struct row_gr
                                  .n_keys = n_keys};
 }
 
+/* A row's bounds of some units, and in them of their block. */
+static void bound_row(const struct msa *m, struct sketch_block *b, float *of_block)
+{
+    int n_units = b->n_keys / SKETCH_UNIT;
+    const float *at = b->largest;
+    m->compute->kernels->index_bound(b);
+    for (int head = 0; head < m->config.n_heads; head++, at += b->largest_stride) {
+        for (int unit = 0; unit < n_units; unit++)
+            *of_block = at[unit] > *of_block ? at[unit] : *of_block;
+        of_block += m->n_blocks;
+    }
+}
+
 static void bound_keys(const struct msa *m, int group, int block, int first_key, int n_keys)
 {
     const struct row_group *g = msa_group(m, group);
     struct sketch_block b = sketch_block(m, g, first_key, n_keys);
-    b.largest_stride = (size_t)m->n_blocks;
+    b.largest_stride = unit_stride(m);
     /* A page's sketches are too short for what fetches ahead by itself. */
     int ahead = first_key / KV_PAGE_TOKENS + FETCH_PAGES;
     if (ahead < g->seq->n_pages)
@@ -101,8 +135,8 @@ static void bound_keys(const struct msa *m, int group, int block, int first_key,
     for (int row = 0; row < g->n_rows; row++) {
         b.q = row_integers(m, g->first_row + row);
         b.queries = row_sketches(m, g->first_row + row);
-        b.largest = msa_scores(m, group, row) + block;
-        m->compute->kernels->index_bound(&b);
+        b.largest = unit_bounds(m, group, row) + first_key / SKETCH_UNIT;
+        bound_row(m, &b, msa_scores(m, group, row) + block);
         b.next = NULL;
     }
 }
@@ -223,109 +257,81 @@ static int next_wanted(const struct msa *m, float *bounds, const float *needed, 
     return end;
 }
 
-/* Keys scored, and what they and looking for them cost. */
-struct wave_work {
-    int64_t scored, cost;
+/* What is done to some blocks of a row: units, from each of these keys on, that are on their way
+ * from memory and will be scored; keys that were scored with their unit or their block. */
+struct work {
+    int group, row; /* of the wave; of the group */
+    int n_pending, pending[MOST_PENDING];
+    int64_t in_units, in_blocks;
 };
 
-/* Keys of one row that may matter, SKETCH_UNIT from each of these on.  They are on their way from
- * memory, and are scored some later. */
-struct pending {
-    int n, first[MOST_PENDING];
-    int64_t n_looked, n_scored; /* keys */
-};
-
-static void score_pending(const struct msa *m, const struct row_group *g, int row,
-                          struct pending *p, float *scores)
+static void score_pending(const struct msa *m, float *scores, struct work *w)
 {
-    for (int i = 0; i < p->n; i++) {
-        struct index_block b = msa_index_block(m, g, p->first[i], SKETCH_UNIT);
-        b.q = row_queries(m, row);
-        b.largest = scores + p->first[i] / m->config.block_size;
+    const struct row_group *g = msa_group(m, w->group);
+    for (int i = 0; i < w->n_pending; i++) {
+        struct index_block b = msa_index_block(m, g, w->pending[i], SKETCH_UNIT);
+        b.q = row_queries(m, g->first_row + w->row);
+        b.largest = scores + w->pending[i] / m->config.block_size;
         b.largest_stride = (size_t)m->n_blocks;
         m->compute->kernels->index_largest[kv_index_format(kv_format_of(m->kv))](&b);
     }
-    p->n_scored += (int64_t)p->n * SKETCH_UNIT;
-    p->n = 0;
+    w->in_units += (int64_t)w->n_pending * SKETCH_UNIT;
+    w->n_pending = 0;
 }
 
-static void add_pending(const struct msa *m, const struct row_group *g, int first_key,
-                        struct pending *p)
+static void add_pending(const struct msa *m, int first_key, float *scores, struct work *w)
 {
-    struct index_block b = msa_index_block(m, g, first_key, SKETCH_UNIT);
+    struct index_block b = msa_index_block(m, msa_group(m, w->group), first_key, SKETCH_UNIT);
     size_t bytes = kv_index_unit_bytes(m->kv);
     for (size_t at = 0; at < bytes; at += MEM_ALIGN)
         __builtin_prefetch((const char *)b.k + at);
-    p->first[p->n++] = first_key;
+    w->pending[w->n_pending++] = first_key;
+    if (w->n_pending == MOST_PENDING)
+        score_pending(m, scores, w);
 }
 
-/* Whether one of SKETCH_UNIT keys may score what is needed.  `ahead`: of the block that will be
- * looked at next, or the same. */
-static bool may_matter(const struct msa *m, const struct row_group *g, int row, int first_key,
-                       int ahead, const float *needed)
+/* Whether one of SKETCH_UNIT keys may score what is needed. */
+static bool may_matter(const struct msa *m, const struct work *w, const float *needed, int unit)
 {
-    struct sketch_block b = sketch_block(m, g, first_key, SKETCH_UNIT);
-    int heads = m->config.n_heads;
-    float bounds[HEADS_AT_ONCE];
-    b.next = sketch_block(m, g, ahead, SKETCH_UNIT).sketch;
-    b.largest = bounds;
-    b.largest_stride = 1;
-    for (int head = 0; head < heads; head += HEADS_AT_ONCE) {
-        b.n_queries = min_int(heads - head, HEADS_AT_ONCE);
-        b.q = row_integers(m, row) + (size_t)head * m->integer_stride;
-        b.queries = row_sketches(m, row) + head;
-        for (int i = 0; i < b.n_queries; i++)
-            bounds[i] = -INFINITY;
-        m->compute->kernels->index_bound(&b);
-        for (int i = 0; i < b.n_queries; i++)
-            if (bounds[i] >= needed[head + i])
-                return true;
-    }
+    const float *bound = unit_bounds(m, w->group, w->row) + unit;
+    for (int head = 0; head < m->config.n_heads; head++, bound += unit_stride(m))
+        if (*bound >= needed[head])
+            return true;
     return false;
 }
 
-/* Looking for what matters in a block, when three fifths of what was looked at did, costs more
- * than it saves; but it may be otherwise in the next ones. */
-static bool looks_useless(const struct pending *p, int n_before)
+/* Scores of a block in its bounds' place, of the keys that matter: if the others' are below what
+ * is needed, so is the block's, or it is that of a key that matters. */
+static void score_wanted(const struct msa *m, const float *needed, int block, float *scores,
+                         struct work *w)
 {
-    return n_before % LOOK_AGAIN >= LOOKS &&
-           5 * (p->n_scored + p->n * SKETCH_UNIT) > 3 * p->n_looked;
+    const struct row_group *g = msa_group(m, w->group);
+    int n_units = units_of_block(m), first = block * n_units, n_matter = 0;
+    for (int unit = first; unit < first + n_units; unit++)
+        n_matter += may_matter(m, w, needed, unit);
+    if (n_matter * COST_UNIT > n_units * COST_WHOLE) {
+        score_block(m, g, g->first_row + w->row, block, scores + block, (size_t)m->n_blocks);
+        w->in_blocks += m->config.block_size;
+        return;
+    }
+    for (int head = 0; head < m->config.n_heads; head++)
+        scores[(size_t)head * (size_t)m->n_blocks + (size_t)block] = -INFINITY;
+    for (int unit = first; unit < first + n_units; unit++)
+        if (may_matter(m, w, needed, unit))
+            add_pending(m, unit * SKETCH_UNIT, scores, w);
 }
 
-/* Scores of the blocks first .. end-1 in their bounds' places, of the keys that matter: if the
- * others' are below what is needed, so is a block's, or it is that of a key that matters. */
-static struct wave_work score_what_matters(const struct msa *m, int group, int i, int first,
-                                           int end)
+/* The blocks first .. end-1 of a row of a group. */
+static struct work score_what_matters(const struct msa *m, int group, int row, int first, int end)
 {
-    const struct row_group *g = msa_group(m, group);
-    int row = g->first_row + i, size = m->config.block_size, heads = m->config.n_heads;
-    float *scores = msa_scores(m, group, i);
-    const float *needed = m->needed + (size_t)row * (size_t)heads;
-    struct pending p = {0};
-    int64_t n_whole = 0;
-    int n_before = 0;
-    for (int next, b = next_wanted(m, scores, needed, first, end); b < end; b = next, n_before++) {
-        next = next_wanted(m, scores, needed, b + 1, end);
-        if (looks_useless(&p, n_before)) {
-            score_block(m, g, row, b, scores + b, (size_t)m->n_blocks);
-            n_whole += size;
-            continue;
-        }
-        p.n_looked += size;
-        int ahead = next < end ? (next - b) * size : 0;
-        for (int head = 0; head < heads; head++)
-            scores[(size_t)head * (size_t)m->n_blocks + (size_t)b] = -INFINITY;
-        for (int key = b * size; key < (b + 1) * size; key += SKETCH_UNIT) {
-            if (may_matter(m, g, row, key, key + ahead, needed))
-                add_pending(m, g, key, &p);
-            if (p.n == MOST_PENDING)
-                score_pending(m, g, row, &p, scores);
-        }
-    }
-    score_pending(m, g, row, &p, scores);
-    return (struct wave_work){.scored = p.n_scored + n_whole,
-                              .cost = p.n_looked * COST_LOOK + p.n_scored * COST_UNIT +
-                                      n_whole * COST_WHOLE};
+    struct work w = {.group = group, .row = row};
+    float *scores = msa_scores(m, group, row);
+    size_t of_step = (size_t)(msa_group(m, group)->first_row + row);
+    const float *needed = m->needed + of_step * (size_t)m->config.n_heads;
+    for (int b = first; (b = next_wanted(m, scores, needed, b, end)) < end; b++)
+        score_wanted(m, needed, b, scores, &w);
+    score_pending(m, scores, &w);
+    return w;
 }
 
 /* Task = (span of blocks, group), groups fastest. */
@@ -337,9 +343,10 @@ static void score_task(void *ctx, int task)
     int first = task / m->n_wave * m->span_blocks;
     int end = min_int(first + m->span_blocks, msa_own_block(m, g));
     for (int i = 0; i < g->n_rows; i++) {
-        struct wave_work w = score_what_matters(m, group, i, first, end);
-        atomic_fetch_add_explicit(&m->n_scored, w.scored, memory_order_relaxed);
-        atomic_fetch_add_explicit(&m->cost, w.cost, memory_order_relaxed);
+        struct work w = score_what_matters(m, group, i, first, end);
+        int64_t cost = w.in_units * COST_UNIT + w.in_blocks * COST_WHOLE;
+        atomic_fetch_add_explicit(&m->n_scored, w.in_units + w.in_blocks, memory_order_relaxed);
+        atomic_fetch_add_explicit(&m->cost, cost, memory_order_relaxed);
     }
 }
 

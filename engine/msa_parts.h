@@ -67,5 +67,7 @@ int32_t *msa_chosen(const struct msa *m, int row, int head);
 /* msa_select() for every row and head of the wave. */
 void msa_select_all(struct msa *m);
 
+/* Groups that a wave may have where bounds are asked. */
+int msa_bound_groups(const struct msa *m);
 /* Chooses for the wave, of which the rows have so many keys to be scored, or returns false. */
 bool msa_bound_wave(struct msa *m, int64_t keys);
