@@ -157,8 +157,9 @@ static json_t *all_keys(const char *prefix)
 
 static json_t *self_value(const struct etcd_leader *self)
 {
-    return value_of(json_pack("{so,ss,ss,ss}", "instance", hex(self->instance), "name", self->name,
-                              "url", self->url, "cluster", self->cluster));
+    return value_of(json_pack("{so,so,ss,ss,ss}", "instance", hex(self->instance), "state",
+                              hex(self->state), "name", self->name, "url", self->url, "cluster",
+                              self->cluster));
 }
 
 static json_t *take(const struct leader_request *r, const char *prefix,
@@ -213,7 +214,7 @@ static int read_leader(const json_t *kv, struct etcd_leader *out, struct err *e)
     size_t bytes = 0;
     char *text = decode(json_object_get(kv, "value"), &bytes);
     json_t *v = text ? json_loadb(text, bytes, 0, NULL) : NULL;
-    *out = (struct etcd_leader){.instance = hex_of(v, "instance")};
+    *out = (struct etcd_leader){.instance = hex_of(v, "instance"), .state = hex_of(v, "state")};
     text_of(v, "name", out->name);
     text_of(v, "url", out->url);
     text_of(v, "cluster", out->cluster);
@@ -222,17 +223,19 @@ static int read_leader(const json_t *kv, struct etcd_leader *out, struct err *e)
     return out->instance ? 0 : err_set(e, E_CORRUPT, "the key of the leader holds something else");
 }
 
-/* A list that cannot be read keeps nobody from leading. */
-static bool others_have_more(const json_t *kv, uint64_t self)
+/* Has its state directory all that any client was told?  Those on the list have, and so has whoever
+ * wrote the list, which is who led last if it is newer than that one's term.  A list that cannot be
+ * read keeps nobody from leading. */
+static bool others_have_more(const json_t *kv, uint64_t self, uint64_t last, uint64_t term)
 {
     size_t bytes = 0, i;
     char *text = kv ? decode(json_object_get(kv, "value"), &bytes) : NULL;
-    json_t *v = text ? json_loadb(text, bytes, 0, NULL) : NULL, *instance;
-    json_t *instances = json_object_get(v, "instances");
-    bool any = false, is_one = false;
-    json_array_foreach(instances, i, instance)
+    json_t *v = text ? json_loadb(text, bytes, 0, NULL) : NULL, *state;
+    json_t *states = json_object_get(v, "states");
+    bool any = false, is_one = last == self && (uint64_t)number_of(kv, "mod_revision") > term;
+    json_array_foreach(states, i, state)
     {
-        uint64_t number = hex_number(json_string_value(instance));
+        uint64_t number = hex_number(json_string_value(state));
         any |= number != 0;
         is_one |= number == self;
     }
@@ -255,7 +258,7 @@ static int read_keys(const json_t *answer, uint64_t self, struct leader_keys *k,
     k->lease = number_of(leader, "lease");
     k->last = before.instance;
     k->term = (uint64_t)number_of(last, "mod_revision");
-    k->others_have_more = others_have_more(found(answer, 2), self);
+    k->others_have_more = others_have_more(found(answer, 2), self, before.state, k->term);
     return rc;
 }
 
@@ -291,7 +294,7 @@ int etcd_answer_of(const json_t *answer, const struct leader_request *r,
     bool is_taken = r->ask == LEADER_TAKE && json_is_true(json_object_get(answer, "succeeded"));
     if (!is_taken) {
         out->outcome = r->ask == LEADER_TAKE ? LEADER_NO : LEADER_DONE;
-        return read_keys(answer, self->instance, &out->keys, holder, e);
+        return read_keys(answer, self->state, &out->keys, holder, e);
     }
     *holder = *self;
     out->keys = (struct leader_keys){.holder = self->instance,
@@ -333,13 +336,13 @@ json_t *etcd_store(const char *prefix, uint64_t term, const struct etcd_placemen
     return while_leading(prefix, term, puts);
 }
 
-json_t *etcd_store_in_step(const char *prefix, uint64_t term, const uint64_t *instances, int n)
+json_t *etcd_store_in_step(const char *prefix, uint64_t term, const uint64_t *states, int n)
 {
     json_t *list = json_array();
     for (int i = 0; i < n; i++)
-        must_zero(json_array_append_new(list, hex(instances[i])));
+        must_zero(json_array_append_new(list, hex(states[i])));
     json_t *put = json_pack("[{s{so,so}}]", "request_put", "key", key_of("%s/in_step", prefix),
-                            "value", value_of(json_pack("{so}", "instances", list)));
+                            "value", value_of(json_pack("{so}", "states", list)));
     return while_leading(prefix, term, made(put));
 }
 

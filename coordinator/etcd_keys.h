@@ -1,8 +1,9 @@
 /* coordinator/etcd_keys.h - what a cluster keeps in etcd, and the requests and answers about it.
  *
- *   PREFIX/leader       who leads; under its lease            {"instance", "name", "url", "cluster"}
+ *   PREFIX/leader       who leads; under its lease            {"instance", "state", "name", "url",
+ *                                                                       "cluster"}
  *   PREFIX/last         the same, without a lease: its revision is the term
- *   PREFIX/in_step      {"instances": [...]}: of the standbys that have all of the leader's log
+ *   PREFIX/in_step      {"states": [...]}: of the standbys that have all of the leader's log
  *   PREFIX/placement    {"version", "layers", "experts", "fingerprint"}
  *   PREFIX/nodes/NAME   {"host", "capacity", "holds": base64 of [layers][(experts + 7) / 8]}
  *
@@ -25,6 +26,7 @@ enum { ETCD_TEXT_BYTES = 256, ETCD_STORE_BATCH = 16 };
 /* A coordinator, as others see it. */
 struct etcd_leader {
     uint64_t instance;
+    uint64_t state; /* of its state directory (coordinator/identity.h), or the instance again */
     char name[ETCD_TEXT_BYTES], url[ETCD_TEXT_BYTES], cluster[ETCD_TEXT_BYTES];
 };
 
@@ -40,7 +42,7 @@ int etcd_answer_of(const json_t *answer, const struct leader_request *r,
                    const struct etcd_leader *self, struct leader_answer *out,
                    struct etcd_leader *holder, uint64_t *cluster, struct err *e);
 /* Who is in step with the leader of this term; done only as long as it leads. */
-json_t *etcd_store_in_step(const char *prefix, uint64_t term, const uint64_t *instances, int n);
+json_t *etcd_store_in_step(const char *prefix, uint64_t term, const uint64_t *states, int n);
 extern const char etcd_path_revoke[], etcd_path_txn[], etcd_path_range[];
 json_t *etcd_revoke(int64_t lease);
 

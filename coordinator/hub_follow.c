@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/must.h"
+#include "coordinator/etcd_keys.h"
 #include "coordinator/follow.h"
 #include "coordinator/hub_state.h"
 
@@ -22,7 +23,7 @@
 
 struct hub_follow {
     struct follow machine;
-    uint64_t instance;
+    uint64_t instance, state;
     char endpoint[LINK_ENDPOINT_BYTES], leader[WIRE_NAME_BYTES];
     struct channel *channel; /* NULL: no leader is known */
     struct journal *journal; /* NULL: to be opened again */
@@ -149,8 +150,10 @@ static void on_answer(void *ud, const struct reply *r)
 static void ask(struct hub *h)
 {
     struct hub_follow *f = h->follow;
-    struct wire_follow q = {
-        .instance = f->instance, .stream = f->machine.stream, .offset = f->machine.offset};
+    struct wire_follow q = {.instance = f->instance,
+                            .state = f->state,
+                            .stream = f->machine.stream,
+                            .offset = f->machine.offset};
     snprintf(q.name, sizeof q.name, "%s", h->config->node_name);
     struct buf message = {0};
     wire_follow_encode(&q, &message);
@@ -228,14 +231,15 @@ static int dial(struct hub *h, const char *endpoint, struct err *e)
     return rc;
 }
 
-int hub_follow_leader(struct hub *h, uint64_t self, const char *name, const char *endpoint,
-                      struct err *e)
+int hub_follow_leader(struct hub *h, const struct etcd_leader *self, const char *name,
+                      const char *endpoint, struct err *e)
 {
     struct hub_follow *f = h->follow;
     struct err why = {0};
     if (!f) {
         f = h->follow = mem_alloc(sizeof *f);
-        f->instance = self;
+        f->instance = self->instance;
+        f->state = self->state;
         f->timer = (struct loop_timer){.deadline_ns = CLOCK_NEVER, .cb = on_timer, .ud = h};
         int rc = open_log(h, e);
         if (rc < 0)

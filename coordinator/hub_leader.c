@@ -3,7 +3,7 @@
  * hub.h.
  *
  * Log events: leader.stands_by, leader.leads, leader.suspended, leader.resumed, leader.stepped_down,
- * leader.placement_restored, leader.not_stored. */
+ * leader.placement_restored, leader.not_stored, leader.unknown_directory. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,6 +17,7 @@
 #include "coordinator/etcd.h"
 #include "coordinator/etcd_keys.h"
 #include "coordinator/hub_state.h"
+#include "coordinator/identity.h"
 #include "rpc/endpoint.h"
 
 #define FETCH_TIMEOUT_NS (1 * CLOCK_S)
@@ -214,7 +215,7 @@ static void note_holder(struct hub *h, const struct etcd_leader *holder)
     log_info("leader.stands_by", "leader=%s url=%s", log_quote(holder->name).text,
              log_quote(holder->url).text);
     if (keeps_own_log(h) && w->machine.state == LEADER_STANDBY &&
-        hub_follow_leader(h, w->self.instance, holder->name, holder->cluster, &e) < 0)
+        hub_follow_leader(h, &w->self, holder->name, holder->cluster, &e) < 0)
         hub_end_with(h, HUB_BROKEN, &e);
 }
 
@@ -364,11 +365,16 @@ static void on_recorded(void *ud, int code, const json_t *answer, const char *wh
     hub_ship_recorded(ud, is_done);
 }
 
-bool hub_leader_record(struct hub *h, const uint64_t *instances, int n)
+bool hub_leader_record(struct hub *h, const uint64_t *states, int n)
 {
     struct hub_leader *w = h->leader;
-    json_t *body = etcd_store_in_step(h->config->etcd_prefix, w->machine.term, instances, n);
+    json_t *body = etcd_store_in_step(h->config->etcd_prefix, w->machine.term, states, n);
     return etcd_post(w->etcd, etcd_path_txn, body, STORE_TIMEOUT_NS, on_recorded, h) == 0;
+}
+
+uint64_t hub_leader_state(const struct hub *h)
+{
+    return h->leader->self.state;
 }
 
 void hub_leader_tick(struct hub *h, int64_t now_ns)
@@ -463,12 +469,25 @@ static int advertise(struct hub *h, const char *host, struct err *e)
     return rc < 0 ? err_prefix(e, "cluster.advertise") : 0;
 }
 
+/* Without an identity of its own nobody knows the directory again. */
+static uint64_t state_of(const struct hub *h, uint64_t instance)
+{
+    struct err e = {0};
+    uint64_t state = instance;
+    if (keeps_own_log(h) && identity_of(h->config->state_dir, &state, &e) < 0) {
+        log_warn("leader.unknown_directory", "why=%s", log_quote(e.text).text);
+        return instance;
+    }
+    return state;
+}
+
 static int introduce(struct hub *h, struct err *e)
 {
     const struct coordinator_config *c = h->config;
     struct etcd_leader *self = &h->leader->self;
     while (self->instance == 0)
         self->instance = rng_entropy();
+    self->state = state_of(h, self->instance);
     snprintf(self->name, sizeof self->name, "%s", c->node_name);
     bool is_any = strcmp(c->http_host, "0.0.0.0") == 0 || strcmp(c->http_host, "::") == 0;
     char host[128] = "";

@@ -77,11 +77,11 @@ static void tell(struct hub *h, int slot)
 /* Whoever leads next shall be one of those who are in step. */
 static void record(struct hub *h, int64_t now_ns)
 {
-    uint64_t instances[SHIP_MAX_STANDBYS];
+    uint64_t states[SHIP_MAX_STANDBYS];
     if (now_ns < h->ship->record_again_ns || !hub_leader_is_sure(h))
         return;
-    int n = ship_unrecorded(&h->ship->machine, instances);
-    if (n >= 0 && !hub_leader_record(h, instances, n))
+    int n = ship_unrecorded(&h->ship->machine, states);
+    if (n >= 0 && !hub_leader_record(h, states, n))
         hub_ship_recorded(h, false);
 }
 
@@ -96,16 +96,34 @@ void hub_ship_recorded(struct hub *h, bool is_done)
     hub_log_release(h);
 }
 
+static void refuse_twin(struct server_call *call, const char *first, const char *second)
+{
+    log_warn("standby.refused", "name=%s why=%s", log_quote(second).text,
+             log_quote("its state.dir is a copy of another coordinator's").text);
+    server_fail(
+        &call, E_PRECONDITION,
+        "state.dir has the identity of %s's: it is a copy; remove its file \"identity\" and "
+        "start again",
+        first);
+}
+
 static void take_question(struct hub *h, struct server_call *call, const struct wire_follow *q)
 {
     struct hub_ship *w = h->ship;
     int64_t now_ns = clock_now_ns();
-    struct ship_question question = {
-        .instance = q->instance, .name = q->name, .stream = q->stream, .offset = q->offset};
+    struct ship_question question = {.instance = q->instance,
+                                     .state = q->state,
+                                     .name = q->name,
+                                     .stream = q->stream,
+                                     .offset = q->offset};
     struct ship_answer a;
     enum ship_verdict verdict = ship_ask(&w->machine, &question, now_ns, &a);
     if (verdict == SHIP_FULL) {
         server_fail(&call, E_BUSY, "%d coordinators stand by already", SHIP_MAX_STANDBYS);
+        return;
+    }
+    if (verdict == SHIP_TWIN) {
+        refuse_twin(call, w->machine.standbys[a.slot].name, q->name);
         return;
     }
     if (w->held[a.slot])
@@ -140,6 +158,10 @@ void hub_ship_follow(void *ud, struct server_call *call, const struct server_req
         rc = err_set(&e, E_DENIED, "only a coordinator with the leader's own key may have its log");
     if (rc == 0)
         rc = wire_follow_decode(r->message, &q, &e);
+    if (rc == 0 && q.state == hub_leader_state(h)) {
+        refuse_twin(call, h->config->node_name, q.name);
+        return;
+    }
     if (rc == 0) {
         take_question(h, call, &q);
         return;

@@ -186,7 +186,9 @@ int hub_leader_open(struct hub *h, struct err *e);
 void hub_leader_close(struct hub *h);
 void hub_leader_tick(struct hub *h, int64_t now_ns);
 /* Puts on record who is in step; false: could not.  Else hub_ship_recorded() follows. */
-bool hub_leader_record(struct hub *h, const uint64_t *instances, int n);
+bool hub_leader_record(struct hub *h, const uint64_t *states, int n);
+/* By which this coordinator is on record (coordinator/identity.h). */
+uint64_t hub_leader_state(const struct hub *h);
 void hub_ship_recorded(struct hub *h, bool is_done);
 /* Why this one does nothing: for people. */
 void hub_leader_why(const struct hub *h, char *text, size_t bytes);
@@ -294,9 +296,10 @@ const struct ship *hub_ship(const struct hub *h);
 json_t *hub_ship_object(const struct hub *h);
 
 /* hub_follow.c: a standby copies the leader's log into its own state directory. */
-/* From now on this leader's, as process `self`.  An error: the directory cannot be used. */
-int hub_follow_leader(struct hub *h, uint64_t self, const char *name, const char *endpoint,
-                      struct err *e);
+/* From now on this leader's, as `self`.  An error: the directory cannot be used. */
+struct etcd_leader;
+int hub_follow_leader(struct hub *h, const struct etcd_leader *self, const char *name,
+                      const char *endpoint, struct err *e);
 json_t *hub_follow_object(const struct hub *h);
 int64_t hub_follow_bytes(const struct hub *h);
 /* The directory is free then; blocks. */

@@ -103,7 +103,7 @@ static bool is_whole(const struct ship_standby *b)
     return b->in_step && position_of(b) >= b->whole_from;
 }
 
-int ship_unrecorded(struct ship *s, uint64_t instances[SHIP_MAX_STANDBYS])
+int ship_unrecorded(struct ship *s, uint64_t states[SHIP_MAX_STANDBYS])
 {
     int n = 0;
     bool has_changed = !s->is_record_sure;
@@ -117,7 +117,7 @@ int ship_unrecorded(struct ship *s, uint64_t instances[SHIP_MAX_STANDBYS])
         b->is_in_question = is_whole(b);
         b->is_recorded |= b->is_in_question;
         if (b->is_in_question)
-            instances[n++] = b->instance;
+            states[n++] = b->state;
     }
     return n;
 }
@@ -147,20 +147,37 @@ uint64_t ship_lag_bytes(const struct ship *s, const struct ship_standby *b)
 
 /* ---- questions ------------------------------------------------------------------------- */
 
-static int slot_of(struct ship *s, const struct ship_question *q)
+/* -1: there is no room. */
+static int slot_of(const struct ship *s, const struct ship_question *q)
 {
     int free = -1;
     for (int i = SHIP_MAX_STANDBYS - 1; i >= 0; i--) {
-        if (s->standbys[i].instance == q->instance)
+        if (s->standbys[i].instance && s->standbys[i].state == q->state)
             return i;
         if (!s->standbys[i].instance)
             free = i;
     }
-    if (free < 0)
-        return -1;
-    s->standbys[free] = (struct ship_standby){.instance = q->instance};
-    snprintf(s->standbys[free].name, SHIP_NAME_BYTES, "%s", q->name);
     return free;
+}
+
+static bool is_twin(const struct ship *s, const struct ship_standby *b,
+                    const struct ship_question *q, int64_t now_ns)
+{
+    return b->instance && b->instance != q->instance &&
+           strncmp(b->name, q->name, SHIP_NAME_BYTES - 1) != 0 &&
+           now_ns - b->asked_ns < 4 * s->config.hold_ns;
+}
+
+/* Whoever had its directory before is gone; what is on record of that stays so. */
+static void take_place(struct ship_standby *b, const struct ship_question *q)
+{
+    bool is_recorded = b->is_recorded, is_in_question = b->is_in_question;
+    forget(b);
+    *b = (struct ship_standby){.instance = q->instance,
+                               .state = q->state,
+                               .is_recorded = is_recorded,
+                               .is_in_question = is_in_question};
+    snprintf(b->name, SHIP_NAME_BYTES, "%s", q->name);
 }
 
 /* What follows `have`, from one of the two places where it may lie. */
@@ -217,6 +234,10 @@ enum ship_verdict ship_ask(struct ship *s, const struct ship_question *q, int64_
     if (out->slot < 0)
         return SHIP_FULL;
     struct ship_standby *b = &s->standbys[out->slot];
+    if (is_twin(s, b, q, now_ns))
+        return SHIP_TWIN;
+    if (b->instance != q->instance)
+        take_place(b, q);
     b->asked_ns = now_ns;
     bool is_ours = b->stream && q->stream == b->stream && q->offset >= b->have &&
                    q->offset <= stream_end(s, b);

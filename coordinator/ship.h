@@ -16,6 +16,9 @@
  * Where it is on record who is in step, so that only such a one leads next (ship_unrecorded()), nothing
  * is told before there is a record, nor while it names one who is not in step any more.
  *
+ * A standby that restarts is on record by its state directory until that is changed, and takes its own
+ * place here: nobody waits for what it was.
+ *
  * Pure: questions and records in, answers out, time passed in.  Owner: coordinator loop. */
 #pragma once
 
@@ -37,6 +40,7 @@ struct ship_config {
 
 struct ship_question {
     uint64_t instance; /* of the standby's process; not 0 */
+    uint64_t state;    /* of its state directory, by which it is on record; not 0 */
     const char *name;
     uint64_t stream, offset; /* all bytes before that are on its disk; stream 0: none */
 };
@@ -48,6 +52,7 @@ struct ship_answer {
 
 struct ship_standby {
     uint64_t instance; /* 0: a free slot */
+    uint64_t state;
     char name[SHIP_NAME_BYTES];
     uint64_t stream;
     struct buf snapshot; /* until it has all of it */
@@ -84,7 +89,7 @@ uint64_t ship_append(struct ship *s, uint8_t type, struct str payload, int64_t n
 bool ship_has(const struct ship *s, uint64_t position);
 /* Who is in step, if that is to be written now: how many; -1: nothing is, or something is being
  * written.  Its end is told to ship_recorded(). */
-int ship_unrecorded(struct ship *s, uint64_t instances[SHIP_MAX_STANDBYS]);
+int ship_unrecorded(struct ship *s, uint64_t states[SHIP_MAX_STANDBYS]);
 /* is_done false: perhaps it was written, and perhaps not. */
 void ship_recorded(struct ship *s, bool is_done);
 int ship_count(const struct ship *s, bool in_step);
@@ -97,6 +102,7 @@ enum ship_verdict {
                       is still held is void */
     SHIP_SNAPSHOT, /* ship_begin() must come next, with all that is live now */
     SHIP_FULL,     /* too many standbys */
+    SHIP_TWIN,     /* another one, which lives, has a directory of the same identity: `slot` */
 };
 enum ship_verdict ship_ask(struct ship *s, const struct ship_question *q, int64_t now_ns,
                            struct ship_answer *out);

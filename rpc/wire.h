@@ -174,6 +174,7 @@ struct wire_leave {
 /* A standby coordinator asks for what follows in the leader's token log (coordinator/ship.h). */
 struct wire_follow {
     uint64_t instance; /* not 0 */
+    uint64_t state; /* likewise: of its state directory; decoded as the instance where it was 0 */
     char name[WIRE_NAME_BYTES];
     uint64_t stream, offset;
 };

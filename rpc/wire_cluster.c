@@ -613,6 +613,7 @@ void wire_follow_encode(const struct wire_follow *m, struct buf *message)
     Polymath__V1__FollowRequest p;
     polymath__v1__follow_request__init(&p);
     p.instance = m->instance;
+    p.state = m->state;
     p.name = wire_borrow(m->name);
     p.stream = m->stream;
     p.offset = m->offset;
@@ -631,6 +632,7 @@ int wire_follow_decode(struct str message, struct wire_follow *out, struct err *
         rc = wire_invalid(e, "instance 0");
     if (rc == 0) {
         out->instance = p->instance;
+        out->state = p->state ? p->state : p->instance;
         out->stream = p->stream;
         out->offset = p->offset;
     }

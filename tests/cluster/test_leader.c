@@ -39,8 +39,8 @@ static void start_third(struct coordinators *p)
     mem_free(port);
 }
 
-/* "coordinator" leads, "second" and, of three, "third" stand by; expert-0, expert-1 and attn-0.  `own_logs`: each its
- * state directory.  `more`: a further setting, or NULL. */
+/* "coordinator" leads, "second" and, of three, "third" stand by; expert-0, expert-1 and attn-0.
+ * `own_logs`: each its state directory.  `more`: a further setting, or NULL. */
 static void start(struct coordinators *p, int n, bool own_logs, const char *more)
 {
     static char endpoints[96];
@@ -350,6 +350,32 @@ TEST_WITHIN(a_third_coordinator_goes_on_when_two_have_died, 240)
     wait_standbys(&p, 1);
     char *body = streams_body(0);
     CHECK_INT(cluster_ask(&p.cluster, "/v1/completions", body), 200);
+    mem_free(body);
+    stop(&p);
+}
+
+/* Both are dead, and the standby comes back alone: it is on record as having the whole log, so it
+ * leads at once, and not when the others' turn is over, which with its lease is no time to wait for. */
+TEST_WITHIN(a_standby_is_known_again_after_its_restart, 180)
+{
+    static struct coordinators p;
+    start(&p, 2, true, NULL);
+    wait_standbys(&p, 1);
+    char *body = streams_body(0);
+    CHECK_INT(cluster_ask(&p.cluster, "/v1/completions", body), 200);
+    const char *id = strstr(p.cluster.answer.data, "cmpl-");
+    CHECK(id);
+    char *path = mem_format("/v1/streams/%.*s", (int)strcspn(id, "\""), id);
+    cluster_kill(&p.cluster, names[0], SIGKILL);
+    cluster_kill(&p.cluster, names[1], SIGKILL);
+    CHECK(rename("second.log", "second-1.log") == 0);
+    const char *const again[] = {"cluster.listen=ipc://second.sock", "node.name=second",
+                                 "state.dir=state2", "etcd.lease_ms=600000", NULL};
+    cluster_start_another(&p.cluster, names[1], again, p.urls[1]);
+    wait_role(&p, 1, "leader");
+    cluster_wait_ready(&p.cluster, 30);
+    CHECK_INT(cluster_ask(&p.cluster, path, NULL), 200);
+    mem_free(path);
     mem_free(body);
     stop(&p);
 }

@@ -134,6 +134,12 @@ static struct standby *standby_of(struct world *w, uint64_t instance)
     return NULL;
 }
 
+/* Of its directory: as long as the world lasts. */
+static uint64_t state_of(const struct world *w, const struct standby *b)
+{
+    return (uint64_t)(b - w->standbys) + 1;
+}
+
 static void send_answer(struct world *w, uint64_t instance, const struct ship_answer *a)
 {
     struct standby *b = standby_of(w, instance);
@@ -149,11 +155,14 @@ static void send_answer(struct world *w, uint64_t instance, const struct ship_an
 
 static void take_question(struct world *w, struct standby *b)
 {
-    struct ship_question q = {b->instance, "standby", b->asked_stream, b->asked_offset};
+    struct ship_question q = {.instance = b->instance,
+                              .state = state_of(w, b),
+                              .name = "standby",
+                              .stream = b->asked_stream,
+                              .offset = b->asked_offset};
     struct ship_answer a;
     enum ship_verdict v = ship_ask(&w->ship, &q, w->now_ns, &a);
-    if (v == SHIP_FULL)
-        return; /* of dead ones, who are not forgotten yet */
+    CHECK(v != SHIP_FULL && v != SHIP_TWIN); /* who comes again has its place */
     if (v == SHIP_SNAPSHOT) {
         struct buf all = {0};
         snapshot(w, &all);
@@ -190,7 +199,8 @@ static void tell_clients(struct world *w)
     }
 }
 
-/* Who is on record may lead next, and so has all that clients have heard of. */
+/* Who is on record may lead next, and so has all that clients have heard of; also who is dead, and
+ * comes back as what it is on record as. */
 static void turn_record(struct world *w)
 {
     if (w->record_at_ns && w->now_ns >= w->record_at_ns) {
@@ -208,10 +218,8 @@ static void turn_record(struct world *w)
         w->record_at_ns = n < 0 ? 0 : w->now_ns + 1 + up_to(w, 10 * CLOCK_MS);
     }
     for (int i = 0; i < w->n_record; i++) {
-        const struct standby *b = standby_of(w, w->record[i]);
-        if (b)
-            CHECK(b->disk_end >= w->n_told);
-        w->n_recorded += b != NULL;
+        CHECK(w->standbys[w->record[i] - 1].disk_end >= w->n_told);
+        w->n_recorded++;
     }
 }
 
@@ -400,7 +408,7 @@ static struct ship one_in_step(struct ship_question *q, uint64_t *end_of_snapsho
     struct ship_answer a;
     struct buf all = {0};
     ship_init(&s, &c);
-    *q = (struct ship_question){.instance = 1, .name = "b"};
+    *q = (struct ship_question){.instance = 1, .state = 5, .name = "b"};
     CHECK_INT(ship_ask(&s, q, 0, &a), SHIP_SNAPSHOT);
     records_put(&all, 1, STR("state"));
     *end_of_snapshot = all.len;
@@ -441,6 +449,39 @@ TEST(ship_waits_for_one_in_step_and_not_for_one_that_is_late)
     ship_fini(&s);
 }
 
+/* Nobody waits for what a standby was before its restart, and it has its old place. */
+TEST(ship_knows_a_standby_again_by_its_directory)
+{
+    struct ship_question q;
+    struct ship_answer a;
+    uint64_t at, states[SHIP_MAX_STANDBYS];
+    struct ship s = one_in_step(&q, &at);
+    s.config.is_recorded = true;
+    CHECK_INT(ship_unrecorded(&s, states), 1);
+    CHECK_INT(states[0], 5);
+    ship_recorded(&s, true);
+    uint64_t p = ship_append(&s, 3, STR("x"), 20);
+    CHECK(!ship_has(&s, p));
+    q = (struct ship_question){.instance = 2, .state = 5, .name = "b"};
+    CHECK_INT(ship_ask(&s, &q, 30, &a), SHIP_SNAPSHOT);
+    CHECK_INT(a.slot, 0);
+    CHECK_INT(ship_count(&s, false), 1);
+    CHECK_INT(ship_count(&s, true), 0);
+    /* What it has is not known yet, and it is on record: that comes first. */
+    CHECK(!ship_has(&s, p));
+    CHECK_INT(ship_unrecorded(&s, states), 0);
+    ship_recorded(&s, true);
+    CHECK(ship_has(&s, p));
+    /* A copy of its directory, elsewhere: not while it lives. */
+    q = (struct ship_question){.instance = 3, .state = 5, .name = "c"};
+    CHECK_INT(ship_ask(&s, &q, 40, &a), SHIP_TWIN);
+    CHECK_INT(a.slot, 0);
+    CHECK_INT(s.standbys[0].instance, 2);
+    CHECK_INT(ship_ask(&s, &q, 30 + 4 * 1000, &a), SHIP_SNAPSHOT);
+    CHECK_INT(s.standbys[0].instance, 3);
+    ship_fini(&s);
+}
+
 TEST(ship_begins_anew_where_bytes_are_gone_or_make_no_sense)
 {
     struct ship_question q;
@@ -466,10 +507,11 @@ TEST(ship_begins_anew_where_bytes_are_gone_or_make_no_sense)
     CHECK(!ship_tick(&s, 6000));
     CHECK_INT(ship_count(&s, false), 0);
     for (int i = 0; i < SHIP_MAX_STANDBYS; i++) {
-        q = (struct ship_question){.instance = (uint64_t)i + 10, .name = "more"};
+        q = (struct ship_question){
+            .instance = (uint64_t)i + 10, .state = (uint64_t)i + 20, .name = "more"};
         CHECK_INT(ship_ask(&s, &q, 6000, &a), SHIP_SNAPSHOT);
     }
-    q.instance = 99;
+    q.instance = q.state = 99;
     CHECK_INT(ship_ask(&s, &q, 6000, &a), SHIP_FULL);
     ship_fini(&s);
 }

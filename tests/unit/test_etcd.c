@@ -13,8 +13,11 @@
 #include "coordinator/etcd_keys.h"
 #include "tests/lib/test.h"
 
-static const struct etcd_leader self = {
-    .instance = 0xabc, .name = "first", .url = "http://h:1", .cluster = "tcp://h:2"};
+static const struct etcd_leader self = {.instance = 0xabc,
+                                        .state = 0xaaa,
+                                        .name = "first",
+                                        .url = "http://h:1",
+                                        .cluster = "tcp://h:2"};
 
 static int read_answer(const char *text, enum leader_ask ask, struct leader_answer *a,
                        struct etcd_leader *holder)
@@ -51,19 +54,38 @@ TEST(etcd_answers_about_leases)
 /* What a leader says of who is in step is read by those who look. */
 static void check_in_step(void)
 {
-    static const uint64_t others[] = {0xdef, 0x123}, with_self[] = {0xdef, 0xabc};
+    static const uint64_t others[] = {0xdef, 0x123}, with_self[] = {0xdef, 0xaaa};
     const struct {
-        const uint64_t *instances;
+        const uint64_t *states;
         int n;
+        int led_at; /* this directory led last, in this term; 0: another */
         bool others_have_more;
-    } cases[] = {{others, 2, true}, {with_self, 2, false}, {others, 0, false}};
-    for (size_t i = 0; i < 3; i++) {
-        json_t *store = etcd_store_in_step("p", 7, cases[i].instances, cases[i].n);
+    } cases[] = {
+        {others, 2, 0, true},
+        {with_self, 2, 0, false},
+        {others, 0, 0, false},
+        /* It wrote the list; or that is an earlier leader's. */
+        {others, 2, 7, false},
+        {others, 2, 9, true},
+    };
+    /* {"instance": 1 and 2 in 16 digits, "state": aaa and bbb likewise} */
+    static const char
+        led[] = "eyJpbnN0YW5jZSI6IjAwMDAwMDAwMDAwMDAwMDEiLCJzdGF0ZSI6IjAwMDAwMDAwMDAwMDBhYWEifQ==",
+        other[] =
+            "eyJpbnN0YW5jZSI6IjAwMDAwMDAwMDAwMDAwMDIiLCJzdGF0ZSI6IjAwMDAwMDAwMDAwMDBiYmIifQ==";
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        json_t *store = etcd_store_in_step("p", 7, cases[i].states, cases[i].n);
         json_t *put =
             json_object_get(json_array_get(json_object_get(store, "success"), 0), "request_put");
-        char *text = mem_format("{\"header\":{\"revision\":\"12\"},\"responses\":[{},{},"
-                                "{\"response_range\":{\"kvs\":[{\"value\":\"%s\"}]}}]}",
-                                json_string_value(json_object_get(put, "value")));
+        const char *value = json_string_value(json_object_get(put, "value"));
+        char *last =
+            mem_format("{\"mod_revision\":\"%d\",\"value\":\"%s\"}",
+                       cases[i].led_at ? cases[i].led_at : 7, cases[i].led_at ? led : other);
+        char *text = mem_format("{\"header\":{\"revision\":\"12\"},\"responses\":[{},"
+                                "{\"response_range\":{\"kvs\":[%s]}},{\"response_range\":{\"kvs\":["
+                                "{\"mod_revision\":\"8\",\"value\":\"%s\"}]}}]}",
+                                last, value);
+        mem_free(last);
         struct leader_answer a;
         struct etcd_leader holder;
         CHECK_INT(read_answer(text, LEADER_LOOK, &a, &holder), 0);

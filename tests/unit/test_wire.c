@@ -190,6 +190,7 @@ ROUND_TRIP(wire_leave, leave, fill_leave)
 static void fill_follow(struct rng *r, struct wire_follow *m)
 {
     m->instance = wire_random_64(r) | 1;
+    m->state = wire_random_64(r) | 1;
     wire_random_text(r, m->name, sizeof(m->name));
     m->stream = wire_random_64(r);
     m->offset = wire_random_64(r);
@@ -197,11 +198,22 @@ static void fill_follow(struct rng *r, struct wire_follow *m)
 static void same_follow(const struct wire_follow *a, const struct wire_follow *b)
 {
     SAME(instance);
+    SAME(state);
     SAME_TEXT(name);
     SAME(stream);
     SAME(offset);
 }
 ROUND_TRIP(wire_follow, follow, fill_follow)
+
+TEST(wire_follow_of_an_earlier_version_has_its_instance_for_a_state)
+{
+    struct wire_follow in = {.instance = 7, .name = "b"}, out;
+    struct buf message = {0};
+    wire_follow_encode(&in, &message);
+    CHECK_INT(wire_follow_decode(buf_str(&message), &out, NULL), 0);
+    CHECK_INT(out.state, 7);
+    buf_fini(&message);
+}
 
 TEST(wire_follow_reply_comes_back)
 {
