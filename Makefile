@@ -74,7 +74,7 @@ $(B)/bin/%:
 	$(say) link $@
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 # V=fuzz CC=clang, by tests/fuzz/run.sh: one libFuzzer program for each target.
-build/fuzz/bin/fuzz_request: $(B)/coordinator.a $(B)/attn_node.a
+build/fuzz/bin/fuzz_request build/fuzz/bin/fuzz_log: $(B)/coordinator.a $(B)/attn_node.a
 build/fuzz/bin/fuzz_%: build/fuzz/tests/fuzz/fuzz_%.o $(FLOORS)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ -Wl,--start-group $^ -Wl,--end-group $(LDLIBS)
