@@ -89,8 +89,8 @@ static float small_value(struct rng *r)
     return (float)((int)rng_below(r, 17) - 8) / 8.0f;
 }
 
-static void open_scene(struct scene *s, int block_size, int top_k, int n_keys, int max_rows,
-                       int n_threads, const char *kernels, struct rng *r)
+static void open_cached(struct scene *s, enum kv_format format, int block_size, int top_k,
+                        int n_keys, int max_rows, int n_threads, const char *kernels, struct rng *r)
 {
     struct err e = {0};
     *s = (struct scene){.n_keys = n_keys};
@@ -106,8 +106,7 @@ static void open_scene(struct scene *s, int block_size, int top_k, int n_keys, i
     s->compute.kernels = kernels_named(kernels);
     s->compute.pool = pool_new(n_threads, POOL_FREE);
     size_t pages = (size_t)n_keys / KV_PAGE_TOKENS + 1;
-    CHECK_INT(kv_open(&s->model, KV_BF16, pages * kv_page_bytes(&s->model, KV_BF16), &s->kv, &e),
-              0);
+    CHECK_INT(kv_open(&s->model, format, pages * kv_page_bytes(&s->model, format), &s->kv, &e), 0);
     struct msa_options o = {
         .max_rows = max_rows, .max_positions = s->model.max_positions, .n_layers = 3};
     CHECK_INT(msa_open(&s->msa, &s->model.sparse, &o, &e), 0);
@@ -119,6 +118,12 @@ static void open_scene(struct scene *s, int block_size, int top_k, int n_keys, i
             key[d] = small_value(r);
         kv_index_write(s->kv, &s->seq, 2, j, key);
     }
+}
+
+static void open_scene(struct scene *s, int block_size, int top_k, int n_keys, int max_rows,
+                       int n_threads, const char *kernels, struct rng *r)
+{
+    open_cached(s, KV_BF16, block_size, top_k, n_keys, max_rows, n_threads, kernels, r);
 }
 
 static void close_scene(struct scene *s)
@@ -263,7 +268,9 @@ static void dress(struct scene *s, enum look look, struct rng *r)
         topic[i / DIM][i % DIM] = (float)rng_normal(r);
     for (int j = 0; j < s->n_keys; j++) {
         float key[DIM];
-        int of = look == LOOK_TIES ? j / 16 % 3 : (int)rng_below(r, look == LOOK_TOPICS ? 200 : 8);
+        int of = (int)rng_below(r, look == LOOK_TOPICS ? 200 : 8);
+        /* Every topic has as many needles as blocks are chosen. */
+        of = look == LOOK_TIES ? j / 16 % 3 : look == LOOK_NEEDLES ? j / 48 % 8 : of;
         for (int d = 0; d < DIM; d++) {
             float own = (float)rng_normal(r);
             key[d] = look == LOOK_RANDOM ? own : look == LOOK_EQUAL ? 1.0f : topic[of % 8][d];
@@ -315,8 +322,9 @@ TEST(msa_choose_with_bounds_finds_what_a_scan_finds)
         for (int i = 0; i < 3; i++)
             for (int n_rows = 1; n_rows <= 16; n_rows += 15) {
                 struct scene s;
-                open_scene(&s, sizes[i][0], sizes[i][1], sizes[i][0] * sizes[i][1] * 20 + 16, 16, 2,
-                           kernels_best()->name, &r);
+                /* Index keys of 32 bits and of 16; int8 has the latter. */
+                open_cached(&s, (enum kv_format)(i % KV_FORMAT_COUNT), sizes[i][0], sizes[i][1],
+                            sizes[i][0] * sizes[i][1] * 20 + 16, 16, 2, kernels_best()->name, &r);
                 dress(&s, (enum look)look, &r);
                 choose_both_ways(&s, n_rows);
                 /* Nothing can be left out of equal ones; a topic's blocks are few, needles fewer. */
