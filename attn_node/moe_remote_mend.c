@@ -106,11 +106,15 @@ int64_t moe_remote_mind_orphans(struct moe_remote *m, int lane, int64_t now_ns)
     struct moe_lane *l = &m->lanes[lane];
     const struct ladder *ladder = &m->options.ladder;
     if (round_n_orphans(l->round) == 0) {
-        l->waits_since_ns = 0;
+        /* Asked again, but not answered: what fails once more has waited since then, and is not asked
+         * at once. */
+        if (l->waits_taken != round_n_taken(l->round))
+            l->waits_since_ns = 0;
         return CLOCK_NEVER;
     }
     if (l->waits_since_ns == 0) {
         l->waits_since_ns = l->next_retry_ns = now_ns;
+        l->waits_taken = round_n_taken(l->round);
         l->is_wait_counted = false;
     }
     if (now_ns >= l->next_retry_ns) {

@@ -30,6 +30,7 @@ struct moe_lane {
     int64_t begun_ns;
     int64_t waits_since_ns; /* experts are nowhere; 0: none */
     int64_t next_retry_ns;
+    int waits_taken; /* replies when the wait began */
     bool is_wait_counted;
     bool is_under_way;  /* between scatter and the end of gather */
     bool is_beside;     /* the other lane's was, too, for a part of that */

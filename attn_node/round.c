@@ -172,6 +172,7 @@ void round_begin(struct round *r, const struct round_plan *plan)
     r->error.code = r->last.code = 0;
     r->asked_again = false;
     r->n_missing = n_slots;
+    r->n_taken = 0;
     r->n_orphans = r->n_left_out = r->n_unchecked = r->n_check_out = r->n_checks = 0;
     r->dispute = -1;
     if (plan->mode == COMBINE_FIXED)
@@ -446,6 +447,7 @@ int round_take(struct round *r, struct round_ticket t, const struct round_reply 
     int rc = round_check_reply(r, p, reply, e);
     if (rc < 0)
         return rc;
+    r->n_taken++;
     r->nodes[p->node].grudge = GRUDGE_NONE;
     if (p->reason == REASON_CHECK) {
         round_take_witness(r, p, reply);
@@ -606,6 +608,11 @@ int round_n_parcels(const struct round *r)
 int round_n_out(const struct round *r)
 {
     return r->n_out;
+}
+
+int round_n_taken(const struct round *r)
+{
+    return r->n_taken;
 }
 
 int round_n_left_out(const struct round *r)

@@ -189,6 +189,8 @@ const struct err *round_error(const struct round *r);
 /* Parcels planned so far and those still out, for logs and deadlines. */
 int round_n_parcels(const struct round *r);
 int round_n_out(const struct round *r);
+/* Replies that counted since round_begin(): whether anything gets on. */
+int round_n_taken(const struct round *r);
 /* true while a reply to this ticket would be taken. */
 bool round_is_out(const struct round *r, struct round_ticket t);
 /* Selections that were left out, or believed without the confirmation that was wanted. */

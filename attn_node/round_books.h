@@ -62,6 +62,7 @@ struct round {
 
     struct round_parcel *parcels; /* [room] */
     int n_parcels, n_planned, n_out;
+    int n_taken;                          /* replies */
     int n_missing, n_orphans, n_left_out; /* selections */
     int n_unchecked, n_check_out;         /* of these, at witnesses */
     int n_checks;                         /* begun */

@@ -84,10 +84,14 @@ static void close_coordinator(struct day *d)
     placement_fini(&d->p);
 }
 
+/* Numbers begin anew with a coordinator, and who has not heard of it yet keeps its old one: only the
+ * member's process is meant. */
 static struct machine *by_id(struct day *d, uint32_t id)
 {
-    for (int i = 0; i < NODES; i++)
-        if (d->nodes[i].phase == JOINED && d->nodes[i].id == id)
+    const struct node *member = members_find(&d->m, id);
+    for (int i = 0; i < NODES && member; i++)
+        if (d->nodes[i].phase == JOINED && d->nodes[i].id == id &&
+            d->nodes[i].incarnation == member->join.incarnation)
             return &d->nodes[i];
     return NULL;
 }
@@ -291,7 +295,7 @@ static void check_table(struct day *d, int i)
     for (uint32_t k = 0; k < d->side_replicas; k++) {
         uint16_t at = d->holders[(uint32_t)i * d->side_replicas + k];
         struct machine *n = at == WIRE_NO_HOLDER ? NULL : by_id(d, d->side_ids[at]);
-        if (n && members_find(&d->m, n->id))
+        if (n)
             CHECK(bit(n->held, i));
     }
 }

@@ -918,6 +918,24 @@ TEST(moe_remote_says_which_expert_is_missing_where)
     close_world(&w);
 }
 
+/* It refuses at once: it is not asked as fast as it can refuse until the step's deadline. */
+TEST(moe_remote_asks_a_lone_holder_that_refuses_at_its_leisure)
+{
+    struct world w;
+    open_world(&w, "native", COMBINE_FIXED, 2, "tcp");
+    float *got = mem_array(all_bytes, 1);
+    struct kv_seq seq = {0};
+    struct step plain = {0};
+    for (int i = 0; i < HOLDERS; i++)
+        w.holder[i] = 1;
+    install(&w);
+    CHECK_INT(run_chunk(&w, &seq, 4, &plain, got), E_NOT_FOUND);
+    CHECK_HAS(moe_remote_error(w.moe)->text, "is not on this node");
+    CHECK(moe_remote_counters(w.moe)->calls <= 10);
+    mem_free(got);
+    close_world(&w);
+}
+
 TEST(moe_remote_refuses_tables_and_models_that_do_not_fit)
 {
     struct world w;
