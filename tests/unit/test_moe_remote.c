@@ -932,6 +932,7 @@ TEST(moe_remote_asks_a_lone_holder_that_refuses_at_its_leisure)
     CHECK_INT(run_chunk(&w, &seq, 4, &plain, got), E_NOT_FOUND);
     CHECK_HAS(moe_remote_error(w.moe)->text, "is not on this node");
     CHECK(moe_remote_counters(w.moe)->calls <= 10);
+    kv_truncate(w.model.kv, &seq, 0);
     mem_free(got);
     close_world(&w);
 }
