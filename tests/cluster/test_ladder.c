@@ -25,7 +25,7 @@ struct stream {
     void (*act)(struct cluster *c);
     int n_tokens;
     int tokens[TOKENS];
-    int n_degraded;         /* chunks that say so */
+    int n_degraded;         /* tokens that say so */
     char id[64], again[96]; /* of the answer; where it is asked for again, "": it is new */
     bool is_marked_last;
     int64_t last_ns, longest_ns;
@@ -38,7 +38,6 @@ static void take_event(struct stream *s, const char *text)
     if (!event || json_object_get(event, "error"))
         snprintf(s->trouble, sizeof(s->trouble), "%s", text);
     s->is_marked_last = json_is_true(json_object_get(event, "degraded"));
-    s->n_degraded += s->is_marked_last;
     const char *name = json_string_value(json_object_get(event, "id"));
     snprintf(s->id, sizeof s->id, "%s", name ? name : "");
     json_t *ids = cluster_at(event, "choices.0.token_ids");
@@ -52,6 +51,7 @@ static void take_event(struct stream *s, const char *text)
         if (s->n_tokens > 1 && now_ns - s->last_ns > s->longest_ns)
             s->longest_ns = now_ns - s->last_ns;
         s->last_ns = now_ns;
+        s->n_degraded += s->is_marked_last;
         if (s->n_tokens == ACT_AT && s->act)
             s->act(s->c);
     }
@@ -270,7 +270,15 @@ TEST_WITHIN(an_answer_without_lost_experts_is_marked, 120)
     struct stream calm = {0}, rough = {.act = kill_one};
     run_stream(&c, &calm);
     CHECK_INT(calm.n_degraded, 0);
-    run_stream(&c, &rough);
+    /* Where we stand still between a token and the kill, the answer is already whole. */
+    for (int tries = 0; tries < 5 && rough.n_degraded == 0; tries++) {
+        if (tries > 0) {
+            cluster_start_node(&c, "expert_node", "expert-1");
+            cluster_wait_value(&c, "coverage.copies", EXPERTS, 40);
+            rough = (struct stream){.act = kill_one};
+        }
+        run_stream(&c, &rough);
+    }
     CHECK(rough.n_degraded > 0 && rough.n_degraded <= TOKENS - ACT_AT);
     CHECK(rough.is_marked_last);
     CHECK_BYTES(rough.tokens, calm.tokens, ACT_AT * sizeof(calm.tokens[0]));
