@@ -335,13 +335,9 @@ static pid_t start_taker(void)
     }
 }
 
-/* Closes a link in the middle of its messages, at about the time at which the peer dies. */
-static void close_while_the_peer_dies(void *ud)
+/* So that a link is in the middle of its messages. */
+static void send_more_than_fits(struct link *l)
 {
-    struct rng *r = ud;
-    pid_t taker = start_taker(); /* before this process has a context of its own */
-    struct link *l = open_link(LINK_CLIENT, "ipc://taker.sock", 0, 100);
-    wait_event(l, LINK_CONNECTED);
     struct blob *blobs[8];
     for (int i = 0; i < 8; i++) {
         blobs[i] = blob_new(20000);
@@ -351,6 +347,16 @@ static void close_while_the_peer_dies(void *ud)
         CHECK_INT(link_send(l, &(struct link_send){.blobs = blobs, .n_blobs = 8}), 0);
     for (int i = 0; i < 8; i++)
         blob_unref(&blobs[i]);
+}
+
+/* Closes a link in the middle of its messages, at about the time at which the peer dies. */
+static void close_while_the_peer_dies(void *ud)
+{
+    struct rng *r = ud;
+    pid_t taker = start_taker(); /* before this process has a context of its own */
+    struct link *l = open_link(LINK_CLIENT, "ipc://taker.sock", 0, 100);
+    wait_event(l, LINK_CONNECTED);
+    send_more_than_fits(l);
     clock_sleep_until(clock_now_ns() + (int64_t)rng_below(r, 2000) * CLOCK_US);
     if (rng_below(r, 2)) {
         kill(taker, SIGKILL);
@@ -374,15 +380,7 @@ static void pause_while_the_peer_dies(void *ud)
     struct link *l = open_link(LINK_CLIENT, "ipc://taker.sock", 0, 100);
     wait_event(l, LINK_CONNECTED);
     CHECK_INT(kill(taker, SIGSTOP), 0);
-    struct blob *blobs[8];
-    for (int i = 0; i < 8; i++) {
-        blobs[i] = blob_new(20000);
-        memset(blobs[i]->data, i, blobs[i]->size_bytes);
-    }
-    for (int i = 0; i < 100; i++)
-        CHECK_INT(link_send(l, &(struct link_send){.blobs = blobs, .n_blobs = 8}), 0);
-    for (int i = 0; i < 8; i++)
-        blob_unref(&blobs[i]);
+    send_more_than_fits(l);
     pid_t me = getpid(), stall = fork();
     CHECK(stall >= 0);
     if (stall == 0) {
