@@ -33,6 +33,9 @@
  * On CPUs of its own, some milliseconds: longer than a layer's trip to the experts, because
  * waking a dozen sleepers for every layer costs more than the trip's network. */
 enum { SPINS_FREE = 1000, SPINS_OWN = 50000 };
+/* Who waits that long, which is for the experts, lets the threads that speak with them have the CPU
+ * (rpc/io_threads.h) every few microseconds. */
+enum { SPINS_PER_YIELD = 64 };
 
 #define CLOSED (UINT32_MAX / 2) /* tasks from here on are none */
 
@@ -129,6 +132,8 @@ static void wait_for_news(struct pool *p, uint32_t seen)
         if (atomic_load(&p->news) != seen)
             return;
         spin_once();
+        if (i > SPINS_FREE && i % SPINS_PER_YIELD == 0)
+            sched_yield();
     }
     atomic_fetch_add(&p->n_sleepers, 1);
     while (atomic_load(&p->news) == seen)

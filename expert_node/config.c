@@ -26,7 +26,8 @@ static const struct conf_option options[] = {
     {"compute.threads", CONF_INT, AT(threads), "0", 0, 1024, NULL,
      "threads that compute; 0 means every CPU that the process may use"},
     {"compute.spin_us", CONF_INT, AT(spin_us), "20", 0, 100000, NULL,
-     "busy wait for the next parcel before sleeping"},
+     "busy wait for the next parcel before sleeping; with CPUs of its own (compute.cpus) the "
+     "network's threads do, too"},
     {"drain.timeout_ms", CONF_MS, AT(drain_timeout_ns), "120000", 0, 86400000, NULL,
      "how long a node that was told to go waits until others hold its experts"},
     {"limits.max_rows", CONF_INT, AT(max_rows), "1024", 1, WIRE_MAX_OVERFLOW, NULL,

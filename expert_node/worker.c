@@ -18,6 +18,7 @@
 #include "base/version.h"
 #include "expert_node/batch.h"
 #include "expert_node/store.h"
+#include "rpc/io_threads.h"
 #include "rpc/server.h"
 
 enum {
@@ -341,6 +342,7 @@ static void take_room(struct worker *w)
                                   .pool = pool_new(w->options.threads, pinning)};
     /* On a single CPU waiting busily keeps the network's thread from bringing the parcel. */
     w->spin_ns = thread_cpu_count() > 1 ? w->options.spin_ns : 0;
+    io_threads_spin(w->spin_ns);
     struct batch_limits limits = {.max_items = MAX_PARCELS,
                                   .max_rows = max_rows,
                                   .top_k = c->top_k,

@@ -13,6 +13,7 @@
 #include "rpc/channel.h"
 
 #include <poll.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -317,11 +318,15 @@ static int take_events(struct channel *c)
     return n;
 }
 
+/* Where nothing is open any more, whether something else has come is asked by the next turn: it costs
+ * system calls, and the caller waits for this answer. */
 static int take_replies(struct channel *c)
 {
     int n = 0;
     struct message m;
-    for (; n < CHANNEL_RECEIVE_AT_ONCE && link_receive(c->link, &m) == 0; n++) {
+    for (; n < CHANNEL_RECEIVE_AT_ONCE && (n == 0 || c->n_free < c->max_calls); n++) {
+        if (link_receive(c->link, &m) < 0)
+            break;
         take_reply(c, &m);
         message_fini(&m);
     }
@@ -350,11 +355,11 @@ static int end_late_calls(struct channel *c, int64_t now_ns)
     return n;
 }
 
-/* How much happened. */
-static int process(struct channel *c, int64_t now_ns)
+/* How much happened.  `looked`: after link_look() or link_wait(), so what is quiet need not be asked. */
+static int process(struct channel *c, int64_t now_ns, bool looked)
 {
     must(c->depth == 0);
-    int n_events = take_events(c);
+    int n_events = looked && !link_may_have_event(c->link) ? 0 : take_events(c);
     int n = n_events + take_replies(c);
     if (n_events > 0)
         n += end_lost_calls(c);
@@ -367,7 +372,7 @@ static int process(struct channel *c, int64_t now_ns)
 void channel_process(struct channel *c, int64_t now_ns)
 {
     must_own(c);
-    process(c, now_ns);
+    process(c, now_ns, false);
 }
 
 int64_t channel_deadline_ns(const struct channel *c)
@@ -395,7 +400,7 @@ static bool is_fd_readable(int fd)
     return fd >= 0 && poll(&p, 1, 0) > 0;
 }
 
-/* After link_look().  Where a loop polls the link, too, quiet means nothing. */
+/* After link_look() or link_wait().  Where a loop polls the link, too, quiet means nothing. */
 static bool has_to_do(const struct channel *c, int64_t now_ns)
 {
     return c->loop || !link_is_quiet(c->link) || channel_deadline_ns(c) <= now_ns;
@@ -408,13 +413,16 @@ void channel_wait(struct channel *const *channels, int n, int extra_fd, int64_t 
     struct link *links[LINK_MAX_WAIT];
     for (int i = 0; i < n; i++)
         links[i] = channels[i]->link;
+    /* What was just sent waits for an I/O thread, which may want this CPU. */
+    if (spin_ns > 0)
+        sched_yield();
+    link_look(links, n);
     for (;;) {
         int64_t now_ns = clock_now_ns(), until_ns = deadline_ns;
         int happened = 0;
-        link_look(links, n);
         for (int i = 0; i < n; i++)
             if (has_to_do(channels[i], now_ns))
-                happened += process(channels[i], now_ns);
+                happened += process(channels[i], now_ns, !channels[i]->loop);
         if (happened > 0 || now_ns >= deadline_ns || is_fd_readable(extra_fd))
             return;
         for (int i = 0; i < n; i++)

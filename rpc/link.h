@@ -90,7 +90,8 @@ bool link_is_connected(const struct link *l);
 bool link_has_keys(const struct link *l);
 
 /* Spins for spin_ns, then sleeps, until one of the links may have a message or an event,
- * `extra_fd` (-1: none) is readable, or the deadline has passed.  Spurious returns happen. */
+ * `extra_fd` (-1: none) is readable, or the deadline has passed.  Spurious returns happen.
+ * What has come is known of the links then as after link_look(), but events may be seen later. */
 void link_wait(struct link *const *links, int n_links, int extra_fd, int64_t deadline_ns,
                int64_t spin_ns);
 
@@ -99,6 +100,8 @@ void link_wait(struct link *const *links, int n_links, int extra_fd, int64_t dea
  * links that rpc/loop.c polls. */
 void link_look(struct link *const *links, int n_links);
 bool link_is_quiet(const struct link *l);
+/* Likewise of events alone: false, there is none. */
+bool link_may_have_event(const struct link *l);
 
 struct link_counters {
     int64_t sent_messages, sent_bytes, received_messages, received_bytes, refused_messages;

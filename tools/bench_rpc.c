@@ -7,7 +7,10 @@
  * on both sides; "blocking" sleeps at once.  With a CPU for each process they stay there, as on hosts of
  * their own: where the scheduler puts two ends on one CPU now and then, bare TCP takes 16 us or 41 from
  * one run to the next.  With fewer, nothing is pinned and only the asking process spins, which is what
- * clusters do, too. */
+ * clusters do, too.
+ *
+ * With --delay-us every process is a host of its own behind wires that take so long there and back
+ * (tools/chaos_net.h; root). */
 #include "tools/bench_rpc.h"
 
 #include <arpa/inet.h>
@@ -32,7 +35,9 @@
 #include "base/safe_file.h"
 #include "rpc/auth.h"
 #include "rpc/channel.h"
+#include "rpc/io_threads.h"
 #include "rpc/server.h"
+#include "tools/chaos_net.h"
 
 enum { MAX_NODES = 64, TOP_K = 8, MAX_SAMPLES = 200000, CONNECT_S = 10, MAX_BROKEN = 20 };
 
@@ -50,7 +55,7 @@ static const struct variant variants[] = {
 enum { N_VARIANTS = sizeof variants / sizeof variants[0] };
 
 struct options {
-    int nodes, rows, hidden, turns, calls, spin_us;
+    int nodes, rows, hidden, turns, calls, spin_us, delay_us;
 };
 
 /* One variant's client side. */
@@ -77,10 +82,17 @@ struct scene {
     size_t sealed_request_bytes, sealed_reply_bytes; /* as CURVE and ZMTP send them */
     int first, end;                                  /* variants that take part */
     bool are_apart;                                  /* each process has a CPU of its own */
+    struct chaos_net *net;                           /* NULL: loopback.  The client is host 0 */
     int n_open, n_failed, n_broken;
     struct err why; /* of the last one that failed */
     char *scratch;
 };
+
+/* Where node `index` listens. */
+static const char *host_of(const struct scene *s, int index)
+{
+    return s->net ? chaos_net_address(s->net, 1 + index) : "127.0.0.1";
+}
 
 /* ---- bare TCP ----------------------------------------------------------------------------- */
 
@@ -119,15 +131,15 @@ static bool receive_all(int fd, char *data, size_t bytes, int64_t spin_ns)
     return true;
 }
 
-static _Noreturn void serve_raw(const struct scene *s, int64_t spin_ns, int tell)
+static _Noreturn void serve_raw(const struct scene *s, const char *host, int64_t spin_ns, int tell)
 {
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = inet_addr(host)};
     socklen_t len = sizeof a;
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (bind(listener, (struct sockaddr *)&a, len) < 0 || listen(listener, 1) < 0 ||
         getsockname(listener, (struct sockaddr *)&a, &len) < 0)
         _exit(1);
-    dprintf(tell, "tcp://127.0.0.1:%d", ntohs(a.sin_port));
+    dprintf(tell, "tcp://%s:%d", host, ntohs(a.sin_port));
     close(tell);
     int fd = accept(listener, NULL, NULL);
     be_quick(fd);
@@ -140,7 +152,11 @@ static _Noreturn void serve_raw(const struct scene *s, int64_t spin_ns, int tell
 
 static int dial_raw(const char *endpoint)
 {
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in a = {.sin_family = AF_INET};
+    char host[32];
+    if (sscanf(endpoint, "tcp://%31[^:]", host) != 1)
+        return -1;
+    a.sin_addr.s_addr = inet_addr(host);
     a.sin_port = htons((uint16_t)atoi(strrchr(endpoint, ':') + 1));
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (connect(fd, (struct sockaddr *)&a, sizeof a) < 0)
@@ -181,7 +197,8 @@ static void encode_answer(const struct scene *s, struct buf *message)
     wire_forward_reply_encode(&reply, message);
 }
 
-static _Noreturn void serve_calls(const struct scene *s, bool has_keys, int64_t spin_ns, int tell)
+static _Noreturn void serve_calls(const struct scene *s, const char *host, bool has_keys,
+                                  int64_t spin_ns, int tell)
 {
     struct err e = {0};
     struct auth *auth = NULL;
@@ -189,10 +206,14 @@ static _Noreturn void serve_calls(const struct scene *s, bool has_keys, int64_t 
     snprintf(key, sizeof key, "%s/node.key", s->dir);
     snprintf(allow, sizeof allow, "%s/client.pub", s->dir);
     struct auth_options a = {.key_file = key, .allow_file = allow};
-    if (has_keys && auth_start(&a, &auth, &e) < 0)
+    if (!has_keys)
+        a = (struct auth_options){.is_insecure = true};
+    if (auth_start(&a, &auth, &e) < 0)
         _exit(1);
+    char endpoint[64];
+    snprintf(endpoint, sizeof endpoint, "tcp://%s:0", host);
     struct server *server;
-    struct server_options o = {.endpoint = "tcp://127.0.0.1:0", .name = "bench", .auth = auth};
+    struct server_options o = {.endpoint = endpoint, .name = "bench", .auth = auth};
     if (server_open(&o, &server, &e) < 0)
         _exit(1);
     struct node n = {.bytes = answer_bytes(s)};
@@ -203,6 +224,7 @@ static _Noreturn void serve_calls(const struct scene *s, bool has_keys, int64_t 
     dprintf(tell, "%s", server_endpoint(server));
     close(tell);
     struct link *link = server_link(server);
+    io_threads_spin(spin_ns);
     for (;;) {
         link_wait(&link, 1, -1, clock_now_ns() + CLOCK_S, spin_ns);
         server_process(server, clock_now_ns());
@@ -281,6 +303,7 @@ static bool is_mended(struct scene *s, struct party *p)
 
 static int take_turn(struct scene *s, struct party *p, int n, double *out, int *n_out)
 {
+    io_threads_spin(p->spin_ns);
     for (int i = 0; i < s->options.calls; i++) {
         int64_t ns = round_trip(s, p, n);
         if (ns < 0 && !is_mended(s, p))
@@ -310,15 +333,19 @@ static int measure(struct scene *s, struct err *e)
 
 /* ---- setting up --------------------------------------------------------------------------- */
 
-/* The client is process 0. */
-static void take_cpu(const struct scene *s, int process)
+/* The client is process 0, and has what is left over: who asks many has the most to do. */
+static void take_cpus(const struct scene *s, int process)
 {
     const struct cpus *all = cpus_of_process();
-    char id[16];
+    int n_cpus = all->n - (s->net != NULL); /* the network's */
+    int share = n_cpus / (s->options.nodes + 1), rest = n_cpus % (s->options.nodes + 1);
+    int first = process ? process * share + rest : 0, n = process ? share : share + rest;
+    char ids[32];
     if (!s->are_apart)
         return;
-    snprintf(id, sizeof id, "%d", all->ids[process]);
-    (void)cpus_take(id, NULL); /* refused: slower */
+    snprintf(ids, sizeof ids, "%d-%d", all->ids[first], all->ids[first + n - 1]);
+    (void)cpus_take(ids, NULL); /* refused: slower */
+    cpus_pin_thread(0);
 }
 
 static int start_node(struct scene *s, struct party *p, int index, struct err *e)
@@ -332,11 +359,13 @@ static int start_node(struct scene *s, struct party *p, int index, struct err *e
     if (pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         close(ends[0]);
-        take_cpu(s, 1 + index);
+        take_cpus(s, 1 + index);
+        if (s->net && chaos_net_enter(s->net, 1 + index) < 0)
+            _exit(1);
         int64_t spin_ns = s->are_apart ? p->spin_ns : 0;
         if (p->variant->carrier == RAW)
-            serve_raw(s, spin_ns, ends[1]);
-        serve_calls(s, p->variant->carrier == CURVE, spin_ns, ends[1]);
+            serve_raw(s, host_of(s, index), spin_ns, ends[1]);
+        serve_calls(s, host_of(s, index), p->variant->carrier == CURVE, spin_ns, ends[1]);
     }
     close(ends[1]);
     p->pids[index] = pid;
@@ -440,21 +469,35 @@ static void make_call(struct scene *s)
     buf_fini(&header);
 }
 
+/* A frame waits at both ends of its way, twice in a round trip. */
+static int open_net(struct scene *s, struct err *e)
+{
+    struct chaos_wire wire = {.delay_ns = s->options.delay_us * CLOCK_US / 4};
+    int rc = chaos_net_open(s->options.nodes + 1, &wire, &s->net, e);
+    if (rc == 0 && chaos_net_enter(s->net, 0) < 0)
+        rc = err_set_errno(e, errno, "enter the client's host");
+    return rc;
+}
+
 static int set_up(struct scene *s, struct err *e)
 {
     int rc = make_keys(s, e);
     make_call(s);
+    if (s->options.delay_us > 0 && rc == 0)
+        rc = open_net(s, e);
     for (int v = s->first; v < s->end; v++) {
         struct party *p = &s->parties[v];
         p->variant = &variants[v];
         p->spin_ns = p->variant->spins ? s->options.spin_us * CLOCK_US : 0;
         p->one_us = mem_array(MAX_SAMPLES, sizeof(double));
         p->all_us = mem_array(MAX_SAMPLES, sizeof(double));
-        /* All processes before the first socket: libzmq's threads do not survive a fork. */
+        /* All processes before the first thread, which would not survive a fork. */
         for (int i = 0; rc == 0 && i < s->options.nodes; i++)
             rc = start_node(s, p, i, e);
     }
-    take_cpu(s, 0);
+    if (rc == 0 && s->net)
+        rc = chaos_net_start(s->net, e);
+    take_cpus(s, 0);
     char key[128], server[128];
     snprintf(key, sizeof key, "%s/client.key", s->dir);
     snprintf(server, sizeof server, "%s/node.pub", s->dir);
@@ -488,6 +531,7 @@ static void tear_down(struct scene *s)
         mem_free(p->all_us);
     }
     auth_stop(&s->auth);
+    chaos_net_close(&s->net);
     remove_keys(s);
     for (int i = 0; i < 2; i++)
         blob_unref(&s->payloads[i]);
@@ -534,13 +578,14 @@ static void print(struct scene *s)
 {
     const struct options *o = &s->options;
     print_bytes(s);
-    printf(
-        "%d processes for each variant, spinning for %d us; %ld CPUs, %s; %d round trips each\n\n"
-        "%-16s %9s %9s %9s  %6s  |%9s %9s %9s  %6s  %s\n",
-        o->nodes, o->spin_us, sysconf(_SC_NPROCESSORS_ONLN),
-        s->are_apart ? "one for each" : "shared: only the asking process spins",
-        s->parties[0].n_one, "round trips, us", "median", "p10", "p99", "x tcp", "median", "p10",
-        "p99", "x tcp", "x one");
+    printf("%d processes for each variant, %d us away, spinning for %d us; %ld CPUs, %s; %d round "
+           "trips "
+           "each\n\n"
+           "%-16s %9s %9s %9s  %6s  |%9s %9s %9s  %6s  %s\n",
+           o->nodes, o->delay_us, o->spin_us, sysconf(_SC_NPROCESSORS_ONLN),
+           s->are_apart ? "one for each" : "shared: only the asking process spins",
+           s->parties[0].n_one, "round trips, us", "median", "p10", "p99", "x tcp", "median", "p10",
+           "p99", "x tcp", "x one");
     for (int v = 0; v < N_VARIANTS; v++) {
         struct party *p = &s->parties[v];
         qsort(p->one_us, (size_t)p->n_one, sizeof(double), compare);
@@ -573,17 +618,22 @@ static void usage(FILE *out)
           "  --hidden N    of the model (3072)\n"
           "  --spin-us N   how long to look before sleeping, where it spins (50)\n"
           "  --turns N     of every variant (20)\n"
-          "  --calls N     round trips of a turn (100)\n",
+          "  --calls N     round trips of a turn (100)\n"
+          "  --delay-us N  hosts of their own, N us apart there and back (0: one host; root)\n",
           out);
 }
 
 static int parse(int argc, char **argv, struct options *o)
 {
-    static const struct option long_options[] = {
-        {"nodes", required_argument, NULL, 'n'},  {"rows", required_argument, NULL, 'r'},
-        {"hidden", required_argument, NULL, 'd'}, {"spin-us", required_argument, NULL, 's'},
-        {"turns", required_argument, NULL, 't'},  {"calls", required_argument, NULL, 'c'},
-        {"help", no_argument, NULL, 'h'},         {0}};
+    static const struct option long_options[] = {{"nodes", required_argument, NULL, 'n'},
+                                                 {"rows", required_argument, NULL, 'r'},
+                                                 {"hidden", required_argument, NULL, 'd'},
+                                                 {"spin-us", required_argument, NULL, 's'},
+                                                 {"turns", required_argument, NULL, 't'},
+                                                 {"calls", required_argument, NULL, 'c'},
+                                                 {"delay-us", required_argument, NULL, 'w'},
+                                                 {"help", no_argument, NULL, 'h'},
+                                                 {0}};
     *o = (struct options){
         .nodes = 8, .rows = 1, .hidden = 3072, .turns = 20, .calls = 100, .spin_us = 50};
     optind = 1;
@@ -594,6 +644,7 @@ static int parse(int argc, char **argv, struct options *o)
                       : c == 's' ? &o->spin_us
                       : c == 't' ? &o->turns
                       : c == 'c' ? &o->calls
+                      : c == 'w' ? &o->delay_us
                                  : NULL;
         if (c == 'h') {
             usage(stdout);
@@ -605,7 +656,8 @@ static int parse(int argc, char **argv, struct options *o)
     }
     bool is_good = optind == argc && o->nodes >= 1 && o->nodes <= MAX_NODES && o->rows >= 1 &&
                    o->rows <= 1024 && o->hidden >= 128 && o->hidden <= 65536 && o->turns >= 1 &&
-                   o->calls >= 10 && o->spin_us >= 0 && o->spin_us <= 1000000;
+                   o->calls >= 10 && o->spin_us >= 0 && o->spin_us <= 1000000 && o->delay_us >= 0 &&
+                   o->delay_us <= 1000000 && (o->delay_us == 0 || o->nodes < CHAOS_NET_MAX_HOSTS);
     if (!is_good)
         usage(stderr);
     return is_good ? 0 : E_INVALID;
@@ -622,7 +674,7 @@ int bench_rpc_main(int argc, char **argv)
     }
     log_init("bench", LOG_ERROR);
     s->end = N_VARIANTS;
-    s->are_apart = cpus_of_process()->n > s->options.nodes;
+    s->are_apart = cpus_of_process()->n > s->options.nodes + (s->options.delay_us > 0);
     rc = set_up(s, &e);
     if (rc == 0)
         rc = measure(s, &e);

@@ -157,7 +157,7 @@ static int open_net(struct chaos_state *r, struct err *e)
     /* the last one is the clients' */
     int n = 2 + r->cluster.n_experts + r->cluster.n_attention + r->scenario->has_standby +
             r->scenario->has_etcd;
-    if (chaos_net_open(n, &o->wire, &r->net, e) < 0)
+    if (chaos_net_open(n, &o->wire, &r->net, e) < 0 || chaos_net_start(r->net, e) < 0)
         return e->code = E_DENIED;
     r->cluster.net = r->net;
     r->cluster.host = chaos_net_address(r->net, 0);

@@ -268,12 +268,16 @@ int chaos_net_open(int n_hosts, const struct chaos_wire *wire, struct chaos_net 
     int rc = open_hosts(net, n_hosts, e);
     for (int i = 0; i < n_hosts && rc == 0; i++)
         chaos_net_set(net, i, wire);
-    if (rc == 0)
-        rc = thread_start("switch", switch_main, net, &net->thread, e);
     if (rc < 0)
         chaos_net_close(&net);
     *out = net;
     return rc;
+}
+
+int chaos_net_start(struct chaos_net *net, struct err *e)
+{
+    must(!net->thread);
+    return thread_start("switch", switch_main, net, &net->thread, e);
 }
 
 void chaos_net_close(struct chaos_net **n)

@@ -24,9 +24,12 @@ struct chaos_wire {
 };
 
 struct chaos_net;
-/* E_DENIED: not root, or the kernel does not let us; `e` says what is missing. */
+/* Nothing passes between the hosts before chaos_net_start().  E_DENIED: not root, or the kernel
+ * does not let us; `e` says what is missing. */
 int chaos_net_open(int n_hosts, const struct chaos_wire *wire, struct chaos_net **out,
                    struct err *e);
+/* Starts the switch's thread: once, and after the caller's last fork without an exec. */
+int chaos_net_start(struct chaos_net *net, struct err *e);
 void chaos_net_close(struct chaos_net **net);
 /* The calling thread, and what it starts, is on that host from here on; 0 or -1 with errno. */
 int chaos_net_enter(const struct chaos_net *net, int host);

@@ -14,6 +14,7 @@
 #include "base/mem.h"
 #include "tests/lib/cluster.h"
 #include "tests/lib/test.h"
+#include "tools/chaos_net.h"
 
 /* Runs `polymath chaos` on the tests' model; the exit code. */
 static int chaos(const char *const *more, struct buf *output)
@@ -190,6 +191,29 @@ TEST(bench_rpc_counts_the_bytes_of_a_row)
     CHECK(sealed && sscanf(strstr(sealed, "both ways"), "both ways %lf", &both) == 1);
     CHECK(both > 0 && both < 3);
     CHECK_HAS(output.data, "CURVE spinning");
+    buf_fini(&output);
+}
+
+/* Hosts of their own: a round trip takes what their wires take, whatever carries it. */
+TEST(bench_rpc_puts_nodes_on_hosts_that_are_far_away)
+{
+    struct chaos_net *net = NULL;
+    struct err e = {0};
+    if (chaos_net_open(2, &(struct chaos_wire){0}, &net, &e) < 0)
+        test_skip("no hosts inside this machine: %s", e.text);
+    chaos_net_close(&net);
+    const char *const arguments[] = {"bench",   "rpc", "--nodes",    "1",    "--turns", "1",
+                                     "--calls", "10",  "--delay-us", "4000", NULL};
+    struct buf output = {0};
+    if (cluster_run("polymath", arguments, &output) != 0)
+        test_fail(__FILE__, __LINE__, "%s", output.data);
+    static const char *const names[] = {"tcp blocking", "call blocking", "CURVE spinning"};
+    for (int i = 0; i < 3; i++) {
+        const char *line = strstr(output.data, names[i]);
+        double median_us = 0;
+        CHECK(line && sscanf(line + strlen(names[i]), "%lf", &median_us) == 1);
+        CHECK(median_us >= 4000);
+    }
     buf_fini(&output);
 }
 

@@ -19,6 +19,7 @@ static struct chaos_net *open_net(int n_hosts, const struct chaos_wire *wire)
     struct err e = {0};
     if (chaos_net_open(n_hosts, wire, &net, &e) < 0)
         test_skip("no hosts inside this machine: %s", e.text);
+    CHECK_INT(chaos_net_start(net, &e), 0);
     return net;
 }
 
