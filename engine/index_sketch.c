@@ -8,15 +8,18 @@
 #include "base/mem.h"
 #include "base/must.h"
 #include "engine/kv.h"
+#include "engine/mathf.h"
 #include "model/halves.h"
 
 /* Values lie half a step beside the integers: code c stands for (c - MIDDLE) * step. */
 #define MIDDLE 7.5f
 #define SMALLEST_STEP 0x1p-100f
 #define LIMIT 0x1p60f
-/* What doubles round on the way is far below this. */
-#define UP (1.0 + 1e-6)
-enum { LARGEST_CODE = 15, BYTE_MAX = 255 };
+/* More than what a sum of SKETCH_MAX_DIM squares in LANES chains of f32 loses, and what doubles do. */
+#define UP (1.0 + 0x1p-15)
+/* A dimension, 7.5 steps at most, times what one step's inverse was rounded to. */
+#define ROUNDED_STEPS 0x1p-20
+enum { LANES = 16, BYTE_MAX = 255 };
 
 /* Units of the two bytes, for a step of 1.  An error is at most half a step in every dimension, a
  * norm at most 7.5 of them; a little room above that. */
@@ -45,30 +48,10 @@ size_t sketch_query_stride(int dim)
     return code_groups(dim) * SKETCH_DIMS;
 }
 
-/* The largest magnitude, or a NaN. */
-static float magnitude(const float *x, int n)
-{
-    float largest = 0.0f;
-    for (int i = 0; i < n; i++) {
-        float size = fabsf(x[i]);
-        if (!(size <= largest))
-            largest = size;
-        if (size != size)
-            return NAN;
-    }
-    return largest;
-}
-
 /* The next bf16 from x >= 0 on. */
 static uint16_t bf16_above(float x)
 {
     return (uint16_t)((f32_to_bits(x) + 0xffffu) >> 16);
-}
-
-static uint32_t code_of(float x, float inverse)
-{
-    int32_t at = (int32_t)(x * inverse + (MIDDLE + 0.5f));
-    return at < 0 ? 0 : at > LARGEST_CODE ? LARGEST_CODE : (uint32_t)at;
 }
 
 static uint8_t byte_above(double value, double unit)
@@ -78,35 +61,75 @@ static uint8_t byte_above(double value, double unit)
     return (uint8_t)n;
 }
 
+/* What is summed up over the dimensions, of steps: lane by lane, so that the compiler makes vectors of
+ * it. */
+struct key_sums {
+    float off[LANES], own[LANES], sketch[LANES];
+};
+
+/* Every dimension is within 7.5 steps, and a little that was rounded, so its code is 0 to 15. */
+static inline uint8_t add_dimension(struct key_sums *s, int lane, float x)
+{
+    int32_t code = (int32_t)(x + (MIDDLE + 0.5f));
+    float y = (float)code - MIDDLE, off = x - y;
+    s->off[lane] += off * off;
+    s->own[lane] += x * x;
+    s->sketch[lane] += y * y;
+    return (uint8_t)code;
+}
+
+static double sum_lanes(const float lanes[LANES])
+{
+    double sum = 0;
+    for (int lane = 0; lane < LANES; lane++)
+        sum += (double)lanes[lane];
+    return sum;
+}
+
+/* LANES dimensions' codes into their words.  Of eight bytes the second four go into the high halves of
+ * the first. */
+static void put_codes(const uint8_t codes[LANES], int n, uint32_t *words)
+{
+    for (int i = 0; i < n; i += SKETCH_DIMS, words += SKETCH_UNIT) {
+        uint64_t eight;
+        memcpy(&eight, codes + i, sizeof(eight));
+        *words = (uint32_t)(eight | eight >> 28);
+    }
+}
+
+static void add_dimensions(struct key_sums *s, const float *key, int dim, float inverse,
+                           uint32_t *words)
+{
+    int first = 0;
+    for (; first + LANES <= dim; first += LANES) {
+        uint8_t codes[LANES];
+        for (int lane = 0; lane < LANES; lane++)
+            codes[lane] = add_dimension(s, lane, key[first + lane] * inverse);
+        put_codes(codes, LANES, words + first / SKETCH_DIMS * SKETCH_UNIT);
+    }
+    uint8_t codes[LANES] = {0};
+    for (int lane = 0; first + lane < dim; lane++)
+        codes[lane] = add_dimension(s, lane, key[first + lane] * inverse);
+    put_codes(codes, dim - first, words + first / SKETCH_DIMS * SKETCH_UNIT);
+}
+
 void sketch_key(const float *key, int dim, char *unit, int slot)
 {
     struct sketch_head *head = (struct sketch_head *)(void *)unit;
-    uint32_t *codes = (uint32_t *)(void *)(unit + sizeof(*head)) + slot;
-    float largest = magnitude(key, dim);
+    uint32_t *words = (uint32_t *)(void *)(unit + sizeof(*head)) + slot;
+    float largest = math_magnitude(key, dim);
     if (!(largest < LIMIT)) {
         head->step[slot] = f32_to_bf16(NAN);
         return;
     }
     uint16_t half = bf16_above(largest / MIDDLE > SMALLEST_STEP ? largest / MIDDLE : SMALLEST_STEP);
-    float step = bf16_to_f32(half), inverse = 1.0f / step;
-    double per_step = 1.0 / (double)step, off = 0, own = 0, sketch = 0;
-    for (int first = 0; first < dim; first += SKETCH_DIMS) {
-        uint32_t word = 0;
-        for (int i = 0; i < SKETCH_DIMS && first + i < dim; i++) {
-            uint32_t code = code_of(key[first + i], inverse);
-            /* Low halves of the four bytes, then the high ones. */
-            word |= code << (8 * (i % 4) + i / 4 * 4);
-            double x = (double)key[first + i] * per_step;
-            double y = (double)code - (double)MIDDLE;
-            off += (x - y) * (x - y);
-            own += x * x;
-            sketch += y * y;
-        }
-        codes[first / SKETCH_DIMS * SKETCH_UNIT] = word;
-    }
+    struct key_sums sums = {0};
+    add_dimensions(&sums, key, dim, 1.0f / bf16_to_f32(half), words);
+    double own = sum_lanes(sums.own), sketch = sum_lanes(sums.sketch);
+    double rounded = sqrt((double)dim) * ROUNDED_STEPS;
     head->step[slot] = half;
-    head->error[slot] = byte_above(sqrt(off), error_unit(dim));
-    head->norm[slot] = byte_above(sqrt(own > sketch ? own : sketch), norm_unit(dim));
+    head->error[slot] = byte_above(sqrt(sum_lanes(sums.off)) + rounded, error_unit(dim));
+    head->norm[slot] = byte_above(sqrt(own > sketch ? own : sketch) + rounded, norm_unit(dim));
 }
 
 /* A factor of a bound: positive, not below. */
@@ -118,7 +141,7 @@ static float float_above(double x)
 
 bool sketch_query(const float *q, int dim, int8_t *integers, struct sketch_query *out)
 {
-    float largest = magnitude(q, dim);
+    float largest = math_magnitude(q, dim);
     if (!(largest < LIMIT))
         return false;
     memset(integers, 0, sketch_query_stride(dim));

@@ -116,3 +116,23 @@ float math_log(double x)
     p = fma(s, p, 1.0);
     return (float)fma((double)n, LN2, 2.0 * z * p);
 }
+
+float math_magnitude(const float *x, int n)
+{
+    enum { LANES = 16 };
+    /* As bits, magnitudes compare like integers, NaN above all. */
+    int32_t lanes[LANES] = {0}, largest = 0;
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) {
+            int32_t size = (int32_t)(f32_to_bits(x[i + lane]) & 0x7fffffffu);
+            lanes[lane] = size > lanes[lane] ? size : lanes[lane];
+        }
+    for (int lane = 0; i < n; i++, lane++) {
+        int32_t size = (int32_t)(f32_to_bits(x[i]) & 0x7fffffffu);
+        lanes[lane] = size > lanes[lane] ? size : lanes[lane];
+    }
+    for (int lane = 0; lane < LANES; lane++)
+        largest = lanes[lane] > largest ? lanes[lane] : largest;
+    return f32_from_bits((uint32_t)largest);
+}

@@ -18,3 +18,5 @@ float math_rsqrt(float x);
 void math_sincos(float angle, float *sine, float *cosine);
 /* Natural logarithm for x > 0, in double inside; for log-probabilities. */
 float math_log(double x);
+/* The largest magnitude of x [n], 0 of none; a NaN if there is one. */
+float math_magnitude(const float *x, int n);

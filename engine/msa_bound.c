@@ -258,36 +258,40 @@ static int next_wanted(const struct msa *m, float *bounds, const float *needed, 
 }
 
 /* What is done to some blocks of a row: units, from each of these keys on, that are on their way
- * from memory and will be scored; keys that were scored with their unit or their block. */
+ * from memory and will be scored, the oldest of which is at `oldest`; keys that were scored with their unit
+ * or their block. */
 struct work {
     int group, row; /* of the wave; of the group */
-    int n_pending, pending[MOST_PENDING];
+    int n_pending, oldest, pending[MOST_PENDING];
     int64_t in_units, in_blocks;
 };
 
-static void score_pending(const struct msa *m, float *scores, struct work *w)
+/* While the oldest is scored, `next` comes: a unit, or NULL. */
+static void score_oldest(const struct msa *m, const void *next, float *scores, struct work *w)
 {
     const struct row_group *g = msa_group(m, w->group);
-    for (int i = 0; i < w->n_pending; i++) {
-        struct index_block b = msa_index_block(m, g, w->pending[i], SKETCH_UNIT);
-        b.q = row_queries(m, g->first_row + w->row);
-        b.largest = scores + w->pending[i] / m->config.block_size;
-        b.largest_stride = (size_t)m->n_blocks;
-        m->compute->kernels->index_largest[kv_index_format(kv_format_of(m->kv))](&b);
-    }
-    w->in_units += (int64_t)w->n_pending * SKETCH_UNIT;
-    w->n_pending = 0;
+    int first_key = w->pending[w->oldest];
+    struct index_block b = msa_index_block(m, g, first_key, SKETCH_UNIT);
+    b.q = row_queries(m, g->first_row + w->row);
+    b.largest = scores + first_key / m->config.block_size;
+    b.largest_stride = (size_t)m->n_blocks;
+    b.next = next;
+    m->compute->kernels->index_largest[kv_index_format(kv_format_of(m->kv))](&b);
+    w->oldest = (w->oldest + 1) % MOST_PENDING;
+    w->n_pending--;
+    w->in_units += SKETCH_UNIT;
 }
 
 static void add_pending(const struct msa *m, int first_key, float *scores, struct work *w)
 {
     struct index_block b = msa_index_block(m, msa_group(m, w->group), first_key, SKETCH_UNIT);
     size_t bytes = kv_index_unit_bytes(m->kv);
-    for (size_t at = 0; at < bytes; at += MEM_ALIGN)
-        __builtin_prefetch((const char *)b.k + at);
-    w->pending[w->n_pending++] = first_key;
     if (w->n_pending == MOST_PENDING)
-        score_pending(m, scores, w);
+        score_oldest(m, b.k, scores, w);
+    else
+        for (size_t at = 0; at < bytes; at += MEM_ALIGN)
+            __builtin_prefetch((const char *)b.k + at);
+    w->pending[(w->oldest + w->n_pending++) % MOST_PENDING] = first_key;
 }
 
 /* Whether one of SKETCH_UNIT keys may score what is needed. */
@@ -330,7 +334,8 @@ static struct work score_what_matters(const struct msa *m, int group, int row, i
     const float *needed = m->needed + of_step * (size_t)m->config.n_heads;
     for (int b = first; (b = next_wanted(m, scores, needed, b, end)) < end; b++)
         score_wanted(m, needed, b, scores, &w);
-    score_pending(m, scores, &w);
+    while (w.n_pending > 0)
+        score_oldest(m, NULL, scores, &w);
     return w;
 }
 
