@@ -35,6 +35,7 @@ static bool take_plan(struct attention *a, struct attention_plan *p)
     size_t rows = (size_t)a->max_rows, half = (size_t)a->rope.half;
     p->groups = mem_array(rows, sizeof(*p->groups));
     p->row_group = mem_array(rows, sizeof(*p->row_group));
+    p->here = mem_array(rows, sizeof(*p->here));
     for (int i = 0; i < N_LISTS; i++)
         p->lists[i].groups = mem_array(rows, sizeof(*p->lists[i].groups));
     p->sine = scratch(a, rows, half, sizeof(float));
@@ -48,6 +49,7 @@ static void free_plan(struct attention_plan *p)
         mem_free(p->lists[i].groups);
     mem_free(p->groups);
     mem_free(p->row_group);
+    mem_free(p->here);
     mem_free(p->sine);
     mem_free(p->cosine);
 }
@@ -132,6 +134,7 @@ void attention_close(struct attention **attention)
     struct attention *a = *attention;
     if (!a)
         return;
+    attention_far_close(a);
     rope_fini(&a->rope);
     msa_close(&a->msa);
     for (int i = 0; i < FORWARD_LANES; i++)
@@ -160,19 +163,35 @@ static void angles_task(void *ctx, int row)
     rope_angles(&a->rope, row_position(a, row), a->plan->sine + at, a->plan->cosine + at);
 }
 
+/* Consecutive rows, whose keys are all here or whose context goes on elsewhere. */
+static void plan_group(struct attention *a, const struct kv_seq *here, int position, int n)
+{
+    struct attention_plan *p = a->plan;
+    must(p->n_rows + n <= a->max_rows);
+    bool is_part = position / KV_PAGE_TOKENS >= here->n_pages;
+    p->groups[p->n_groups] =
+        (struct row_group){.seq = here,
+                           .first_row = p->n_rows,
+                           .n_rows = n,
+                           .position = position,
+                           .chooses = a->sparse.block_size > 0 && msa_chooses(&a->sparse, position),
+                           .is_part = is_part,
+                           .n_here = is_part ? here->n_pages * KV_PAGE_TOKENS : INT_MAX};
+    p->has_parts |= is_part;
+    for (int i = 0; i < n; i++)
+        p->row_group[p->n_rows++] = p->n_groups;
+    p->n_groups++;
+}
+
 static void plan_seq(struct attention *a, const struct step_seq *q)
 {
+    struct kv_seq *here = &a->plan->here[a->plan->n_groups];
+    *here = *q->kv;
+    here->n_pages = attention_pages_here(a, q->kv);
     for (int done = 0; done < q->n_tokens;) {
         int position = q->position + done;
-        int n = GROUP_ROWS - position % GROUP_ROWS;
-        if (n > q->n_tokens - done)
-            n = q->n_tokens - done;
-        must(a->plan->n_rows + n <= a->max_rows);
-        a->plan->groups[a->plan->n_groups] = (struct row_group){
-            .seq = q->kv, .first_row = a->plan->n_rows, .n_rows = n, .position = position};
-        for (int i = 0; i < n; i++)
-            a->plan->row_group[a->plan->n_rows++] = a->plan->n_groups;
-        a->plan->n_groups++;
+        int n = min_int(GROUP_ROWS - position % GROUP_ROWS, q->n_tokens - done);
+        plan_group(a, here, position, n);
         done += n;
     }
 }
@@ -195,16 +214,26 @@ static void plan_tasks(struct attention *a, struct group_list *list, int most_ch
                      heaviest * threads * TASKS_PER_THREAD <= all * a->n_kv_heads;
 }
 
-static void plan_lists(struct attention *a)
+static void list_group(struct attention *a, int list, int group)
+{
+    struct group_list *l = &a->plan->lists[list];
+    l->groups[l->n++] = group;
+}
+
+void attention_plan_lists(struct attention *a)
 {
     for (int i = 0; i < N_LISTS; i++)
         a->plan->lists[i].n = 0;
     for (int i = 0; i < a->plan->n_groups; i++) {
-        struct group_list *all = &a->plan->lists[LIST_ALL];
-        struct group_list *own =
-            &a->plan->lists[group_chooses(a, &a->plan->groups[i]) ? LIST_CHOOSING : LIST_SEEING];
-        all->groups[all->n++] = i;
-        own->groups[own->n++] = i;
+        const struct row_group *g = &a->plan->groups[i];
+        list_group(a, LIST_ALL, i);
+        list_group(a, g->chooses ? LIST_CHOOSING : LIST_SEEING, i);
+        if (g->chooses)
+            list_group(a,
+                       !g->is_part               ? LIST_HERE
+                       : msa_is_long(&a->msa, g) ? LIST_LONG
+                                                 : LIST_SHORT,
+                       i);
     }
     plan_tasks(a, &a->plan->lists[LIST_ALL], INT_MAX);
     plan_tasks(a, &a->plan->lists[LIST_SEEING], INT_MAX);
@@ -215,15 +244,17 @@ static void plan_lists(struct attention *a)
         choosing->is_whole = true;
 }
 
-void attention_begin(struct attention *a, int lane, const struct step_seq *seqs, int n_seqs)
+int attention_begin(struct attention *a, int lane, const struct step_seq *seqs, int n_seqs)
 {
     a->plan = &a->plans[lane];
     a->plan->n_rows = a->plan->n_groups = 0;
+    a->plan->has_parts = false;
     for (int i = 0; i < n_seqs; i++)
         plan_seq(a, &seqs[i]);
     must(a->plan->n_rows >= 1);
-    plan_lists(a);
+    attention_plan_lists(a);
     attention_run(a, angles_task, a->plan->n_rows);
+    return a->plan->has_parts ? attention_far_begin(a, lane, seqs, n_seqs) : 0;
 }
 
 const struct msa_counts *attention_msa_counts(const struct attention *a)
@@ -238,9 +269,22 @@ const int32_t *attention_blocks(const struct attention *a, int row, int kv_head)
     return msa_blocks(&a->msa, row, kv_head);
 }
 
-void attention_layer(struct attention *a, int lane, const struct attention_weights *w,
-                     struct kv *kv, int layer, float *x)
+/* A sparse layer's rows of which every block is seen, and the others. */
+static int attend_sparse(struct attention *a, int lane)
 {
+    int rc = a->plan->has_parts ? attention_far_choose(a, lane) : 0;
+    if (rc < 0)
+        return rc;
+    attention_choose(a);
+    attention_attend_all(a, LIST_SEEING);
+    attention_attend_chosen(a);
+    return 0;
+}
+
+int attention_layer(struct attention *a, int lane, const struct attention_weights *w, struct kv *kv,
+                    int layer, float *x)
+{
+    int rc = 0;
     a->plan = &a->plans[lane];
     a->weights = w;
     a->kv = kv;
@@ -250,11 +294,13 @@ void attention_layer(struct attention *a, int lane, const struct attention_weigh
     must(w->wq.group == a->group && w->wk.group == a->group);
     must(w->wv.group == a->group && w->wo.group == a->group);
     attention_input(a);
-    if (w->is_sparse) {
-        attention_attend_all(a, LIST_SEEING);
-        attention_attend_chosen(a);
-    } else {
+    if (w->is_sparse)
+        rc = attend_sparse(a, lane);
+    else
         attention_attend_all(a, LIST_ALL);
-    }
-    attention_output(a);
+    if (rc == 0 && a->plan->has_parts)
+        rc = attention_far_attend(a, lane);
+    if (rc == 0)
+        attention_output(a);
+    return rc;
 }

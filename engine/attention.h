@@ -49,6 +49,7 @@ float *attention_vector(const struct tensor *t, bool is_offset);
 struct attention;
 struct kv;
 struct step_seq;
+struct far_ops;
 struct attention_options {
     int max_rows;      /* of one step */
     int group;         /* format_group() of the projections: columns per activation scale, or 0 */
@@ -61,13 +62,17 @@ int attention_open(const struct model_config *config, const struct attention_opt
 void attention_close(struct attention **a);
 size_t attention_scratch_bytes(const struct attention *a);
 
+/* Contexts may go on in other places (engine/far.h) from now on; `max_seqs`: numbers of sequences are
+ * below it.  E_NOMEM; E_INVALID where the model's blocks do not lie in one chunk. */
+int attention_set_far(struct attention *a, const struct far_ops *ops, void *ud, struct kv *kv,
+                      uint32_t max_seqs, struct err *e);
 /* Once per step and lane (engine/forward.h; 0 where there is one), before the layers: who is where.
- * Keeps what the sequences point to until that lane's next call. */
-void attention_begin(struct attention *a, int lane, const struct step_seq *seqs, int n_seqs);
+ * Keeps what the sequences point to until that lane's next call.  Only other places fail. */
+int attention_begin(struct attention *a, int lane, const struct step_seq *seqs, int n_seqs);
 /* x [rows of the lane, hidden] becomes x + attention; writes k and v of every row to kv.  Rows of a
- * sequence that lie in an earlier lane have been through this layer before. */
-void attention_layer(struct attention *a, int lane, const struct attention_weights *w,
-                     struct kv *kv, int layer, float *x);
+ * sequence that lie in an earlier lane have been through this layer before.  Likewise; x is as it was. */
+int attention_layer(struct attention *a, int lane, const struct attention_weights *w, struct kv *kv,
+                    int layer, float *x);
 /* Blocks that sparse layers could have scored since attention_open(), and those that they did. */
 const struct msa_counts *attention_msa_counts(const struct attention *a);
 /* What the last layer, a sparse one, chose for a row and KV head: top_k blocks ascending, or NULL

@@ -38,10 +38,11 @@ static struct segment next_segment(struct walk *w)
 
 static struct walk walk_begin(const struct attention *a, int row, int kv_head)
 {
+    const struct row_group *g = &a->plan->groups[a->plan->row_group[row]];
     return (struct walk){.blocks = msa_blocks(&a->msa, row, kv_head),
                          .n_blocks = a->sparse.top_k,
                          .block_size = a->sparse.block_size,
-                         .n_visible = row_position(a, row) + 1};
+                         .n_visible = min_int(row_position(a, row) + 1, g->n_here)};
 }
 
 /* What a row sees of the chunk of `s`, its first segment there; returns the first segment of
@@ -63,6 +64,12 @@ static struct segment fold_seen(struct attention *a, struct walk *w, struct segm
     return s;
 }
 
+/* Of the chunks that a row walks through: a part's rows bring what they were before, and may go on. */
+static struct place walk_place(const struct row_group *g, bool is_first, bool is_last)
+{
+    return (struct place){is_first && !g->is_part, is_last && (!g->is_part || g->ends)};
+}
+
 /* Task = (KV head, group): its rows one after another, chunks merged on the way. */
 static void choosing_whole_task(void *ctx, int task)
 {
@@ -75,7 +82,7 @@ static void choosing_whole_task(void *ctx, int task)
         struct segment s = next_segment(&w);
         for (bool is_first = true; s.n > 0; is_first = false) {
             s = fold_seen(a, &w, s, row, kv_head, 0);
-            attention_merge_row(a, row, kv_head, (struct place){is_first, s.n == 0}, 0);
+            attention_merge_row(a, row, kv_head, walk_place(g, is_first, s.n == 0), 0);
         }
     }
 }
@@ -113,7 +120,8 @@ static void choosing_merge_task(void *ctx, int task)
 {
     struct attention *a = ctx;
     int row = task % a->plan->n_rows, kv_head = task / a->plan->n_rows;
-    if (!row_chooses(a, row))
+    const struct row_group *g = &a->plan->groups[a->plan->row_group[row]];
+    if (!g->chooses)
         return;
     struct walk w = walk_begin(a, row, kv_head);
     struct segment s = next_segment(&w);
@@ -121,9 +129,29 @@ static void choosing_merge_task(void *ctx, int task)
         int chunk = s.first / ATTENTION_CHUNK;
         while (s.n > 0 && s.first / ATTENTION_CHUNK == chunk)
             s = next_segment(&w);
-        attention_merge_row(a, row, kv_head, (struct place){slot == 0, s.n == 0},
+        attention_merge_row(a, row, kv_head, walk_place(g, slot == 0, s.n == 0),
                             (size_t)slot * chunk_partials(a));
     }
+}
+
+void attention_choose(struct attention *a)
+{
+    const struct group_list *l = &a->plan->lists[LIST_HERE];
+    if (l->n > 0)
+        msa_choose(&a->msa, &a->compute, a->kv, a->layer, a->plan->groups, l->groups, l->n);
+}
+
+static void rank_list(struct attention *a, int list)
+{
+    const struct group_list *l = &a->plan->lists[list];
+    if (l->n > 0)
+        msa_rank(&a->msa, &a->compute, a->kv, a->layer, a->plan->groups, l->groups, l->n);
+}
+
+void attention_rank(struct attention *a)
+{
+    rank_list(a, LIST_LONG);
+    rank_list(a, LIST_SHORT);
 }
 
 void attention_attend_chosen(struct attention *a)
@@ -131,7 +159,6 @@ void attention_attend_chosen(struct attention *a)
     const struct group_list *l = a->list = &a->plan->lists[LIST_CHOOSING];
     if (l->n == 0)
         return;
-    msa_choose(&a->msa, &a->compute, a->kv, a->layer, a->plan->groups, l->groups, l->n);
     if (l->is_whole) {
         attention_run(a, choosing_whole_task, a->n_kv_heads * l->n);
         return;

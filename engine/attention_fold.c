@@ -109,9 +109,12 @@ static void merge_chunk(struct merged *m, float *restrict o, const struct attend
             o[d + lane] = o[d + lane] * keep + chunk_o[d + lane] * take;
 }
 
+/* A part's rows bring what they were before, and only its own have their last chunk in it. */
 static struct place chunk_place(const struct attention *a, int row, int chunk)
 {
-    return (struct place){chunk == 0, chunk == row_position(a, row) / ATTENTION_CHUNK};
+    const struct row_group *g = &a->plan->groups[a->plan->row_group[row]];
+    return (struct place){chunk == 0 && !g->is_part,
+                          chunk == row_position(a, row) / ATTENTION_CHUNK};
 }
 
 /* A chunk of which the partial results begin at `first_partial`, for one row and KV head.
@@ -172,11 +175,12 @@ static void merge_task(void *ctx, int task)
 {
     struct attention *a = ctx;
     int row = task / a->n_kv_heads;
-    int last = row_position(a, row) / ATTENTION_CHUNK;
-    if (a->list == &a->plan->lists[LIST_SEEING] &&
-        group_chooses(a, &a->plan->groups[a->plan->row_group[row]]))
+    const struct row_group *g = &a->plan->groups[a->plan->row_group[row]];
+    int position = row_position(a, row);
+    int n_chunks = position < g->n_here ? position / ATTENTION_CHUNK + 1 : group_chunks(g);
+    if (a->list == &a->plan->lists[LIST_SEEING] && g->chooses)
         return;
-    for (int i = 0; i < a->wave_chunks && a->first_chunk + i <= last; i++)
+    for (int i = 0; i < a->wave_chunks && a->first_chunk + i < n_chunks; i++)
         attention_merge_row(a, row, task % a->n_kv_heads, chunk_place(a, row, a->first_chunk + i),
                             (size_t)i * chunk_partials(a));
 }

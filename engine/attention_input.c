@@ -80,7 +80,7 @@ static void project_task(void *ctx, int task)
 static bool any_chooses(const struct attention *a)
 {
     for (int i = 0; i < a->plan->n_groups; i++)
-        if (group_chooses(a, &a->plan->groups[i]))
+        if (a->plan->groups[i].chooses)
             return true;
     return false;
 }
@@ -130,12 +130,25 @@ static void prepare_query(struct attention *a, const float *from, size_t index)
         a->query_scales[index] = kv_quantise(to, a->head_dim, a->queries8 + index * a->head_stride);
 }
 
+void attention_prepare_queries(struct attention *a, int row)
+{
+    const float *q = a->q + (size_t)row * a->q_stride;
+    for (int head = 0; head < a->n_heads; head++)
+        prepare_query(a, q + (size_t)(head * a->head_dim), head_index(a, head, row));
+}
+
 /* Of q or k: each head by itself (m3.md 4), or all together and not per head (m2.md 4.3 step 3). */
 static void norm_heads(const struct attention *a, const float *weights, int n_heads, float *x)
 {
     int times = a->has_head_norms ? n_heads : 1, n = n_heads / times * a->head_dim;
     for (int i = 0; i < times; i++, x += n)
         a->compute.kernels->rms_norm(x, weights, n, a->eps, x);
+}
+
+/* Of other places' rows the keys are written there. */
+static bool writes_here(const struct row_group *g)
+{
+    return !g->is_part || g->ends;
 }
 
 /* Index queries and key of one row (m3.md 5.1). */
@@ -148,8 +161,9 @@ static void prepare_index(struct attention *a, const struct row_group *g, int ro
     float *key = a->msa.keys + (size_t)row * a->msa.key_stride;
     a->compute.kernels->rms_norm(key, w->index_k_norm, dim, a->eps, key);
     rope_turn(&a->rope, sine, cosine, key);
-    kv_index_write(a->kv, g->seq, a->layer, row_position(a, row), key);
-    if (!group_chooses(a, g))
+    if (writes_here(g))
+        kv_index_write(a->kv, g->seq, a->layer, row_position(a, row), key);
+    if (!g->chooses)
         return;
     float *query = a->msa.queries + (size_t)row * a->msa.query_stride;
     for (int head = 0; head < a->sparse.n_heads; head++, query += dim) {
@@ -169,30 +183,35 @@ static void prepare_row(struct attention *a, const struct row_group *g, int row)
     norm_heads(a, a->weights->k_norm, a->n_kv_heads, k);
     for (int head = 0; head < a->n_kv_heads; head++)
         rope_turn(&a->rope, sine, cosine, k + (size_t)head * dim);
-    kv_write(a->kv, g->seq, a->layer, row_position(a, row), k, a->v + (size_t)row * a->kv_stride);
-    for (int head = 0; head < a->n_heads; head++) {
-        float *from = q + (size_t)head * dim;
-        rope_turn(&a->rope, sine, cosine, from);
-        prepare_query(a, from, head_index(a, head, row));
-    }
-    if (a->weights->is_sparse)
-        prepare_index(a, g, row);
+    if (writes_here(g))
+        kv_write(a->kv, g->seq, a->layer, row_position(a, row), k,
+                 a->v + (size_t)row * a->kv_stride);
+    for (int head = 0; head < a->n_heads; head++)
+        rope_turn(&a->rope, sine, cosine, q + (size_t)head * dim);
+    attention_prepare_queries(a, row);
+    if (g->is_part)
+        attention_begin_part(a, row);
 }
 
-/* By groups, because neighbouring positions lie in the same cache lines. */
-static void prepare_task(void *ctx, int group)
+/* By groups, because neighbouring positions lie in the same cache lines; of a sparse layer first what is
+ * most, and then the indices of all, which a thread that has nothing left to do may take. */
+static void prepare_task(void *ctx, int task)
 {
     struct attention *a = ctx;
-    const struct row_group *g = &a->plan->groups[group];
+    int n = a->plan->n_groups;
+    const struct row_group *g = &a->plan->groups[task % n];
     for (int row = g->first_row; row < g->first_row + g->n_rows; row++)
-        prepare_row(a, g, row);
+        if (task < n)
+            prepare_row(a, g, row);
+        else
+            prepare_index(a, g, row);
 }
 
 void attention_input(struct attention *a)
 {
     attention_run(a, input_task, a->plan->n_rows);
     project(a);
-    attention_run(a, prepare_task, a->plan->n_groups);
+    attention_run(a, prepare_task, a->plan->n_groups * (a->weights->is_sparse ? 2 : 1));
 }
 
 static void quantise_task(void *ctx, int row)

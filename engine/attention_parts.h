@@ -5,6 +5,8 @@
  *   attention_input.c   norm, projections, rotation, the cache: what comes before the scores
  *   attention_fold.c    chunks of keys folded and merged: rows that see everything
  *   attention_chosen.c  the same for rows that see chosen blocks
+ *   attention_far.c     rows whose contexts go on in other places, seen from their side
+ *   context.c           and in such a place
  *
  * How the work is shared out.  A group is up to GROUP_ROWS consecutive rows of one sequence;
  * its queries for one KV head go through a block of keys together, so prefill reads and
@@ -33,8 +35,9 @@ struct group_list {
     bool is_whole;
 };
 /* All of them, for a layer in which everybody sees everything; in a sparse layer those that do
- * and those that do not. */
-enum { LIST_ALL, LIST_SEEING, LIST_CHOOSING, N_LISTS };
+ * and those that do not.  Of the latter those whose blocks are chosen here, and the others, of which
+ * the best here are ranked: of many blocks and of few (msa_rank()). */
+enum { LIST_ALL, LIST_SEEING, LIST_CHOOSING, LIST_HERE, LIST_LONG, LIST_SHORT, N_LISTS };
 
 /* What the chunks so far gave, of one row and head; o follows in its own array. */
 struct merged {
@@ -47,7 +50,9 @@ struct attention_plan {
     struct group_list lists[N_LISTS];
     struct row_group *groups; /* [max_rows] */
     int32_t *row_group;       /* [max_rows]: index into groups */
-    float *sine, *cosine;     /* [max_rows, rope.half] */
+    struct kv_seq *here;      /* [max_rows]: what the groups' sequences have here */
+    bool has_parts;
+    float *sine, *cosine; /* [max_rows, rope.half] */
 };
 
 struct attention {
@@ -80,6 +85,7 @@ struct attention {
     float *o;                   /* the same, [.., head_stride] */
     struct merged *merged;      /* [n_rows, n_heads] */
     float *merged_o;            /* [n_rows, n_heads, head_stride] */
+    struct far *far;            /* attention_far.c; NULL: all contexts are here */
     size_t scratch_bytes;
 
     /* The call in progress. */
@@ -91,6 +97,9 @@ struct attention {
 };
 
 /* ---- attention.c ---- */
+
+/* The rows of the plan's groups, and whose turn it is in which list. */
+void attention_plan_lists(struct attention *a);
 
 static inline void attention_run(struct attention *a, pool_body *body, int n_tasks)
 {
@@ -108,21 +117,16 @@ static inline int row_position(const struct attention *a, int row)
     return g->position + (row - g->first_row);
 }
 
-/* Chunks that the last row of a group sees. */
+/* Chunks that the last row of a group sees, of those that are here. */
 static inline int group_chunks(const struct row_group *g)
 {
-    return (g->position + g->n_rows - 1) / ATTENTION_CHUNK + 1;
-}
-
-/* Whether the rows of a group see less than everything in a sparse layer. */
-static inline bool group_chooses(const struct attention *a, const struct row_group *g)
-{
-    return a->sparse.block_size > 0 && msa_chooses(&a->sparse, g->position);
+    int last = g->position + g->n_rows - 1;
+    return last < g->n_here ? last / ATTENTION_CHUNK + 1 : g->n_here / ATTENTION_CHUNK;
 }
 
 static inline bool row_chooses(const struct attention *a, int row)
 {
-    return group_chooses(a, &a->plan->groups[a->plan->row_group[row]]);
+    return a->plan->groups[a->plan->row_group[row]].chooses;
 }
 
 /* Index of a row's first query for a KV head, within one chunk. */
@@ -149,6 +153,8 @@ static inline void scale_floats(const float *restrict from, float by, bool is_di
 void attention_input(struct attention *a);
 /* What the heads made, times wo, added to x. */
 void attention_output(struct attention *a);
+/* Scaling and, for an int8 cache, quantising of a row's rotated queries, which lie in q. */
+void attention_prepare_queries(struct attention *a, int row);
 
 /* ---- attention_fold.c ---- */
 
@@ -175,5 +181,22 @@ void attention_attend_all(struct attention *a, int list);
 
 /* ---- attention_chosen.c ---- */
 
-/* The rows of LIST_CHOOSING. */
+/* The blocks of LIST_HERE; then what the rows of LIST_CHOOSING see, whoever chose it. */
+void attention_choose(struct attention *a);
+/* The best blocks here of rows that are parts. */
+void attention_rank(struct attention *a);
 void attention_attend_chosen(struct attention *a);
+
+/* ---- attention_far.c ---- */
+
+/* Pages of a sequence that lie here. */
+int attention_pages_here(const struct attention *a, const struct kv_seq *s);
+/* A row of a part has met nothing yet. */
+void attention_begin_part(struct attention *a, int row);
+/* After attention_begin() has planned the rows: tells the places who comes by. */
+int attention_far_begin(struct attention *a, int lane, const struct step_seq *seqs, int n_seqs);
+/* The blocks of rows that choose, here and elsewhere. */
+int attention_far_choose(struct attention *a, int lane);
+/* What other places add to their rows, which then have their heads in q. */
+int attention_far_attend(struct attention *a, int lane);
+void attention_far_close(struct attention *a);

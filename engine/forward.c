@@ -228,6 +228,12 @@ void forward_close(struct forward **forward)
     *forward = NULL;
 }
 
+int forward_set_far(struct forward *f, const struct far_ops *ops, void *ud, struct kv *kv,
+                    uint32_t max_seqs, struct err *e)
+{
+    return attention_set_far(f->attention, ops, ud, kv, max_seqs, e);
+}
+
 size_t forward_bytes(const struct forward *f)
 {
     size_t bytes = matrix_bytes(&f->lm_head) + f->scratch_bytes + f->logits_bytes +
@@ -393,8 +399,10 @@ static int begin_mlp(struct forward *f, const struct pass *p, struct lane *l, in
 
 static int begin_layer(struct forward *f, const struct pass *p, struct lane *l, int layer)
 {
-    attention_layer(f->attention, l->index, &f->layers[layer].attention, p->kv, layer,
-                    x_row(f, l->first_row));
+    int rc = attention_layer(f->attention, l->index, &f->layers[layer].attention, p->kv, layer,
+                             x_row(f, l->first_row));
+    if (rc < 0)
+        return rc;
     if (p->step->attended)
         p->step->attended(p->step->layer_done_ud, layer);
     /* A probe wants to see every row. */
@@ -511,8 +519,10 @@ int forward_step(struct forward *f, struct kv *kv, const struct step *s, const s
         return rc;
     struct pass pass = {
         .kv = kv, .step = s, .ops = ops, .ud = ud, .n_lanes = plan_lanes(f, s, n_rows, n_wanted)};
-    for (int i = 0; i < pass.n_lanes; i++)
-        attention_begin(f->attention, i, f->lanes[i].seqs, f->lanes[i].n_seqs);
+    for (int i = 0; rc == 0 && i < pass.n_lanes; i++)
+        rc = attention_begin(f->attention, i, f->lanes[i].seqs, f->lanes[i].n_seqs);
+    if (rc < 0)
+        return rc;
     pool_run(f->compute.pool, embed_task, f, n_rows);
     probe(f, s, -1, n_rows);
     rc = run_layers(f, &pass);

@@ -5,6 +5,7 @@
  * engine/moe_local.c answers in the process, attn_node/moe_remote.c over the wire. */
 #pragma once
 
+#include "engine/far.h"
 #include "engine/gemm.h"
 #include "engine/kv.h"
 #include "engine/router.h"
@@ -37,7 +38,8 @@ struct moe_ops {
 /* Consecutive positions of one sequence. */
 struct step_seq {
     struct kv_seq *kv; /* reserved up to position + n_tokens */
-    int position;      /* == kv->length */
+    uint32_t number; /* of the sequence among those that there are; other places know it by that */
+    int position;    /* == kv->length */
     int n_tokens;
     const int32_t *tokens;
     bool all_logits; /* logits of every row, not only of the last (polymath logits) */
@@ -81,6 +83,10 @@ int forward_open(struct checkpoint *c, const struct forward_options *o, struct c
 void forward_close(struct forward **f);
 size_t forward_bytes(const struct forward *f); /* of packed weights and scratch */
 /* A KV cache for this model is opened by the caller and named in every step. */
+
+/* Contexts may go on in other places from now on (engine/far.h): attention_set_far(). */
+int forward_set_far(struct forward *f, const struct far_ops *ops, void *ud, struct kv *kv,
+                    uint32_t max_seqs, struct err *e);
 
 /* Runs one step.  On success every seq's kv->length has moved by n_tokens, and *logits
  * points to [n, vocab] rows (stride vocab) in order of seqs and positions, valid until the

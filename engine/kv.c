@@ -13,9 +13,9 @@
 #include "base/mem.h"
 #include "base/must.h"
 #include "engine/index_sketch.h"
-#include "engine/pages.h"
+#include "engine/kv_parts.h"
+#include "engine/mathf.h"
 #include "model/halves.h"
-#include "model/prefix.h"
 
 enum { LANES = 16, PIECE = 64 };
 /* 65,536 products of two int8 do not overflow an int32. */
@@ -23,26 +23,6 @@ enum { INT8_MAX_DIM = 65536 };
 #define INT8_LARGEST 127.0f
 #define SMALLEST_SCALED 0x1p-100f
 #define ROUNDER 0x1.8p+23f /* adding it rounds to an integer, which is then in the low bits */
-
-/* Bytes of K and of V in a block, and of all of it. */
-struct block_bytes {
-    size_t k, v, block;
-};
-
-struct kv {
-    int n_layers, n_kv_heads, head_dim, value_stride;
-    enum kv_format format;
-    struct block_bytes bytes; /* of one layer and head in a page */
-    int index_dim, n_plain;   /* of index keys; layers before the first sparse one */
-    size_t index_key_bytes;   /* of one sparse layer in a page */
-    size_t sketch_bytes;      /* likewise */
-    size_t blocks_bytes;      /* of a page, without what the sparse layers have besides */
-    char *memory;             /* [n_pages, blocks_bytes], then what the next two point to */
-    char *index_keys;         /* [sparse layers, n_pages, index_key_bytes] */
-    char *sketches;           /* [sparse layers, n_pages, sketch_bytes] */
-    size_t n_pages, memory_bytes;
-    struct pages *pages;
-};
 
 static int value_stride_of(const struct model_config *config)
 {
@@ -170,112 +150,15 @@ void kv_close(struct kv **kv)
     *kv = NULL;
 }
 
-int kv_pages_total(const struct kv *kv)
-{
-    return pages_count(kv->pages);
-}
-
-int kv_pages_free(const struct kv *kv)
-{
-    return pages_unheld(kv->pages);
-}
-
-int kv_pages_kept(const struct kv *kv)
-{
-    return pages_indexed(kv->pages);
-}
-
-static int pages_for(int n_tokens)
-{
-    return n_tokens / KV_PAGE_TOKENS + (n_tokens % KV_PAGE_TOKENS != 0);
-}
-
-/* Room for the numbers of so many pages. */
-static void make_list(const struct kv *kv, struct kv_seq *s, int wanted)
-{
-    if (wanted <= s->pages_size)
-        return;
-    /* Never more than the cache has: what is wanted came from a request, the bound did not. */
-    int n_pages = pages_count(kv->pages), size = wanted > n_pages / 2 ? n_pages : 2 * wanted;
-    s->pages = mem_resize(s->pages, (size_t)size * sizeof(*s->pages));
-    s->pages_size = size;
-}
-
-int kv_reserve(struct kv *kv, struct kv_seq *s, int n_tokens)
-{
-    int wanted = pages_for(n_tokens);
-    if (wanted <= s->n_pages)
-        return 0;
-    if (wanted - s->n_pages > pages_unheld(kv->pages))
-        return E_BUSY;
-    make_list(kv, s, wanted);
-    while (s->n_pages < wanted)
-        s->pages[s->n_pages++] = pages_take(kv->pages);
-    return 0;
-}
-
-void kv_truncate(struct kv *kv, struct kv_seq *s, int n_tokens)
-{
-    must(n_tokens >= 0);
-    int keep = pages_for(n_tokens);
-    must(n_tokens == 0 || keep >= s->n_indexed);
-    /* From the end: pages.h. */
-    while (s->n_pages > keep)
-        pages_give_back(kv->pages, s->pages[--s->n_pages]);
-    if (s->length > n_tokens)
-        s->length = n_tokens;
-    if (n_tokens == 0) {
-        mem_free(s->pages);
-        *s = (struct kv_seq){0};
-    }
-}
-
-int kv_adopt(struct kv *kv, struct kv_seq *s, uint64_t seed, const int32_t *tokens, int n_tokens)
-{
-    must(s->n_pages == 0 && s->length == 0 && s->n_indexed == 0);
-    s->chain = seed;
-    int32_t before = NO_PAGE;
-    while (n_tokens - s->length >= KV_PAGE_TOKENS && s->n_pages < pages_count(kv->pages)) {
-        const int32_t *block = tokens + s->length;
-        uint64_t chain = prefix_extend(s->chain, block, KV_PAGE_TOKENS);
-        int32_t page = pages_find(kv->pages, chain, before, block);
-        if (page == NO_PAGE)
-            break;
-        make_list(kv, s, s->n_pages + 1);
-        s->pages[s->n_pages++] = before = page;
-        s->length += KV_PAGE_TOKENS;
-        s->n_indexed++;
-        s->chain = chain;
-    }
-    return s->length;
-}
-
-void kv_forget(struct kv *kv)
-{
-    pages_forget(kv->pages);
-}
-
-void kv_keep(struct kv *kv, struct kv_seq *s, uint64_t seed, const int32_t *tokens)
-{
-    if (s->n_indexed == 0)
-        s->chain = seed;
-    while (s->length / KV_PAGE_TOKENS > s->n_indexed) {
-        int i = s->n_indexed;
-        const int32_t *block = tokens + (size_t)i * KV_PAGE_TOKENS;
-        s->chain = prefix_extend(s->chain, block, KV_PAGE_TOKENS);
-        s->pages[i] =
-            pages_index(kv->pages, s->pages[i], s->chain, i > 0 ? s->pages[i - 1] : NO_PAGE, block);
-        s->n_indexed++;
-    }
-}
-
 static char *block_at(const struct kv *kv, const struct kv_seq *s, int layer, int page_index,
                       int kv_head)
 {
     must(page_index >= 0 && page_index < s->n_pages);
     must(layer >= 0 && layer < kv->n_layers && kv_head >= 0 && kv_head < kv->n_kv_heads);
     size_t head = (size_t)layer * (size_t)kv->n_kv_heads + (size_t)kv_head;
-    return kv->memory + (size_t)s->pages[page_index] * kv->blocks_bytes + head * kv->bytes.block;
+    size_t page = (size_t)s->pages[page_index];
+    must(page < kv->n_pages);
+    return kv->memory + page * kv->blocks_bytes + head * kv->bytes.block;
 }
 
 /* A key's first lane, of `lane_dims` dimensions each; the next ones follow LANES apart. */
@@ -330,21 +213,7 @@ struct int8_scale {
 
 static struct int8_scale int8_scale_of(const float *x, int n)
 {
-    /* As bits, magnitudes compare like integers, NaN above all. */
-    int32_t lanes[LANES] = {0}, largest = 0;
-    int i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int lane = 0; lane < LANES; lane++) {
-            int32_t size = (int32_t)(f32_to_bits(x[i + lane]) & 0x7fffffffu);
-            lanes[lane] = size > lanes[lane] ? size : lanes[lane];
-        }
-    for (int lane = 0; i < n; i++, lane++) {
-        int32_t size = (int32_t)(f32_to_bits(x[i]) & 0x7fffffffu);
-        lanes[lane] = size > lanes[lane] ? size : lanes[lane];
-    }
-    for (int lane = 0; lane < LANES; lane++)
-        largest = lanes[lane] > largest ? lanes[lane] : largest;
-    float size = f32_from_bits((uint32_t)largest);
+    float size = math_magnitude(x, n);
     if (!(size <= FLT_MAX))
         return (struct int8_scale){0.0f, NAN};
     if (size < SMALLEST_SCALED)
@@ -452,8 +321,39 @@ static char *index_at(const struct kv *kv, const struct kv_seq *s, int layer, in
 {
     must(page_index >= 0 && page_index < s->n_pages);
     must(layer >= kv->n_plain && layer < kv->n_layers);
-    size_t at = (size_t)(layer - kv->n_plain) * kv->n_pages + (size_t)s->pages[page_index];
-    return region + at * bytes;
+    size_t page = (size_t)s->pages[page_index];
+    must(page < kv->n_pages);
+    return region + ((size_t)(layer - kv->n_plain) * kv->n_pages + page) * bytes;
+}
+
+/* To bf16 and back, in pieces that the compiler makes vectors of. */
+static void round_key(const float *key, size_t dim, float *rounded)
+{
+    size_t d = 0;
+    for (; d + LANES <= dim; d += LANES)
+        for (size_t lane = 0; lane < LANES; lane++)
+            rounded[d + lane] = bf16_to_f32(f32_to_bf16(key[d + lane]));
+    for (; d < dim; d++)
+        rounded[d] = bf16_to_f32(f32_to_bf16(key[d]));
+}
+
+static void write_rounded_key(uint32_t *lanes, size_t dim, const float *rounded)
+{
+    for (size_t d = 0; d < dim; d += 2) {
+        uint32_t odd = d + 1 < dim ? f32_to_bits(rounded[d + 1]) : 0;
+        lanes[d / 2 * LANES] = odd | f32_to_bits(rounded[d]) >> 16;
+    }
+}
+
+/* Its sketch is of what the cache holds of it. */
+static void write_sketch(struct kv *kv, const struct kv_seq *s, int layer, int position,
+                         const float *stored)
+{
+    int slot = position % KV_PAGE_TOKENS, page_index = position / KV_PAGE_TOKENS;
+    char *sketches = index_at(kv, s, layer, page_index, kv->sketches, kv->sketch_bytes);
+    sketch_key(stored, kv->index_dim,
+               sketches + (size_t)(slot / SKETCH_UNIT) * sketch_unit_bytes(kv->index_dim),
+               slot % SKETCH_UNIT);
 }
 
 void kv_index_write(struct kv *kv, const struct kv_seq *s, int layer, int position,
@@ -462,20 +362,18 @@ void kv_index_write(struct kv *kv, const struct kv_seq *s, int layer, int positi
     int slot = position % KV_PAGE_TOKENS, page_index = position / KV_PAGE_TOKENS;
     char *page = index_at(kv, s, layer, page_index, kv->index_keys, kv->index_key_bytes);
     size_t dim = (size_t)kv->index_dim;
-    bool is_f32 = kv_index_format(kv->format) == KV_F32;
-    if (is_f32)
+    bool is_f32 = kv_index_format(kv->format) == KV_F32, has_sketch = dim <= SKETCH_MAX_DIM;
+    float rounded[SKETCH_MAX_DIM];
+    if (is_f32) {
         write_key_f32(key_lanes_of(page, slot, dim, 1), dim, key);
-    else
+    } else if (has_sketch) {
+        round_key(key, dim, rounded);
+        write_rounded_key(key_lanes_of(page, slot, dim, 2), dim, rounded);
+    } else {
         write_key_bf16(key_lanes_of(page, slot, dim, 2), dim, key);
-    if (kv->index_dim > SKETCH_MAX_DIM)
-        return;
-    float stored[SKETCH_MAX_DIM];
-    for (size_t d = 0; d < dim; d++)
-        stored[d] = is_f32 ? key[d] : bf16_to_f32(f32_to_bf16(key[d]));
-    char *sketches = index_at(kv, s, layer, page_index, kv->sketches, kv->sketch_bytes);
-    sketch_key(stored, kv->index_dim,
-               sketches + (size_t)(slot / SKETCH_UNIT) * sketch_unit_bytes(kv->index_dim),
-               slot % SKETCH_UNIT);
+    }
+    if (has_sketch)
+        write_sketch(kv, s, layer, position, is_f32 ? key : rounded);
 }
 
 const void *kv_index_page(const struct kv *kv, const struct kv_seq *s, int layer, int page_index)

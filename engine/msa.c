@@ -59,6 +59,7 @@ int msa_open(struct msa *m, const struct sparse_config *config, const struct msa
     m->queries = scratch(m, rows, m->query_stride, sizeof(float));
     m->keys = scratch(m, rows, m->key_stride, sizeof(float));
     m->blocks = scratch(m, rows * heads, (size_t)config->top_k, sizeof(*m->blocks));
+    m->ranked = scratch(m, rows * heads, (size_t)config->top_k, sizeof(*m->ranked));
     m->scores = scratch(m, m->n_scores, 1, sizeof(float));
     m->layers = mem_array((size_t)o->n_layers, sizeof(*m->layers));
     m->rows = mem_array(rows, sizeof(*m->rows));
@@ -69,8 +70,8 @@ int msa_open(struct msa *m, const struct sparse_config *config, const struct msa
     m->tried = scratch(m, rows * heads, n_tried, sizeof(float));
     m->needed = scratch(m, rows, heads, sizeof(float));
     m->units = scratch(m, m->has_bounds ? m->n_units : 1, 1, sizeof(float));
-    if (m->n_scores > 0 && m->n_units > 0 && m->queries && m->keys && m->blocks && m->scores &&
-        m->integers && m->sketches && m->tried && m->needed && m->units)
+    if (m->n_scores > 0 && m->n_units > 0 && m->queries && m->keys && m->blocks && m->ranked &&
+        m->scores && m->integers && m->sketches && m->tried && m->needed && m->units)
         return 0;
     msa_close(m);
     return err_set(e, E_NOMEM, "sparse attention: no memory for steps of %d rows at %d positions",
@@ -82,6 +83,7 @@ void msa_close(struct msa *m)
     mem_free(m->queries);
     mem_free(m->keys);
     mem_free(m->blocks);
+    mem_free(m->ranked);
     mem_free(m->scores);
     mem_free(m->layers);
     mem_free(m->rows);
@@ -156,6 +158,63 @@ void msa_select(const float *scores, int own, int top_k, int32_t *blocks)
     blocks[n] = own;
 }
 
+/* ---- of parts ---- */
+
+struct context_candidate *msa_ranked(const struct msa *m, int row, int head)
+{
+    size_t index = (size_t)row * (size_t)m->config.n_heads + (size_t)head;
+    return m->ranked + index * (size_t)(m->config.top_k - 1);
+}
+
+static bool is_better(const struct context_candidate *a, const struct context_candidate *b)
+{
+    return b->block < 0 || a->score > b->score || (a->score == b->score && a->block < b->block);
+}
+
+/* Into a list of n, best first, of which the last falls out. */
+static void put_ranked(struct context_candidate *list, int n, struct context_candidate new)
+{
+    if (n == 0 || !is_better(&new, &list[n - 1]))
+        return;
+    int at = n - 1;
+    for (; at > 0 && is_better(&new, &list[at - 1]); at--)
+        list[at] = list[at - 1];
+    list[at] = new;
+}
+
+void msa_merge_ranked(const struct msa *m, struct context_candidate *ranked,
+                      const struct context_candidate *more, int32_t origin)
+{
+    int n = m->config.top_k - 1;
+    for (int i = 0; i < n && more[i].block >= 0; i++)
+        put_ranked(ranked, n, (struct context_candidate){more[i].score, origin + more[i].block});
+}
+
+void msa_take_ranked(struct msa *m, int row, int head, int own)
+{
+    const struct context_candidate *ranked = msa_ranked(m, row, head);
+    int32_t *blocks = msa_chosen(m, row, head);
+    int n = m->config.top_k - 1;
+    for (int i = 0; i < n; i++)
+        blocks[i] = ranked[i].block;
+    sort_ascending(blocks, n);
+    blocks[n] = own;
+}
+
+/* Of the blocks 0 .. own-1 of a part: all of them if they are fewer than top_k. */
+static void rank(struct msa *m, const float *scores, int own, int row, int head)
+{
+    struct context_candidate *ranked = msa_ranked(m, row, head);
+    int n = m->config.top_k - 1, n_blocks = own < m->config.top_k ? own : n;
+    const int32_t *blocks = msa_chosen(m, row, head);
+    for (int i = 0; i < n; i++)
+        ranked[i].block = -1;
+    for (int i = 0; i < n_blocks; i++) {
+        int32_t block = own < m->config.top_k ? i : blocks[i];
+        put_ranked(ranked, n, (struct context_candidate){scores[block], block});
+    }
+}
+
 /* ---- scores ---- */
 
 /* The keys of one page that belong to a block, for all rows of a group. */
@@ -190,12 +249,16 @@ static void score_task(void *ctx, int task)
 /* Task = (row of the wave, head). */
 static void select_task(void *ctx, int task)
 {
-    const struct msa *m = ctx;
+    struct msa *m = ctx;
     const struct msa_row *r = &m->rows[task / m->config.n_heads];
     int head = task % m->config.n_heads;
     const struct row_group *g = msa_group(m, r->group);
-    msa_select(msa_scores(m, r->group, r->row) + (size_t)head * (size_t)m->n_blocks,
-               msa_own_block(m, g), m->config.top_k, msa_chosen(m, g->first_row + r->row, head));
+    int row = g->first_row + r->row, own = msa_own_block(m, g);
+    const float *scores = msa_scores(m, r->group, r->row) + (size_t)head * (size_t)m->n_blocks;
+    if (!m->ranks || own >= m->config.top_k)
+        msa_select(scores, own, m->config.top_k, msa_chosen(m, row, head));
+    if (m->ranks)
+        rank(m, scores, own, row, head);
 }
 
 void msa_select_all(struct msa *m)
@@ -242,22 +305,11 @@ static void choose_last(struct msa *m, const struct row_group *g)
                 msa_chosen(m, row, head)[i] = first + i;
 }
 
-void msa_choose(struct msa *m, const struct compute *c, const struct kv *kv, int layer,
-                const struct row_group *groups, const int32_t *which, int n)
+static void choose(struct msa *m, int n)
 {
-    m->compute = c;
-    m->kv = kv;
-    m->layer = layer;
-    m->groups = groups;
-    m->which = which;
-    if (m->choice == MSA_LAST) {
-        for (int i = 0; i < n; i++)
-            choose_last(m, &groups[which[i]]);
-        return;
-    }
     m->n_blocks = 1;
     for (int i = 0; i < n; i++) {
-        int own = msa_own_block(m, &groups[which[i]]);
+        int own = msa_own_block(m, &m->groups[m->which[i]]);
         m->n_blocks = own > m->n_blocks ? own : m->n_blocks;
     }
     size_t group_scores = (size_t)GROUP_ROWS * (size_t)m->config.n_heads * (size_t)m->n_blocks;
@@ -269,4 +321,40 @@ void msa_choose(struct msa *m, const struct compute *c, const struct kv *kv, int
         m->n_wave = min_int(wave, n - m->first);
         choose_wave(m);
     }
+}
+
+static void begin(struct msa *m, const struct compute *c, const struct kv *kv, int layer,
+                  const struct row_group *groups, const int32_t *which)
+{
+    m->compute = c;
+    m->kv = kv;
+    m->layer = layer;
+    m->groups = groups;
+    m->which = which;
+}
+
+void msa_choose(struct msa *m, const struct compute *c, const struct kv *kv, int layer,
+                const struct row_group *groups, const int32_t *which, int n)
+{
+    begin(m, c, kv, layer, groups, which);
+    m->ranks = false;
+    if (m->choice == MSA_LAST)
+        for (int i = 0; i < n; i++)
+            choose_last(m, &groups[which[i]]);
+    else
+        choose(m, n);
+}
+
+bool msa_is_long(const struct msa *m, const struct row_group *g)
+{
+    return msa_own_block(m, g) >= m->config.top_k;
+}
+
+void msa_rank(struct msa *m, const struct compute *c, const struct kv *kv, int layer,
+              const struct row_group *groups, const int32_t *which, int n)
+{
+    must(m->choice != MSA_LAST);
+    begin(m, c, kv, layer, groups, which);
+    m->ranks = true;
+    choose(m, n);
 }

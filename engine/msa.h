@@ -30,6 +30,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "engine/context.h"
 #include "engine/gemm.h"
 #include "engine/kv.h"
 #include "model/config.h"
@@ -43,6 +44,12 @@ struct row_group {
     const struct kv_seq *seq;
     int first_row, n_rows;
     int position; /* of first_row */
+    bool chooses; /* in a sparse layer the rows see less than everything */
+    /* Rows whose context lies here in part (engine/context.h): the next ones come from, or go on to,
+     * elsewhere.  Positions count from where this part begins. */
+    bool is_part;
+    bool ends;  /* the rows lie in this part */
+    int n_here; /* positions of this part, if they do not; otherwise INT_MAX */
 };
 
 /* How a row's blocks are found.
@@ -74,11 +81,12 @@ struct msa {
     enum msa_choice choice;
     bool has_bounds;
     int max_rows;
-    size_t query_stride, key_stride; /* floats */
-    float *queries;                  /* [max_rows, query_stride]: heads one after another */
-    float *keys;                     /* [max_rows, key_stride] */
-    int32_t *blocks;                 /* [max_rows, n_heads, top_k]: chosen, ascending */
-    float *scores;                   /* [rows of a wave, n_heads, blocks of the longest] */
+    size_t query_stride, key_stride;  /* floats */
+    float *queries;                   /* [max_rows, query_stride]: heads one after another */
+    float *keys;                      /* [max_rows, key_stride] */
+    int32_t *blocks;                  /* [max_rows, n_heads, top_k]: chosen, ascending */
+    struct context_candidate *ranked; /* [max_rows, n_heads, top_k - 1] */
+    float *scores;                    /* [rows of a wave, n_heads, blocks of the longest] */
     size_t n_scores;
     size_t bytes;
     struct msa_counts counts;
@@ -101,6 +109,7 @@ struct msa {
     const struct row_group *groups;
     const int32_t *which; /* indices of groups */
     int layer, first, n_wave, n_blocks, span_blocks;
+    bool ranks;           /* msa_rank() */
     struct msa_row *rows; /* [max_rows]: of the wave */
     int n_rows, tries_per_task;
 };
@@ -114,7 +123,7 @@ int msa_open(struct msa *m, const struct sparse_config *config, const struct msa
              struct err *e);
 void msa_close(struct msa *m);
 
-/* Whether a row at this position sees less than everything. */
+/* Whether a row at this position of its sequence sees less than everything. */
 static inline bool msa_chooses(const struct sparse_config *c, int position)
 {
     return position / c->block_size >= c->top_k;
@@ -126,6 +135,20 @@ void msa_choose(struct msa *m, const struct compute *c, const struct kv *kv, int
                 const struct row_group *groups, const int32_t *which, int n);
 /* What was chosen: top_k blocks, ascending. */
 const int32_t *msa_blocks(const struct msa *m, int row, int head);
+
+/* Of groups that are parts: which of the part's whole blocks before the rows' own one are the best
+ * top_k - 1.  All of the groups have at least top_k of them (is_long), or none has. */
+void msa_rank(struct msa *m, const struct compute *c, const struct kv *kv, int layer,
+              const struct row_group *groups, const int32_t *which, int n);
+bool msa_is_long(const struct msa *m, const struct row_group *g);
+/* [top_k - 1], best first: a higher score, and of equal ones the lower block. */
+struct context_candidate *msa_ranked(const struct msa *m, int row, int head);
+/* Puts `more` [top_k - 1], whose blocks begin at `origin`, among those of a row, whose list is as long.
+ */
+void msa_merge_ranked(const struct msa *m, struct context_candidate *ranked,
+                      const struct context_candidate *more, int32_t origin);
+/* The rule for what was merged: there are top_k - 1, and `own` is seen, too. */
+void msa_take_ranked(struct msa *m, int row, int head, int own);
 
 /* The rule alone, for the scores of the blocks 0 .. own-1 (own >= top_k): blocks [top_k]
  * ascending, the last of them `own`. */

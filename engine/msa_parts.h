@@ -18,9 +18,11 @@ static inline const struct row_group *msa_group(const struct msa *m, int group)
     return &m->groups[m->which[m->first + group]];
 }
 
+/* The block that no row of a group has to choose, all before it being there to be chosen: their own one,
+ * or the first behind the part that is here. */
 static inline int msa_own_block(const struct msa *m, const struct row_group *g)
 {
-    return g->position / m->config.block_size;
+    return min_int(g->position, g->n_here) / m->config.block_size;
 }
 
 /* [n_heads, n_blocks] of a row of a group. */

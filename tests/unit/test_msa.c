@@ -2,6 +2,7 @@
  * in a cache, against a plain reading of m3.md 5 (its section 6 lists these tests). */
 #include "engine/msa.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -170,6 +171,7 @@ static void choose_rows(struct scene *s, int first, int n_rows, struct rng *r)
     for (int row = 0; row < n_rows; n++) {
         int position = first + row, room = GROUP_ROWS - position % GROUP_ROWS;
         groups[n] = (struct row_group){.seq = &s->seq,
+                                       .n_here = INT_MAX,
                                        .first_row = row,
                                        .n_rows = room < n_rows - row ? room : n_rows - row,
                                        .position = position};
@@ -214,7 +216,7 @@ TEST(msa_choose_is_done_head_by_head)
     key[5] = 1000.0f;
     memcpy(s.keys + 10 * DIM, key, sizeof key);
     kv_index_write(s.kv, &s.seq, 2, 10, key);
-    struct row_group group = {.seq = &s.seq, .n_rows = 1, .position = AT};
+    struct row_group group = {.seq = &s.seq, .n_rows = 1, .position = AT, .n_here = INT_MAX};
     int32_t which = 0;
     for (int head = 0; head < HEADS; head++)
         for (int d = 0; d < DIM; d++)
@@ -298,7 +300,8 @@ static void choose_both_ways(struct scene *s, int n_rows)
                             .n_layers = 3,
                             .choice = MSA_SCAN};
     struct msa scan;
-    struct row_group group = {.seq = &s->seq, .n_rows = n_rows, .position = s->n_keys - 16};
+    struct row_group group = {
+        .seq = &s->seq, .n_rows = n_rows, .position = s->n_keys - 16, .n_here = INT_MAX};
     int32_t which = 0;
     CHECK_INT(msa_open(&scan, &s->model.sparse, &o, &e), 0);
     memcpy(scan.queries, s->msa.queries,
@@ -370,7 +373,7 @@ TEST(msa_last_is_a_window)
     struct scene s;
     open_scene(&s, 16, 4, 300, 16, 1, "portable", &r);
     s.msa.choice = MSA_LAST;
-    struct row_group group = {.seq = &s.seq, .n_rows = 2, .position = 200};
+    struct row_group group = {.seq = &s.seq, .n_rows = 2, .position = 200, .n_here = INT_MAX};
     int32_t which = 0;
     msa_choose(&s.msa, &s.compute, s.kv, 2, &group, &which, 1);
     for (int head = 0; head < HEADS; head++) {

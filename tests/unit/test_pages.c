@@ -11,7 +11,7 @@ static const int32_t A[BLOCK] = {1, 2, 3, 4}, B[BLOCK] = {5, 6, 7, 8}, C[BLOCK] 
 /* A page in the index, held by the caller. */
 static int32_t put(struct pages *p, uint64_t hash, int32_t before, const int32_t *tokens)
 {
-    int32_t page = pages_take(p);
+    int32_t page = pages_take(p, 0);
     CHECK(page != NO_PAGE);
     return pages_index(p, page, hash, before, tokens);
 }
@@ -20,20 +20,20 @@ TEST(pages_are_kept_after_their_last_holder_and_found_again)
 {
     struct pages *p = pages_new(4, BLOCK);
     int32_t a = put(p, 1, NO_PAGE, A), b = put(p, 2, a, B);
-    CHECK_INT(pages_unheld(p), 2);
+    CHECK_INT(pages_unheld(p, 0), 2);
     pages_give_back(p, b);
     pages_give_back(p, a);
-    CHECK_INT(pages_unheld(p), 4);
+    CHECK_INT(pages_unheld(p, 0), 4);
     CHECK_INT(pages_indexed(p), 2);
     CHECK_INT(pages_find(p, 1, NO_PAGE, A), a);
     CHECK_INT(pages_find(p, 2, a, B), b);
     CHECK_INT(pages_find(p, 1, NO_PAGE, A), a); /* a second holder */
-    CHECK_INT(pages_unheld(p), 2);
+    CHECK_INT(pages_unheld(p, 0), 2);
     pages_give_back(p, b);
     pages_give_back(p, a);
-    CHECK_INT(pages_unheld(p), 3);
+    CHECK_INT(pages_unheld(p, 0), 3);
     pages_give_back(p, a);
-    CHECK_INT(pages_unheld(p), 4);
+    CHECK_INT(pages_unheld(p, 0), 4);
     pages_free(&p);
 }
 
@@ -60,11 +60,11 @@ TEST(pages_that_come_twice_become_one)
     int32_t first = put(p, 1, NO_PAGE, A), again = put(p, 1, NO_PAGE, A);
     CHECK_INT(first, again);
     CHECK_INT(pages_indexed(p), 1);
-    CHECK_INT(pages_unheld(p), 3);
+    CHECK_INT(pages_unheld(p, 0), 3);
     pages_give_back(p, first);
-    CHECK_INT(pages_unheld(p), 3); /* the other one has it still */
+    CHECK_INT(pages_unheld(p, 0), 3); /* the other one has it still */
     pages_give_back(p, again);
-    CHECK_INT(pages_unheld(p), 4);
+    CHECK_INT(pages_unheld(p, 0), 4);
     pages_free(&p);
 }
 
@@ -75,15 +75,15 @@ TEST(pages_used_longest_ago_go_first_and_ends_before_beginnings)
     pages_give_back(p, b);
     pages_give_back(p, a);
     pages_give_back(p, c);
-    CHECK_INT(pages_take(p), 3); /* never used */
-    CHECK_INT(pages_take(p), b);
+    CHECK_INT(pages_take(p, 0), 3); /* never used */
+    CHECK_INT(pages_take(p, 0), b);
     CHECK_INT(pages_find(p, 2, a, B), NO_PAGE);
     CHECK_INT(pages_find(p, 1, NO_PAGE, A), a); /* used again: the youngest but one */
     pages_give_back(p, a);
-    CHECK_INT(pages_take(p), c);
-    CHECK_INT(pages_take(p), a);
+    CHECK_INT(pages_take(p, 0), c);
+    CHECK_INT(pages_take(p, 0), a);
     CHECK_INT(pages_indexed(p), 0);
-    CHECK_INT(pages_take(p), NO_PAGE);
+    CHECK_INT(pages_take(p, 0), NO_PAGE);
     pages_free(&p);
 }
 
@@ -128,7 +128,7 @@ static void begin(struct pages *p, struct timeline *t, struct rng *r)
         t->pages[t->n++] = page;
         t->n_indexed++;
     }
-    int32_t page = t->n == 0 ? pages_take(p) : NO_PAGE;
+    int32_t page = t->n == 0 ? pages_take(p, 0) : NO_PAGE;
     if (page != NO_PAGE)
         t->pages[t->n++] = page;
 }
@@ -160,8 +160,8 @@ TEST(pages_are_shared_by_those_that_begin_alike_and_by_nobody_else)
             begin(p, t, &r);
             found += t->n_indexed > 0;
         } else if (t->n < MOST && rng_below(&r, 2)) {
-            int32_t page = pages_take(p);
-            CHECK(page != NO_PAGE || pages_unheld(p) == 0);
+            int32_t page = pages_take(p, 0);
+            CHECK(page != NO_PAGE || pages_unheld(p, 0) == 0);
             if (page != NO_PAGE)
                 t->pages[t->n++] = page;
         } else if (t->n_indexed < t->n) {
@@ -174,6 +174,6 @@ TEST(pages_are_shared_by_those_that_begin_alike_and_by_nobody_else)
     CHECK(found > 100);
     for (int i = 0; i < SEQS; i++)
         drop(p, &all[i]);
-    CHECK_INT(pages_unheld(p), PAGES);
+    CHECK_INT(pages_unheld(p, 0), PAGES);
     pages_free(&p);
 }
