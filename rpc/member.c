@@ -218,7 +218,7 @@ static void on_callers(void *ud, const struct reply *r)
 static void pull_callers_if_newer(struct member *m, uint64_t newest)
 {
     if (newest <= m->callers || m->is_pulling_callers || !auth_has_keys(m->options.auth) ||
-        m->options.join.role != NODE_EXPERT)
+        m->options.join.role == NODE_ATTENTION)
         return;
     buf_reset(&m->message);
     m->is_pulling_callers = call(m, CLUSTER_CALLERS, PULL_DEADLINE_NS, on_callers, NULL) == 0;
@@ -227,7 +227,7 @@ static void pull_callers_if_newer(struct member *m, uint64_t newest)
 /* A pull that fails is repeated after the next heartbeat. */
 static void pull_if_newer(struct member *m, uint64_t newest)
 {
-    if (newest <= m->pulled || m->is_pulling)
+    if (newest <= m->pulled || m->is_pulling || m->options.join.role == NODE_CONTEXT)
         return;
     int rc;
     if (m->options.join.role == NODE_EXPERT) {
@@ -285,6 +285,7 @@ static void send_heartbeat(struct member *m)
                                .experts_wanted = m->report.experts_wanted,
                                .held_bytes = m->report.held_bytes,
                                .tested = m->report.tested,
+                               .kv_pages = m->report.kv_pages,
                                .n_broken = m->report.n_broken};
     memcpy(h.broken, m->report.broken, sizeof h.broken);
     wire_heartbeat_encode(&h, &m->message);
@@ -297,7 +298,8 @@ void member_report(struct member *m, const struct member_report *r)
     must_own(m);
     bool is_urgent = r->state != m->report.state || r->epoch != m->report.epoch ||
                      r->holdings_version != m->report.holdings_version ||
-                     r->tested != m->report.tested || r->n_broken != m->report.n_broken ||
+                     r->tested != m->report.tested || r->kv_pages != m->report.kv_pages ||
+                     r->n_broken != m->report.n_broken ||
                      memcmp(r->broken, m->report.broken, sizeof r->broken) != 0;
     m->report = *r;
     if (is_urgent && m->phase == JOINED)

@@ -3,7 +3,7 @@
  * A node dials the coordinator, joins, and sends heartbeats.  A heartbeat's reply carries
  * the newest epoch and holdings version; when one of them is newer than what the node
  * has, the member pulls it (Cluster/Table for attention sides, Cluster/Holdings for
- * expert nodes) and hands it over.  Pull, because then only nodes dial the coordinator
+ * expert nodes; context nodes need neither) and hands it over.  Pull, because then only nodes dial the coordinator
  * (NAT, start order) and a lost message repeats by itself with the next heartbeat.
  * When the coordinator is away or has forgotten the node, the member joins again for ever.
  *
@@ -24,7 +24,7 @@ struct member_options {
      * on to the next when one does not answer. */
     const char *coordinator_endpoint;
     /* Keys of this process (rpc/auth.h), which know the coordinator's; borrowed; NULL: none.
-     * An expert node's member tells them whom the coordinator names as callers. */
+     * The member of an expert or context node tells them whom the coordinator names as callers. */
     struct auth *auth;
     /* protocol_version and public_key are filled in by the member, and incarnation if 0 */
     struct wire_join join;
@@ -45,8 +45,8 @@ struct member_options {
 int member_open(struct loop *l, const struct member_options *o, struct member **out, struct err *e);
 /* Says Leave (best effort, at most 200 ms) and closes. */
 void member_close(struct member **m, const char *reason);
-/* What the next heartbeats say; changes of state, epoch, holdings_version, tested or the broken
- * are sent at once. */
+/* What the next heartbeats say; changes of state, epoch, holdings_version, tested, kv_pages or
+ * the broken are sent at once. */
 struct member_report {
     enum node_state state;
     uint64_t epoch, holdings_version;
@@ -54,6 +54,7 @@ struct member_report {
     uint64_t held_bytes, tested;
     uint32_t n_broken;
     uint64_t broken[WIRE_MAX_BROKEN]; /* as in struct wire_heartbeat */
+    uint32_t kv_pages;                /* likewise */
 };
 void member_report(struct member *m, const struct member_report *r);
 uint32_t member_node_id(const struct member *m); /* 0 while not joined */

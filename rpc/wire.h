@@ -26,6 +26,7 @@ enum wire_service {
     WIRE_ATTENTION,
     WIRE_HEALTH,
     WIRE_REFLECTION,
+    WIRE_CONTEXT,
     WIRE_SERVICES
 };
 
@@ -43,6 +44,7 @@ enum {
 };
 enum { EXPERT_FORWARD, EXPERT_DESCRIBE, EXPERT_METHODS };
 enum { ATTENTION_STEP, ATTENTION_RELEASE, ATTENTION_DESCRIBE, ATTENTION_METHODS };
+enum { CONTEXT_OPEN, CONTEXT_BEGIN, CONTEXT_CHOOSE, CONTEXT_ATTEND, CONTEXT_METHODS };
 
 /* "polymath.v1.Expert/Forward"; static storage. */
 const char *wire_method(enum wire_service service, int method);
@@ -60,7 +62,7 @@ enum {
 
 /* ---- Cluster: every node <-> coordinator (rpc/wire_cluster.c) ---------------------- */
 
-enum node_role { NODE_EXPERT, NODE_ATTENTION };
+enum node_role { NODE_EXPERT, NODE_ATTENTION, NODE_CONTEXT };
 enum node_state { NODE_JOINING, NODE_LOADING, NODE_READY, NODE_DRAINING, NODE_GONE };
 /* What the coordinator thinks of a node's answers: SUSPECT missed deadlines, QUARANTINED gave a
  * wrong or non-finite answer. */
@@ -81,11 +83,12 @@ struct wire_join {
     struct format_set formats;
     enum combine_mode combine;
     char kernels[WIRE_NAME_BYTES], build[WIRE_TEXT_BYTES];
-    uint64_t memory_bytes;           /* room for experts */
+    uint64_t memory_bytes;           /* room for experts, or KV pages */
     uint64_t expert_bytes;           /* of one packed expert */
     uint32_t max_rows;               /* of one Forward or Step */
     char public_key[KEY_TEXT_BYTES]; /* "": no keys */
     uint64_t read_bytes_s;           /* how fast it reads experts from memory; 0: not known */
+    bool borrows;                    /* memory that others lend (attention) */
 };
 struct wire_join_reply {
     uint32_t node_id; /* never 0 */
@@ -105,6 +108,7 @@ struct wire_heartbeat {
     uint64_t tested; /* newest self-test that was passed (expert) */
     uint32_t n_broken;
     uint64_t broken[WIRE_MAX_BROKEN]; /* incarnations of nodes whose connection broke (attention) */
+    uint32_t kv_pages; /* that it has now, also of others; 0: as described (attention, context) */
 };
 struct wire_heartbeat_reply {
     uint64_t epoch;            /* newest table */
@@ -134,6 +138,14 @@ struct wire_table_node {
     char public_key[KEY_TEXT_BYTES]; /* "": none */
     uint64_t read_bytes_s;           /* how fast it reads experts; 0: not known */
 };
+/* A node that lends memory to one attention side. */
+struct wire_table_context {
+    uint32_t node_id;
+    char name[WIRE_NAME_BYTES], endpoint[LINK_ENDPOINT_BYTES];
+    uint64_t incarnation;
+    char public_key[KEY_TEXT_BYTES]; /* "": none */
+    uint32_t borrower;               /* node id, never 0 */
+};
 enum { WIRE_NO_HOLDER = 0xffff, WIRE_MAX_REPLICAS = 4 };
 struct wire_table {
     uint64_t epoch;
@@ -143,6 +155,8 @@ struct wire_table {
     /* [n_layers][n_experts][n_replicas]: indices into nodes, no node twice, WIRE_NO_HOLDER
      * from behind the last; any of them may be asked. */
     const uint16_t *holders;
+    uint32_t n_contexts; /* at most WIRE_MAX_NODES */
+    const struct wire_table_context *contexts;
 };
 /* The n_replicas places of one expert. */
 static inline const uint16_t *wire_table_holders(const struct wire_table *t, uint32_t layer,
@@ -481,6 +495,134 @@ void wire_attention_description_encode(const struct wire_attention_description *
                                        struct buf *message);
 int wire_attention_description_decode(struct str message, struct wire_attention_description *out,
                                       struct err *e);
+
+/* ---- Context: attention side -> attention host that lends (rpc/wire_context.c) -------- */
+
+/* What engine/context.h has, on the wire (proto/context.proto has the payloads' shapes).  A caller
+ *   opens:    wire_context_open_encode();
+ *   begins:   wire_context_begin_encode(), which makes the payload of pages, or NULL;
+ *   chooses:  wire_context_call_encode(); payloads of its own in this order, as blobs that it fills:
+ *             [wire_context_writes_bytes()] wire_context_index_q_bytes();
+ *   attends:  likewise: [wire_context_writes_bytes()] wire_context_q_bytes()
+ *             [wire_context_blocks_bytes(), where that is not 0] [wire_context_states_bytes()].
+ * Writes are one behind the other, as are states and o. */
+enum { WIRE_CONTEXT_LANES = 2, WIRE_CONTEXT_GROUP_ROWS = 16 };
+
+struct wire_context_open {
+    uint64_t fingerprint;
+    enum kv_format kv;
+    uint32_t protocol_version, max_rows; /* of one step: 1 .. WIRE_MAX_ROWS */
+    char owner[WIRE_NAME_BYTES];
+};
+void wire_context_open_encode(const struct wire_context_open *m, struct buf *message);
+int wire_context_open_decode(struct str message, struct wire_context_open *out, struct err *e);
+struct wire_context_open_reply {
+    uint64_t session; /* never 0 */
+    uint32_t pages, page_tokens, max_seqs;
+};
+void wire_context_open_reply_encode(const struct wire_context_open_reply *m, struct buf *message);
+int wire_context_open_reply_decode(struct str message, struct wire_context_open_reply *out,
+                                   struct err *e);
+
+struct wire_context_part {
+    uint32_t seq, n_kept, n_new;
+};
+struct wire_context_group {
+    uint32_t part, n_rows, position;
+    bool chooses, ends;
+};
+struct wire_context_begin {
+    uint64_t session, step;
+    uint32_t lane, n_parts, n_groups;
+    const struct wire_context_part *parts;
+    const int32_t *pages; /* [sum of n_new] */
+    const struct wire_context_group *groups;
+};
+/* *payload is NULL if there are no pages. */
+void wire_context_begin_encode(const struct wire_context_begin *m, struct buf *message,
+                               struct blob **payload);
+struct wire_context_limits {
+    uint32_t max_rows, max_seqs, n_pages;
+};
+/* One allocation, freed with mem_free().  Counts, indices and every page are checked; what a part's list
+ * was before, and where rows may lie, is engine/context.h's. */
+int wire_context_begin_decode(struct str message, const struct frame *payloads, int n_payloads,
+                              const struct wire_context_limits *limits,
+                              struct wire_context_begin **out, struct err *e);
+
+/* Choose and Attend. */
+struct wire_context_call {
+    uint64_t session, step;
+    uint32_t lane, layer;
+    bool has_writes;
+    bool has_states; /* of Attend alone */
+};
+void wire_context_call_encode(const struct wire_context_call *m, struct buf *message);
+/* Its payloads come next, when it is known whose call it is. */
+int wire_context_call_decode(struct str message, struct wire_context_call *out, struct err *e);
+
+/* Sizes of the model, of which payloads' sizes are made. */
+struct wire_context_model {
+    uint32_t n_layers;
+    uint32_t n_full_layers; /* those behind have sparse attention; n_layers: none has */
+    uint32_t n_heads, n_kv_heads, head_dim;
+    uint32_t index_heads, index_dim, top_k;
+};
+/* Rows of a lane, as announced by Begin; at most WIRE_MAX_ROWS each. */
+struct wire_context_counts {
+    uint32_t rows, ending, choosing;
+};
+struct wire_context_counts wire_context_count(const struct wire_context_begin *m);
+size_t wire_context_writes_bytes(const struct wire_context_model *m,
+                                 const struct wire_context_counts *n, uint32_t layer);
+size_t wire_context_index_q_bytes(const struct wire_context_model *m,
+                                  const struct wire_context_counts *n);
+size_t wire_context_candidates_bytes(const struct wire_context_model *m,
+                                     const struct wire_context_counts *n);
+size_t wire_context_q_bytes(const struct wire_context_model *m,
+                            const struct wire_context_counts *n);
+/* 0 in a layer that sees everything. */
+size_t wire_context_blocks_bytes(const struct wire_context_model *m,
+                                 const struct wire_context_counts *n, uint32_t layer);
+/* States alone, and with o. */
+size_t wire_context_state_bytes(const struct wire_context_model *m,
+                                const struct wire_context_counts *n);
+size_t wire_context_states_bytes(const struct wire_context_model *m,
+                                 const struct wire_context_counts *n);
+
+/* A call's payloads as they lie in the frames, which may be misaligned; NULL: not there. */
+struct wire_context_rows {
+    const void *writes, *index_q, *q, *blocks, *states;
+};
+/* The payloads of a decoded call: E_INVALID if their number or one of their sizes is not what model
+ * and counts make it, if there is nothing to write or to choose, or if the layer does not exist.  What
+ * lies in them is not looked at: any float is legal. */
+int wire_context_choose_payloads(const struct wire_context_call *m, const struct frame *payloads,
+                                 int n_payloads, const struct wire_context_model *model,
+                                 const struct wire_context_counts *counts,
+                                 struct wire_context_rows *out, struct err *e);
+int wire_context_attend_payloads(const struct wire_context_call *m, const struct frame *payloads,
+                                 int n_payloads, const struct wire_context_model *model,
+                                 const struct wire_context_counts *counts,
+                                 struct wire_context_rows *out, struct err *e);
+
+/* Answers: the message is empty, payload 0 is the server's blob. */
+struct wire_context_candidate {
+    float score;
+    int32_t block; /* -1: there are no more */
+};
+/* To `out` [choosing, index_heads, top_k - 1].  E_INVALID: a wrong size, or a list with a block that is
+ * not below its row's n_blocks [choosing], that stands twice, or that stands behind the end. */
+int wire_context_choose_reply_decode(const struct frame *payloads, int n_payloads,
+                                     const struct wire_context_model *model,
+                                     const struct wire_context_counts *counts,
+                                     const int32_t *n_blocks, struct wire_context_candidate *out,
+                                     struct err *e);
+/* *out lies in the payload, maybe misaligned: wire_context_states_bytes() of it. */
+int wire_context_attend_reply_decode(const struct frame *payloads, int n_payloads,
+                                     const struct wire_context_model *model,
+                                     const struct wire_context_counts *counts, const void **out,
+                                     struct err *e);
 
 /* ---- Call headers, health and reflection (rpc/wire_call.c) -------------------------- */
 

@@ -7,6 +7,7 @@
 #include "base/must.h"
 #include "proto/attention.pb-c.h"
 #include "proto/cluster.pb-c.h"
+#include "proto/context.pb-c.h"
 #include "proto/expert.pb-c.h"
 #include "proto/health.pb-c.h"
 #include "proto/reflection.pb-c.h"
@@ -22,6 +23,7 @@ static const ProtobufCServiceDescriptor *const services[WIRE_SERVICES] = {
     [WIRE_ATTENTION] = &polymath__v1__attention__descriptor,
     [WIRE_HEALTH] = &polymath__v1__health__descriptor,
     [WIRE_REFLECTION] = &polymath__v1__reflection__descriptor,
+    [WIRE_CONTEXT] = &polymath__v1__context__descriptor,
 };
 
 static char names[WIRE_SERVICES][MAX_METHODS][WIRE_METHOD_BYTES];

@@ -17,6 +17,8 @@ const char *node_role_name(enum node_role r)
         return "expert";
     case NODE_ATTENTION:
         return "attention";
+    case NODE_CONTEXT:
+        return "context";
     }
     return "unknown";
 }
@@ -75,6 +77,7 @@ void wire_join_encode(const struct wire_join *m, struct buf *message)
     p.max_rows = m->max_rows;
     p.public_key = wire_borrow(m->public_key);
     p.read_bytes_s = m->read_bytes_s;
+    p.borrows = m->borrows;
     wire_pack(&p.base, message);
 }
 
@@ -89,7 +92,7 @@ static int read_key(char out[KEY_TEXT_BYTES], const char *in, struct err *e)
 
 static int read_role(int on_wire, enum node_role *out, struct err *e)
 {
-    if (on_wire < NODE_EXPERT + 1 || on_wire > NODE_ATTENTION + 1)
+    if (on_wire < NODE_EXPERT + 1 || on_wire > NODE_CONTEXT + 1)
         return wire_invalid(e, "unknown role %d", on_wire);
     *out = (enum node_role)(on_wire - 1);
     return 0;
@@ -133,6 +136,7 @@ static int read_join(const Polymath__V1__JoinRequest *p, struct wire_join *out, 
     out->expert_bytes = p->expert_bytes;
     out->max_rows = p->max_rows;
     out->read_bytes_s = p->read_bytes_s;
+    out->borrows = p->borrows;
     return rc;
 }
 
@@ -194,6 +198,7 @@ void wire_heartbeat_encode(const struct wire_heartbeat *m, struct buf *message)
     p.tested = m->tested;
     p.n_broken = m->n_broken;
     p.broken = (uint64_t *)(uintptr_t)m->broken;
+    p.kv_pages = m->kv_pages;
     wire_pack(&p.base, message);
 }
 
@@ -220,6 +225,7 @@ int wire_heartbeat_decode(struct str message, struct wire_heartbeat *out, struct
                                        .experts_wanted = p->experts_wanted,
                                        .held_bytes = p->held_bytes,
                                        .tested = p->tested,
+                                       .kv_pages = p->kv_pages,
                                        .n_broken = (uint32_t)p->n_broken};
     if (rc == 0 && p->n_broken > 0)
         memcpy(out->broken, p->broken, p->n_broken * sizeof(*out->broken));
@@ -361,6 +367,8 @@ static int check_counts(const struct wire_table *t, struct err *e)
     int rc = check_grid(t->n_layers, t->n_experts, e);
     if (rc == 0 && t->n_nodes > WIRE_MAX_NODES)
         rc = wire_invalid(e, "%u nodes, at most %d are possible", t->n_nodes, WIRE_MAX_NODES);
+    if (rc == 0 && t->n_contexts > WIRE_MAX_NODES)
+        rc = wire_invalid(e, "%u contexts, at most %d are possible", t->n_contexts, WIRE_MAX_NODES);
     if (rc == 0 && (t->n_replicas == 0 || t->n_replicas > WIRE_MAX_REPLICAS))
         rc = wire_invalid(e, "%u replicas, 1 to %d are possible", t->n_replicas, WIRE_MAX_REPLICAS);
     return rc;
@@ -391,6 +399,17 @@ int wire_table_check(const struct wire_table *t, struct err *e)
     return rc;
 }
 
+static void view_context(const struct wire_table_context *m, Polymath__V1__TableContext *p)
+{
+    polymath__v1__table_context__init(p);
+    p->node_id = m->node_id;
+    p->name = wire_borrow(m->name);
+    p->endpoint = wire_borrow(m->endpoint);
+    p->incarnation = m->incarnation;
+    p->public_key = wire_borrow(m->public_key);
+    p->borrower = m->borrower;
+}
+
 void wire_table_encode(const struct wire_table *m, struct buf *message, struct blob **payload)
 {
     must_zero(wire_table_check(m, NULL));
@@ -407,6 +426,13 @@ void wire_table_encode(const struct wire_table *m, struct buf *message, struct b
         items[i].read_bytes_s = m->nodes[i].read_bytes_s;
         pointers[i] = &items[i];
     }
+    Polymath__V1__TableContext *contexts = mem_array(m->n_contexts, sizeof(*contexts));
+    Polymath__V1__TableContext **context_pointers =
+        mem_array(m->n_contexts, sizeof(Polymath__V1__TableContext *));
+    for (uint32_t i = 0; i < m->n_contexts; i++) {
+        view_context(&m->contexts[i], &contexts[i]);
+        context_pointers[i] = &contexts[i];
+    }
     Polymath__V1__TableReply p;
     polymath__v1__table_reply__init(&p);
     p.epoch = m->epoch;
@@ -415,7 +441,11 @@ void wire_table_encode(const struct wire_table *m, struct buf *message, struct b
     p.n_replicas = m->n_replicas;
     p.n_nodes = m->n_nodes;
     p.nodes = pointers;
+    p.n_contexts = m->n_contexts;
+    p.contexts = context_pointers;
     wire_pack(&p.base, message);
+    mem_free(context_pointers);
+    mem_free(contexts);
     mem_free(pointers);
     mem_free(items);
     *payload = blob_copy(m->holders, n_places(m) * sizeof(uint16_t));
@@ -437,24 +467,45 @@ static int read_node(const Polymath__V1__TableNode *p, struct wire_table_node *o
     return rc;
 }
 
-/* Table, nodes and holders in one block. */
+static int read_context(const Polymath__V1__TableContext *p, struct wire_table_context *out,
+                        struct err *e)
+{
+    int rc = wire_text(out->name, sizeof(out->name), p->name, "name", e);
+    if (rc == 0)
+        rc = wire_text(out->endpoint, sizeof(out->endpoint), p->endpoint, "endpoint", e);
+    if (rc == 0)
+        rc = read_key(out->public_key, p->public_key, e);
+    if (rc == 0 && (p->node_id == 0 || p->borrower == 0 || !out->endpoint[0]))
+        rc = wire_invalid(e, "a context without id, borrower or endpoint");
+    out->node_id = p->node_id;
+    out->incarnation = p->incarnation;
+    out->borrower = p->borrower;
+    return rc;
+}
+
+/* Table, nodes, contexts and holders in one block. */
 static int read_table(const Polymath__V1__TableReply *p, const struct wire_table *head,
                       const struct frame *payload, struct wire_table **out, struct err *e)
 {
     size_t bytes = n_places(head) * sizeof(uint16_t);
     size_t nodes_bytes = p->n_nodes * sizeof(struct wire_table_node);
-    struct wire_table *t = mem_try_aligned(sizeof(*t) + nodes_bytes + bytes);
+    size_t contexts_bytes = p->n_contexts * sizeof(struct wire_table_context);
+    struct wire_table *t = mem_try_aligned(sizeof(*t) + nodes_bytes + contexts_bytes + bytes);
     if (!t)
         return err_set(e, E_NOMEM, "no memory for a table of %zu bytes", bytes);
     struct wire_table_node *nodes = (struct wire_table_node *)(void *)(t + 1);
-    uint16_t *holders = (uint16_t *)(void *)(nodes + p->n_nodes);
+    struct wire_table_context *contexts = (struct wire_table_context *)(void *)(nodes + p->n_nodes);
+    uint16_t *holders = (uint16_t *)(void *)(contexts + p->n_contexts);
     *t = *head;
     t->nodes = nodes;
+    t->contexts = contexts;
     t->holders = holders;
     memcpy(holders, payload->data, bytes);
     int rc = wire_table_check(t, e);
     for (uint32_t i = 0; i < t->n_nodes && rc == 0; i++)
         rc = read_node(p->nodes[i], &nodes[i], e);
+    for (uint32_t i = 0; i < t->n_contexts && rc == 0; i++)
+        rc = read_context(p->contexts[i], &contexts[i], e);
     if (rc < 0)
         mem_free(t);
     else
@@ -478,6 +529,7 @@ int wire_table_decode(struct str message, const struct frame *payloads, int n_pa
                               .n_layers = p->n_layers,
                               .n_experts = p->n_experts,
                               .n_nodes = (uint32_t)p->n_nodes,
+                              .n_contexts = (uint32_t)p->n_contexts,
                               .n_replicas = p->n_replicas};
     rc = check_counts(&head, e);
     if (rc == 0)

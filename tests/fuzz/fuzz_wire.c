@@ -147,6 +147,58 @@ static void decode_release(const struct input *in)
     mem_free(out);
 }
 
+static const struct wire_context_model context_model = {.n_layers = 4,
+                                                        .n_full_layers = 2,
+                                                        .n_heads = 2,
+                                                        .n_kv_heads = 1,
+                                                        .head_dim = 2,
+                                                        .index_heads = 1,
+                                                        .index_dim = 2,
+                                                        .top_k = 3};
+static const struct wire_context_counts context_counts = {.rows = 3, .ending = 2, .choosing = 1};
+
+static void decode_context_begin(const struct input *in)
+{
+    static const struct wire_context_limits limits = {
+        .max_rows = 64, .max_seqs = 8, .n_pages = 100};
+    struct wire_context_begin *out = NULL;
+    /* A message that has no pages has no payload. */
+    int n = in->payloads[0].size_bytes > 0 ? in->n_payloads : 0;
+    if (wire_context_begin_decode(in->message, in->payloads, n, &limits, &out, NULL) == 0) {
+        must(wire_context_count(out).rows <= 64);
+        for (uint32_t i = 0; i < out->n_groups; i++)
+            must(out->parts[out->groups[i].part].seq < 8);
+        for (size_t i = 0; n > 0 && i < in->payloads[0].size_bytes / sizeof(int32_t); i++)
+            must(out->pages[i] >= 0 && out->pages[i] < 100);
+    }
+    mem_free(out);
+}
+
+static void decode_context_call(const struct input *in)
+{
+    struct wire_context_call m;
+    struct wire_context_rows rows;
+    if (wire_context_call_decode(in->message, &m, NULL) < 0)
+        return;
+    if (wire_context_choose_payloads(&m, in->payloads, in->n_payloads, &context_model,
+                                     &context_counts, &rows, NULL) == 0)
+        must(m.layer >= 2 && rows.index_q && !rows.q && !rows.writes == !m.has_writes);
+    if (wire_context_attend_payloads(&m, in->payloads, in->n_payloads, &context_model,
+                                     &context_counts, &rows, NULL) == 0)
+        must(m.layer < 4 && rows.q && !rows.blocks == (m.layer < 2) &&
+             !rows.states == !m.has_states);
+}
+
+static void decode_context_choice(const struct input *in)
+{
+    struct wire_context_candidate out[2];
+    int32_t n_blocks = 5;
+    if (wire_context_choose_reply_decode(in->payloads, in->n_payloads, &context_model,
+                                         &context_counts, &n_blocks, out, NULL) == 0)
+        must(out[0].block < 5 && out[1].block < 5 &&
+             (out[0].block != out[1].block || out[0].block == -1));
+}
+
 static void decode_callers(const struct input *in)
 {
     struct wire_callers *out = NULL;
@@ -177,6 +229,8 @@ DECODER(call_header)
 DECODER(reply_header)
 DECODER(health)
 DECODER(listing)
+DECODER(context_open)
+DECODER(context_open_reply)
 
 /* The corpus depends on this order: append only. */
 static void (*const decoders[])(const struct input *in) = {
@@ -204,6 +258,11 @@ static void (*const decoders[])(const struct input *in) = {
     decode_step_report,
     decode_follow,
     decode_follow_reply,
+    decode_context_open,
+    decode_context_open_reply,
+    decode_context_begin,
+    decode_context_call,
+    decode_context_choice,
 };
 
 /* The next `bytes` bytes, or what there is. */

@@ -102,7 +102,7 @@ static void on_table(void *ud, struct server_call *call, const struct server_req
     struct wire_table_node node = {.node_id = 7, .name = "e", .endpoint = "ipc://e"};
     struct buf message = {0};
     struct blob *payload = NULL;
-    struct wire_table table = {s->newest, 1, 2, 1, 1, &node, holder};
+    struct wire_table table = {s->newest, 1, 2, 1, 1, &node, holder, 0, NULL};
     wire_table_encode(&table, &message, &payload);
     send_message(call, &message, payload);
 }
@@ -223,6 +223,21 @@ TEST(member_of_the_attention_side_pulls_the_table)
     open_server(&s, "ipc://coordinator.sock"); /* the coordinator comes second */
     TURN_UNTIL(&s, s.n_taken == 1);
     CHECK_INT(s.taken, 9);
+    close_stage(&s);
+}
+
+/* It holds nothing that a table or holdings could speak of. */
+TEST(member_of_a_context_node_pulls_nothing)
+{
+    struct stage s = {.newest = 9, .heartbeat_ms = 5, .lease_ms = 60000};
+    open_stage(&s, "inproc://coordinator", NODE_CONTEXT);
+    open_server(&s, "inproc://coordinator");
+    member_report(s.member, &(struct member_report){.state = NODE_READY, .kv_pages = 12});
+    TURN_UNTIL(&s, s.n_heartbeats >= 5);
+    CHECK_INT(s.heartbeat.state, NODE_READY);
+    CHECK_INT(s.heartbeat.kv_pages, 12);
+    CHECK_INT(s.join.role, NODE_CONTEXT);
+    CHECK_INT(s.n_pulls, 0);
     close_stage(&s);
 }
 

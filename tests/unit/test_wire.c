@@ -47,7 +47,8 @@ static struct format_set any_formats(struct rng *r)
 
 static void fill_join(struct rng *r, struct wire_join *m)
 {
-    m->role = (enum node_role)rng_below(r, 2);
+    m->role = (enum node_role)rng_below(r, 3);
+    m->borrows = rng_below(r, 2);
     wire_random_text(r, m->name, sizeof(m->name));
     wire_random_text(r, m->endpoint, sizeof(m->endpoint));
     wire_random_text(r, m->host, sizeof(m->host));
@@ -88,6 +89,7 @@ static void same_join(const struct wire_join *a, const struct wire_join *b)
     SAME(max_rows);
     SAME_TEXT(public_key);
     SAME(read_bytes_s);
+    SAME(borrows);
 }
 ROUND_TRIP(wire_join, join, fill_join)
 
@@ -118,6 +120,7 @@ static void fill_heartbeat(struct rng *r, struct wire_heartbeat *m)
     m->experts_wanted = wire_random_32(r);
     m->held_bytes = wire_random_64(r);
     m->tested = wire_random_64(r);
+    m->kv_pages = wire_random_32(r);
     m->n_broken = (uint32_t)rng_below(r, WIRE_MAX_BROKEN + 1);
     for (uint32_t i = 0; i < m->n_broken; i++)
         m->broken[i] = wire_random_64(r);
@@ -133,6 +136,7 @@ static void same_heartbeat(const struct wire_heartbeat *a, const struct wire_hea
     SAME(experts_wanted);
     SAME(held_bytes);
     SAME(tested);
+    SAME(kv_pages);
     SAME(n_broken);
     for (uint32_t i = 0; i < a->n_broken; i++)
         SAME(broken[i]);
@@ -466,10 +470,12 @@ TEST(wire_refuses_enumerations_and_names_it_does_not_know)
 
 TEST(wire_names_come_from_the_services)
 {
-    static const int counts[] = {CLUSTER_METHODS, EXPERT_METHODS, ATTENTION_METHODS, 2, 1};
-    static const char *const names[] = {"polymath.v1.Cluster/Follow", "polymath.v1.Expert/Describe",
-                                        "polymath.v1.Attention/Describe",
-                                        "polymath.v1.Health/Watch", "polymath.v1.Reflection/List"};
+    static const int counts[] = {CLUSTER_METHODS, EXPERT_METHODS, ATTENTION_METHODS, 2, 1,
+                                 CONTEXT_METHODS};
+    static const char *const names[] = {
+        "polymath.v1.Cluster/Follow",     "polymath.v1.Expert/Describe",
+        "polymath.v1.Attention/Describe", "polymath.v1.Health/Watch",
+        "polymath.v1.Reflection/List",    "polymath.v1.Context/Attend"};
     for (int s = 0; s < WIRE_SERVICES; s++) {
         CHECK_INT(wire_service_methods((enum wire_service)s), counts[s]);
         CHECK_STR(wire_method((enum wire_service)s, counts[s] - 1), names[s]);
@@ -490,6 +496,8 @@ TEST(wire_names_come_from_the_services)
     CHECK_STR(wire_method(WIRE_EXPERT, EXPERT_FORWARD), "polymath.v1.Expert/Forward");
     CHECK_STR(wire_method(WIRE_ATTENTION, ATTENTION_STEP), "polymath.v1.Attention/Step");
     CHECK_STR(wire_method(WIRE_ATTENTION, ATTENTION_RELEASE), "polymath.v1.Attention/Release");
+    CHECK_STR(wire_method(WIRE_CONTEXT, CONTEXT_OPEN), "polymath.v1.Context/Open");
+    CHECK_STR(wire_method(WIRE_CONTEXT, CONTEXT_CHOOSE), "polymath.v1.Context/Choose");
     enum wire_service service;
     int method;
     CHECK_INT(wire_method_find("polymath.v1.Expert/forward", &service, &method), E_NOT_FOUND);

@@ -80,7 +80,15 @@ TEST(wire_table_comes_back)
     }
     for (int i = 0; i < LAYERS * EXPERTS; i++)
         fill_places(&r, holders + REPLICAS * i, NODES, REPLICAS);
-    struct wire_table in = {77, LAYERS, EXPERTS, NODES, REPLICAS, nodes, holders}, *out = NULL;
+    struct wire_table_context contexts[2] = {{.node_id = 9, .borrower = 4, .incarnation = 5},
+                                             {.node_id = 3, .borrower = 6}};
+    for (int i = 0; i < 2; i++) {
+        wire_random_text(&r, contexts[i].name, sizeof(contexts[i].name));
+        wire_random_text(&r, contexts[i].endpoint, sizeof(contexts[i].endpoint));
+        wire_random_key(&r, contexts[i].public_key);
+    }
+    struct wire_table in = {77, LAYERS, EXPERTS, NODES, REPLICAS, nodes, holders, 2, contexts};
+    struct wire_table *out = NULL;
     struct buf message = {0};
     struct blob *payload = NULL;
     wire_table_encode(&in, &message, &payload);
@@ -95,6 +103,15 @@ TEST(wire_table_comes_back)
         CHECK(out->nodes[i].max_rows == nodes[i].max_rows &&
               out->nodes[i].read_bytes_s == nodes[i].read_bytes_s);
         CHECK_STR(out->nodes[i].public_key, nodes[i].public_key);
+    }
+    CHECK_INT(out->n_contexts, 2);
+    for (int i = 0; i < 2; i++) {
+        const struct wire_table_context *a = &contexts[i], *b = &out->contexts[i];
+        CHECK(a->node_id == b->node_id && a->borrower == b->borrower);
+        CHECK(a->incarnation == b->incarnation);
+        CHECK_STR(b->name, a->name);
+        CHECK_STR(b->endpoint, a->endpoint);
+        CHECK_STR(b->public_key, a->public_key);
     }
     CHECK_INT(out->n_replicas, REPLICAS);
     CHECK_BYTES(out->holders, holders, sizeof(holders));
@@ -123,12 +140,33 @@ TEST(wire_table_comes_back)
     buf_fini(&message);
 }
 
+TEST(wire_table_refuses_contexts_of_nobody)
+{
+    struct wire_table_context good = {.node_id = 9, .borrower = 4, .endpoint = "ipc://x"};
+    struct wire_table_context cases[] = {good, good, good, good, good};
+    cases[1].node_id = 0;
+    cases[2].borrower = 0;
+    cases[3].endpoint[0] = 0;
+    memcpy(cases[4].public_key, "short", 6);
+    uint16_t holder = WIRE_NO_HOLDER;
+    for (int i = 0; i < 5; i++) {
+        struct wire_table in = {1, 1, 1, 0, 1, NULL, &holder, 1, &cases[i]};
+        struct buf message = {0};
+        struct blob *payload = NULL;
+        wire_table_encode(&in, &message, &payload);
+        struct frame frame = frame_of(payload);
+        CHECK_INT(check_table(NULL, buf_str(&message), &frame, 1), i == 0 ? 0 : E_INVALID);
+        blob_unref(&payload);
+        buf_fini(&message);
+    }
+}
+
 /* A key that is no key must not get through, wherever one travels. */
 TEST(wire_refuses_what_is_no_key)
 {
     struct wire_table_node node = {.node_id = 1, .endpoint = "ipc://x", .public_key = "short"};
     uint16_t holder = 0;
-    struct wire_table in = {1, 1, 1, 1, 1, &node, &holder}, *out = NULL;
+    struct wire_table in = {1, 1, 1, 1, 1, &node, &holder, 0, NULL}, *out = NULL;
     struct buf message = {0};
     struct blob *payload = NULL;
     wire_table_encode(&in, &message, &payload);
