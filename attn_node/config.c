@@ -18,8 +18,14 @@ static const struct conf_option options[] = {
      "threads that compute; 0 means every CPU that the process may use"},
     {"attention.kv_bytes", CONF_BYTES, AT(kv_bytes), "0", 0, 64 * TIB, NULL,
      "memory for KV pages; 0 means a quarter of what is free at start"},
+    {"attention.lends", CONF_BOOL, AT(lends), "false", 0, 0, NULL,
+     "take no sequences and load no weights: attention.kv_bytes (0: three quarters of what is "
+     "free) "
+     "are lent to a side that borrows"},
     {"attention.prefix_cache", CONF_BOOL, AT(keeps_prefixes), "true", 0, 0, NULL,
      "keep KV pages, while their memory is not needed, for prompts that begin the same"},
+    {"attention.borrows", CONF_BOOL, AT(borrows), "false", 0, 0, NULL,
+     "let contexts that are too long for this memory go on at nodes with attention.lends"},
     {"attention.max_rows", CONF_INT, AT(max_rows), "256", 1, 65536, NULL, "rows of one step"},
     {"attention.max_seqs", CONF_INT, AT(max_seqs), "64", 1, 4096, NULL,
      "sequences that may live here at a time"},
@@ -30,7 +36,8 @@ static const struct conf_option options[] = {
     {"attention.call_timeout_ms", CONF_MS, AT(call_timeout_ns), "10000", 10, 600000, NULL,
      "one layer's experts must have answered by then"},
     {"attention.spin_us", CONF_INT, AT(spin_us), "50", 0, 100000, NULL,
-     "busy wait for experts before sleeping"},
+     "busy wait for experts before sleeping; with CPUs of its own (compute.cpus) the network's "
+     "threads do, too"},
     {"drain.timeout_ms", CONF_MS, AT(drain_timeout_ns), "120000", 0, 86400000, NULL,
      "when told to go, serve until others have taken over what lives here, but no longer"},
     LADDER_OPTIONS(AT_LADDER),
@@ -52,6 +59,8 @@ int attn_node_check(const void *config, struct err *e)
         return err_set(e, E_INVALID,
                        "weights.kernels: \"%s\" is not in this build or does not run on this CPU",
                        c->weights.kernels);
+    if (c->lends && c->borrows)
+        return err_set(e, E_INVALID, "attention.lends: a node that lends cannot borrow too");
     return 0;
 }
 
@@ -73,6 +82,7 @@ struct side_config attn_node_side(const struct attn_node_config *c)
         .threads = (int)c->threads,
         .kv_bytes = c->kv_bytes,
         .keeps_prefixes = c->keeps_prefixes,
+        .borrows = c->borrows,
         .max_rows = (int)c->max_rows,
         .max_seqs = (int)c->max_seqs,
         .lanes = c->lanes,

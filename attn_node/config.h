@@ -9,7 +9,7 @@
 struct attn_node_config {
     struct node_options node;
     struct weights_options weights;
-    bool keeps_prefixes;
+    bool keeps_prefixes, borrows, lends;
     int lanes;
     int64_t threads, kv_bytes, max_rows, max_seqs, call_timeout_ns, spin_us;
     int64_t drain_timeout_ns;

@@ -1,4 +1,5 @@
 /* attn_node/main.c - the attention side as a process: options, start, wait for a signal, stop.
+ * With attention.lends it is a node that lends its memory instead (lender.h).
  *
  * Told to go, it serves what it has until other sides have computed that, too, and have taken over;
  * where there is none it leaves at once, and its sequences go on from their tokens when one is there.
@@ -10,6 +11,7 @@
 #include <stdio.h>
 
 #include "attn_node/config.h"
+#include "attn_node/lender.h"
 #include "attn_node/side.h"
 #include "base/cpus.h"
 #include "base/log.h"
@@ -47,10 +49,60 @@ static int wait_for_end(struct side *s, int fd)
     }
 }
 
+static int fail(const struct err *e)
+{
+    fprintf(stderr, "attn_node: %s\n", e->text);
+    return EXIT_FAILED;
+}
+
+static int run_side(const struct side_config *config, int fd)
+{
+    struct side *side = NULL;
+    struct err e = {0};
+    if (side_start(config, &side, &e) < 0)
+        return fail(&e);
+    int code = wait_for_end(side, fd);
+    side_stop(&side);
+    return code;
+}
+
+struct lending {
+    struct loop *loop;
+    struct lender *lender;
+    int fd;
+};
+
+static void on_signal(void *ud, int64_t now_ns)
+{
+    struct lending *l = ud;
+    (void)now_ns;
+    loop_remove_fd(l->loop, l->fd);
+    lender_drain(l->lender);
+}
+
+static int run_lender(const struct side_config *config, int fd)
+{
+    struct lending l = {.fd = fd};
+    struct err e = {0};
+    int rc = loop_open(&l.loop, &e);
+    if (rc < 0)
+        return fail(&e);
+    rc = lender_open(config, l.loop, &l.lender, &e);
+    if (rc == 0) {
+        loop_add_fd(l.loop, fd, on_signal, &l);
+        loop_run(l.loop);
+        e = *lender_failure(l.lender);
+        rc = e.code;
+    }
+    bool wants_restart = l.lender && lender_wants_restart(l.lender);
+    lender_close(&l.lender);
+    loop_close(&l.loop);
+    return rc < 0 ? fail(&e) : wants_restart ? EXIT_RESTART : 0;
+}
+
 static int run(const struct attn_node_config *c)
 {
     int fd = signals_open();
-    struct side *side = NULL;
     struct err e = {0};
     struct side_config config = attn_node_side(c);
     struct auth_options auth = node_options_auth(&c->node);
@@ -60,15 +112,9 @@ static int run(const struct attn_node_config *c)
         err_prefix(&e, "compute.cpus");
     else
         rc = auth_start(&auth, &config.auth, &e);
-    if (rc == 0)
-        rc = side_start(&config, &side, &e);
-    if (rc < 0) {
-        fprintf(stderr, "attn_node: %s\n", e.text);
-        auth_stop(&config.auth);
-        return EXIT_FAILED;
-    }
-    int code = wait_for_end(side, fd);
-    side_stop(&side);
+    if (rc < 0)
+        return fail(&e);
+    int code = c->lends ? run_lender(&config, fd) : run_side(&config, fd);
     auth_stop(&config.auth);
     return code;
 }

@@ -18,16 +18,22 @@ struct wire_table *moe_remote_copy_table(const struct wire_table *t)
 {
     size_t n_holders = (size_t)t->n_layers * t->n_experts * t->n_replicas;
     size_t nodes_bytes = t->n_nodes * sizeof(*t->nodes);
-    char *at = mem_alloc(sizeof(*t) + nodes_bytes + n_holders * sizeof(*t->holders));
+    size_t contexts_bytes = t->n_contexts * sizeof(*t->contexts);
+    char *at =
+        mem_alloc(sizeof(*t) + nodes_bytes + contexts_bytes + n_holders * sizeof(*t->holders));
     struct wire_table *copy = (void *)at;
     struct wire_table_node *nodes = (void *)(at + sizeof(*t));
-    uint16_t *holders = (void *)(at + sizeof(*t) + nodes_bytes);
+    struct wire_table_context *contexts = (void *)(at + sizeof(*t) + nodes_bytes);
+    uint16_t *holders = (void *)(at + sizeof(*t) + nodes_bytes + contexts_bytes);
     if (t->n_nodes > 0)
         memcpy(nodes, t->nodes, nodes_bytes);
+    if (t->n_contexts > 0)
+        memcpy(contexts, t->contexts, contexts_bytes);
     if (n_holders > 0)
         memcpy(holders, t->holders, n_holders * sizeof(*holders));
     *copy = *t;
     copy->nodes = nodes;
+    copy->contexts = contexts;
     copy->holders = holders;
     return copy;
 }

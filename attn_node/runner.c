@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "attn_node/borrow.h"
 #include "attn_node/moe_remote.h"
 #include "attn_node/observer.h"
 #include "attn_node/seqs.h"
@@ -22,6 +23,7 @@
 #include "base/thread.h"
 #include "engine/lanes.h"
 #include "model/prefix.h"
+#include "rpc/io_threads.h"
 
 enum {
     MAX_HEALTH = 512, /* nodes that one step's reply tells of */
@@ -54,6 +56,7 @@ struct runner {
     struct kv *kv;
     struct seqs *seqs;
     struct moe_remote *moe;
+    struct borrow *borrow; /* NULL: contexts stay here */
     struct sampler *samplers[MAX_SAMPLERS];
     int n_samplers;
     struct drawn *drawn;              /* [max_seqs] */
@@ -95,6 +98,22 @@ static size_t choose_kv_bytes(const struct runner *r)
 
 static bool take_tables(void *ud);
 static bool tell_broken(void *ud, const uint64_t *incarnations, uint32_t n);
+
+static int open_borrow(struct runner *r, int64_t spin_ns, struct err *e)
+{
+    const struct runner_options *o = &r->options;
+    struct borrow_options b = {.config = r->config,
+                               .kv = o->formats.kv,
+                               .fingerprint = o->fingerprint,
+                               .name = o->borrower,
+                               .max_rows = o->max_rows,
+                               .max_seqs = o->max_seqs,
+                               .spin_ns = spin_ns,
+                               .auth = o->auth};
+    r->borrow = borrow_new(&b);
+    int rc = forward_set_far(r->forward, &borrow_ops, r->borrow, r->kv, (uint32_t)o->max_seqs, e);
+    return rc < 0 ? err_prefix(e, "attention.borrows") : 0;
+}
 
 static int set_up(struct runner *r, struct err *e)
 {
@@ -144,7 +163,11 @@ static int set_up(struct runner *r, struct err *e)
         .tell_broken = tell_broken,
         .ud = r,
     };
+    io_threads_spin(m.spin_ns);
     r->moe = moe_remote_new(&m);
+    rc = o->borrower ? open_borrow(r, m.spin_ns, e) : 0;
+    if (rc < 0)
+        return rc;
     lane_trial_init(&r->lanes, o->lanes);
     r->step_seqs = mem_array((size_t)o->max_seqs, sizeof(*r->step_seqs));
     r->samples = mem_array((size_t)(o->max_rows > o->max_seqs ? o->max_rows : o->max_seqs),
@@ -158,6 +181,7 @@ static int set_up(struct runner *r, struct err *e)
 static void tear_down(struct runner *r)
 {
     moe_remote_free(&r->moe);
+    borrow_free(&r->borrow);
     for (int i = 0; i < r->n_samplers; i++)
         sampler_free(&r->samplers[i]);
     mem_free(r->drawn);
@@ -364,9 +388,13 @@ static int run_layers(struct runner *r, const struct runner_job *job, const floa
                         .attended = note_attended,
                         .layer_done_ud = r};
     moe_remote_begin_step(r->moe, w->step, job->trace_id, job->deadline_ns);
+    if (r->borrow)
+        borrow_begin_step(r->borrow, w->step, job->trace_id, job->deadline_ns);
     int rc = run_in_lanes(r, &step, logits);
     if (rc < 0) {
         const struct err *why = moe_remote_error(r->moe);
+        if (r->borrow && borrow_error(r->borrow)->code)
+            why = borrow_error(r->borrow);
         return err_set(e, rc, "%s", why->code ? why->text : err_text(rc));
     }
     return 0;
@@ -404,6 +432,30 @@ static int doubt_sequences(struct runner *r, int code)
     return code == E_ABORTED ? E_PRECONDITION : code;
 }
 
+/* Between steps: what others lend comes and goes.  Where it went, whatever lay there is forgotten with
+ * all that belongs to it, and so the places that are left are taken anew.  When to come again. */
+static int64_t mind_places(struct runner *r)
+{
+    if (!r->borrow)
+        return CLOCK_NEVER;
+    int64_t next_ns = borrow_mind(r->borrow, clock_now_ns());
+    int n_before = kv_places(r->kv);
+    bool is_lost = borrow_take_loss(r->borrow);
+    if (is_lost) {
+        seqs_clear_all(r->seqs);
+        kv_drop_places(r->kv);
+    }
+    for (int n; (n = borrow_take_pages(r->borrow, kv_places(r->kv))) > 0;)
+        kv_add_place(r->kv, n);
+    if (is_lost || kv_places(r->kv) != n_before) {
+        log_info("context.places", "places=%d kv_pages=%d forgotten=%d", kv_places(r->kv),
+                 kv_pages_total(r->kv), is_lost);
+        atomic_store(&r->pages_total, kv_pages_total(r->kv));
+        atomic_store(&r->pages_free, kv_pages_free(r->kv));
+    }
+    return next_ns;
+}
+
 /* The answer tells of the nodes all the same: whoever lied shall be known before the step is tried
  * again. */
 static int fail_step(struct runner *r, struct runner_job *job, int code, int64_t begun_ns)
@@ -412,6 +464,8 @@ static int fail_step(struct runner *r, struct runner_job *job, int code, int64_t
              log_quote(job->why.text).text);
     if (moe_remote_is_disputed(r->moe) && !is_everything_checked(r))
         code = doubt_sequences(r, code);
+    if (r->borrow && borrow_error(r->borrow)->code)
+        code = E_PRECONDITION; /* the sequences are forgotten before the next step */
     job->code = code;
     encode_reply(r, job, 0, begun_ns);
     return code;
@@ -465,6 +519,8 @@ static void run_job(struct runner *r, struct runner_job *job)
         job->code = run_release(r, job);
         break;
     case RUNNER_TABLE:
+        if (r->borrow)
+            borrow_install(r->borrow, job->table, job->node_id);
         job->code = moe_remote_install(r->moe, &job->table, &job->why);
         job->epoch = moe_remote_epoch(r->moe);
         break;
@@ -523,9 +579,10 @@ static void engine_main(struct thread *t, void *arg)
         return;
     while (!thread_should_stop(t)) {
         take_tables(r);
+        int64_t next_ns = mind_places(r), latest_ns = clock_now_ns() + CLOCK_S;
         struct runner_job *job = queue_pop(r->jobs);
         if (!job) {
-            moe_remote_wait(r->moe, queue_fd(r->jobs), clock_now_ns() + CLOCK_S);
+            moe_remote_wait(r->moe, queue_fd(r->jobs), next_ns < latest_ns ? next_ns : latest_ns);
         } else if (job != &r->wake) {
             run_job(r, job);
             hand_back(r, job);

@@ -5,7 +5,7 @@
  * and the channels to the expert nodes.
  *
  * Log events: weights.loaded, session.cleared, step (debug), step.failed,
- * session.doubted. */
+ * session.doubted, context.places; borrow.h has others. */
 #pragma once
 
 #include <stdbool.h>
@@ -30,6 +30,7 @@ struct runner_job {
     struct wire_step *step;       /* RUNNER_STEP; freed by runner_job_fini() */
     struct wire_release *release; /* RUNNER_RELEASE; likewise */
     struct wire_table *table;     /* RUNNER_TABLE; taken by the runner */
+    uint32_t node_id;             /* RUNNER_TABLE: which node of the cluster this is */
 
     int code; /* what came of it */
     struct err why;
@@ -50,9 +51,10 @@ struct runner_options {
     struct format_set formats;
     enum combine_mode combine;
     const struct kernels *kernels;
-    int threads;         /* at least 1 */
-    int64_t kv_bytes;    /* 0: a quarter of the memory that is free */
-    bool keeps_prefixes; /* seqs_new() */
+    int threads;          /* at least 1 */
+    int64_t kv_bytes;     /* 0: a quarter of the memory that is free */
+    bool keeps_prefixes;  /* seqs_new() */
+    const char *borrower; /* this node's name, if it takes memory that others lend; else NULL */
     int max_rows, max_seqs, max_jobs;
     enum lane_choice lanes;
     int64_t call_timeout_ns, spin_ns;

@@ -268,12 +268,18 @@ static int take_seq(struct seqs *s, const struct wire_step_seq *w, const int32_t
     int rows = given - adopted < (int)w->n_tokens ? given - adopted : (int)w->n_tokens;
     int end = position + adopted + rows;
     int rc = kv_reserve(s->kv, &q->kv, end);
+    if (rc == E_PRECONDITION)
+        return err_set(e, rc,
+                       "sequence %" PRIu64 ": the KV pages for positions below %d are where its "
+                       "context has been already: all are laid out anew",
+                       w->seq, end);
     if (rc < 0)
         return err_set(e, rc, "sequence %" PRIu64 ": no KV pages for positions below %d, %d free",
                        w->seq, end, kv_pages_free(s->kv));
     log_tokens(q, tokens, adopted + rows);
     *out = (struct step_seq){
         .kv = &q->kv,
+        .number = (uint32_t)(q - s->all),
         .position = position + adopted,
         .n_tokens = rows,
         .tokens = tokens + adopted,
@@ -293,6 +299,8 @@ int seqs_begin(struct seqs *s, const struct wire_step *step, struct step_seq *ou
         rc = take_seq(s, &step->seqs[i], tokens, &out[i], e);
         if (rc < 0) {
             seqs_roll_back(s);
+            if (rc == E_PRECONDITION)
+                seqs_clear_all(s);
             return rc;
         }
         tokens += step->seqs[i].n_tokens + step->seqs[i].n_ahead;

@@ -34,7 +34,8 @@ struct wire_grammar_counters seqs_grammars(const struct seqs *s);
  * step and the table, valid until commit or roll-back.  A sequence that begins here starts behind
  * what the cache has of its tokens, at out[i].position, and has rows for n_tokens of the rest, or
  * fewer if no more are known; its logits are wanted if that is its end and w->sample is set.
- *   E_PRECONDITION  a position that is not where the sequence ends: names both
+ *   E_PRECONDITION  a position that is not where the sequence ends: names both; or free pages lie in
+ *                   places (engine/kv.h) where they are of no use: all sequences are forgotten
  *   E_INVALID       a sequence twice in one step, or without tokens
  *   E_BUSY          no room: too many sequences, or no KV pages
  * On failure no sequence has changed, except that one which the step wanted to restart may be

@@ -66,6 +66,8 @@ struct side {
     struct runner_job table_job;
     bool is_table_out;
     struct wire_table *next_table;
+    uint32_t next_node_id; /* what it is for */
+    uint32_t kv_pages;     /* as told last */
     uint64_t epoch;
     uint32_t n_broken;
     uint64_t broken[WIRE_MAX_BROKEN]; /* of the expert nodes, as reported */
@@ -204,7 +206,9 @@ static void report(struct side *s)
 {
     struct member_report r = {.state = s->is_draining ? NODE_DRAINING : NODE_READY,
                               .epoch = s->epoch,
-                              .n_broken = s->n_broken};
+                              .n_broken = s->n_broken,
+                              .kv_pages = (uint32_t)runner_kv_pages_total(s->runner)};
+    s->kv_pages = r.kv_pages;
     memcpy(r.broken, s->broken, sizeof(r.broken));
     member_report(s->member, &r);
 }
@@ -225,6 +229,7 @@ static void install_next_table(struct side *s)
         return;
     s->table_job.kind = RUNNER_TABLE;
     s->table_job.table = s->next_table;
+    s->table_job.node_id = s->next_node_id;
     s->next_table = NULL;
     s->is_table_out = true;
     submit(s, &s->table_job);
@@ -235,6 +240,7 @@ static void on_table(void *ud, const struct wire_table *t)
     struct side *s = ud;
     mem_free(s->next_table);
     s->next_table = moe_remote_copy_table(t);
+    s->next_node_id = member_node_id(s->member);
     install_next_table(s);
 }
 
@@ -333,6 +339,7 @@ static int join(struct side *s, struct err *e)
                 .memory_bytes = (uint64_t)runner_kv_pages_total(s->runner) *
                                 kv_page_bytes(model, s->config.formats.kv),
                 .max_rows = (uint32_t)s->config.max_rows,
+                .borrows = s->config.borrows,
             },
         .on_table = on_table,
         .on_refused = on_refused,
@@ -379,6 +386,8 @@ static void look_for_stop(void *ud, int64_t now_ns)
     if (s->member) {
         send_load(s, now_ns);
         mind_drain(s, now_ns);
+        if (s->kv_pages != (uint32_t)runner_kv_pages_total(s->runner))
+            report(s);
     }
     loop_set_timer(s->loop, &s->stop_timer, now_ns + 50 * CLOCK_MS);
 }
@@ -519,6 +528,7 @@ static int open_side(struct side *s, struct err *e)
         .threads = s->threads,
         .kv_bytes = c->kv_bytes,
         .keeps_prefixes = c->keeps_prefixes,
+        .borrower = c->borrows ? s->name : NULL,
         .max_rows = c->max_rows,
         .max_seqs = c->max_seqs,
         .lanes = (enum lane_choice)c->lanes,

@@ -30,6 +30,7 @@ struct side_config {
     int threads;             /* 0: all CPUs that the process may use */
     int64_t kv_bytes;        /* 0: a quarter of the memory that is free at start */
     bool keeps_prefixes;     /* KV pages, while their memory is not needed */
+    bool borrows;            /* memory that context nodes lend (borrow.h) */
     int max_rows, max_seqs;  /* of one step; sequences with KV */
     int lanes;               /* of a step: 1, 2; 0: whichever is measured to be faster */
     int64_t call_timeout_ns; /* one layer's experts must have answered by then */

@@ -952,7 +952,11 @@ TEST(moe_remote_refuses_tables_and_models_that_do_not_fit)
                            .holders = holder};
     struct err e = {0};
     uint64_t epoch = moe_remote_epoch(w.moe);
+    struct wire_table_context context = {.node_id = 7, .borrower = 3};
+    t.n_contexts = 1;
+    t.contexts = &context;
     struct wire_table *copy = moe_remote_copy_table(&t);
+    CHECK(copy->contexts != &context && copy->contexts[0].node_id == 7);
     CHECK_INT(moe_remote_install(w.moe, &copy, &e), E_INVALID);
     CHECK(copy == NULL);
     t.n_layers = LAYERS;
