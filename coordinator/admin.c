@@ -1,5 +1,11 @@
 /* coordinator/admin.c - what operators see: readiness, and the cluster as JSON.  Reads the hub,
- * changes nothing. */
+ * changes nothing.
+ *
+ * GET /cluster, beside what its keys say: nodes[].rack is "" where the host is its own; nodes[].build
+ * and version (this coordinator's) differ in a rolling upgrade; token_log, where there is a state.dir and
+ * this coordinator leads, counts records since its start, of which on_record are what its death leaves;
+ * leadership.standbys[]: of each one's copy of that log, has_bytes are on its disk and lag_bytes are not
+ * yet. */
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdlib.h>
@@ -132,12 +138,22 @@ static json_t *node_object(const struct hub *h, const struct node *n, int64_t no
         set(o, "memory_bytes", json_integer((json_int_t)n->join.memory_bytes));
         set(o, "read_bytes_s", json_integer((json_int_t)n->join.read_bytes_s));
         set(o, "holdings_version", json_integer((json_int_t)n->last.holdings_version));
+    } else if (n->join.role == NODE_CONTEXT) {
+        const struct lending_host *l = lending_find(&h->lending, n->id);
+        const struct node *borrower = l ? members_find(&h->members, l->borrower) : NULL;
+        set(o, "kv_pages_total", json_integer(n->last.kv_pages));
+        set(o, "memory_bytes", json_integer((json_int_t)n->join.memory_bytes));
+        set(o, "kv_pages_lent", json_integer(borrower ? n->last.kv_pages : 0));
+        set(o, "lent_to", json_string(borrower ? borrower->join.name : ""));
+        set(o, "draining", json_boolean(n->drain || n->state == NODE_DRAINING));
     } else if (a) {
         set(o, "kv_pages_total", json_integer(a->description.kv_pages_total));
         set(o, "kv_pages_free", json_integer(a->kv_pages_free));
         set(o, "page_tokens", json_integer(a->description.page_tokens));
         set(o, "max_rows", json_integer(a->description.max_rows));
         set(o, "max_seqs", json_integer(a->description.max_seqs));
+        set(o, "borrows", json_boolean(n->join.borrows));
+        set(o, "borrowed_bytes", json_integer((json_int_t)lending_bytes(&h->lending, n->id)));
         set(o, "up", json_boolean(sched_has_side(&h->sched, n->id)));
         set(o, "sequences", json_integer(sched_side_seqs(&h->sched, n->id)));
         set(o, "draining", json_boolean(n->drain));
@@ -158,6 +174,21 @@ static json_t *model_object(const struct hub *h)
     set(o, "layers", json_integer(h->model_config.n_layers));
     set(o, "experts", json_integer(h->model_config.n_experts));
     set(o, "context", json_integer(h->model_config.max_positions));
+    return o;
+}
+
+/* How far the log is where a restart finds it; standbys' copies: hub_ship_object(). */
+static json_t *log_object(const struct hub *h)
+{
+    const char *why = journal_why_stopped(h->journal);
+    json_t *o = json_object();
+    set(o, "records", json_integer((json_int_t)journal_appended(h->journal)));
+    set(o, "on_record", json_integer((json_int_t)journal_durable(h->journal)));
+    set(o, "bytes", json_integer(journal_bytes(h->journal)));
+    set(o, "max_bytes", json_integer(h->config->state_max_bytes));
+    set(o, "synced", json_boolean(h->config->state_syncs));
+    if (why)
+        set(o, "stopped", json_string(why));
     return o;
 }
 
@@ -190,6 +221,8 @@ void admin_cluster(const struct hub *h, struct buf *out)
     if (!h->ready)
         set(o, "reason", json_string(h->why_not));
     set(o, "leadership", hub_leader_object(h));
+    if (h->journal)
+        set(o, "token_log", log_object(h));
     set(o, "version", json_string(version_string()));
     set(o, "listen", json_string(server_endpoint(h->servers[0])));
     set(o, "model", model_object(h));

@@ -76,6 +76,8 @@ static const struct conf_option options[] = {
      "memory for the KV cache; 0: a quarter of what is free"},
     {"attention.prefix_cache", CONF_BOOL, FIELD(attention_keeps_prefixes), "true", 0, 0, NULL,
      "keep KV pages, while their memory is not needed, for prompts that begin the same"},
+    {"attention.borrows", CONF_BOOL, FIELD(attention_borrows), "false", 0, 0, NULL,
+     "let contexts that are too long for this memory go on at nodes with attention.lends"},
     {"attention.max_rows", CONF_INT, FIELD(attention_max_rows), "256", 1, 65536, NULL,
      "tokens of one step"},
     {"attention.max_seqs", CONF_INT, FIELD(attention_max_seqs), "64", 1, 4096, NULL,
@@ -87,7 +89,8 @@ static const struct conf_option options[] = {
     {"attention.call_timeout_ms", CONF_MS, FIELD(attention_call_timeout_ns), "10000", 1, 3600000,
      NULL, "experts of one layer must have answered by then"},
     {"attention.spin_us", CONF_INT, FIELD(attention_spin_us), "50", 0, 1000000, NULL,
-     "busy-wait before sleeping while experts work"},
+     "busy-wait before sleeping while experts work; with CPUs of its own (compute.cpus) the "
+     "network's threads do, too"},
     LADDER_OPTIONS(LADDER_FIELD),
     WEIGHTS_OPTIONS(WEIGHTS_FIELD),
     {"request.max_tokens", CONF_INT, FIELD(request_max_tokens), "4096", 1, 16777216, NULL,

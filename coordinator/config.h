@@ -22,7 +22,7 @@ struct coordinator_config {
     int64_t cluster_heartbeat_ns, cluster_lease_ns;
     char *placement_replicas;
     int64_t placement_settle_ns, placement_rejoin_ns, placement_rebalance_ns, placement_move_bytes;
-    bool attention_embedded, attention_keeps_prefixes;
+    bool attention_embedded, attention_keeps_prefixes, attention_borrows;
     int attention_lanes;
     int64_t attention_threads, attention_kv_bytes, attention_max_rows, attention_max_seqs;
     int64_t attention_call_timeout_ns, attention_spin_us;

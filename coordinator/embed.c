@@ -97,6 +97,7 @@ int embed_start(struct loop *l, const struct embed_options *o, struct embed **ou
                                      .threads = (int)c->attention_threads,
                                      .kv_bytes = c->attention_kv_bytes,
                                      .keeps_prefixes = c->attention_keeps_prefixes,
+                                     .borrows = c->attention_borrows,
                                      .max_rows = (int)c->attention_max_rows,
                                      .max_seqs = (int)c->attention_max_seqs,
                                      .lanes = c->attention_lanes,

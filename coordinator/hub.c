@@ -332,6 +332,7 @@ void hub_close(struct hub **hp)
     access_close(&h->access);
     sched_fini(&h->sched);
     placement_fini(&h->placement);
+    lending_fini(&h->lending);
     members_fini(&h->members);
     traffic_fini(&h->traffic);
     hub_trace_close(h);

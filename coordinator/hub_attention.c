@@ -101,6 +101,25 @@ void hub_attention_remove(struct hub *h, uint32_t node_id)
     hub_run(h);
 }
 
+void hub_attention_pages(struct hub *h, uint32_t node_id, uint32_t pages)
+{
+    struct hub_attention *a = find(h, node_id);
+    uint32_t before = a && a->described ? a->description.kv_pages_total : 0;
+    if (before == 0 || pages == 0 || pages == before)
+        return;
+    a->description.kv_pages_total = pages;
+    if (a->kv_pages_free > pages)
+        a->kv_pages_free = pages;
+    log_info("attention.pages", "name=%s kv_tokens=%llu before=%llu", channel_peer_name(a->channel),
+             (unsigned long long)pages * a->description.page_tokens,
+             (unsigned long long)before * a->description.page_tokens);
+    struct sched_event e = {.kind = SCHED_SIDE_PAGES,
+                            .now_ns = clock_now_ns(),
+                            .side = {.id = node_id, .pages = pages}};
+    hub_event(h, &e);
+    hub_run(h);
+}
+
 void hub_attention_drain(struct hub *h, uint32_t node_id)
 {
     struct sched_event e = {

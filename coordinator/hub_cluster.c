@@ -58,6 +58,13 @@ static void renew_callers(struct hub *h)
         h->callers_version++;
 }
 
+/* Sides learn of it with the table's next epoch. */
+static void tell_lending(struct hub *h, bool has_changed)
+{
+    if (has_changed)
+        placement_renew_table(&h->placement);
+}
+
 static void node_gone(struct hub *h, uint32_t node_id, const char *name, enum node_role role,
                       enum placement_loss loss, const char *why)
 {
@@ -68,7 +75,12 @@ static void node_gone(struct hub *h, uint32_t node_id, const char *name, enum no
     h->counters.nodes_lost++;
     if (role == NODE_ATTENTION) {
         renew_callers(h);
+        tell_lending(h, lending_side_gone(&h->lending, node_id));
         hub_attention_remove(h, node_id);
+        return;
+    }
+    if (role == NODE_CONTEXT) {
+        tell_lending(h, lending_host_gone(&h->lending, node_id));
         return;
     }
     int64_t now_ns = clock_now_ns();
@@ -89,7 +101,13 @@ static void node_joined(struct hub *h, const struct node *n)
              (long long)(j->role == NODE_EXPERT ? capacity_of(j) : 0));
     if (j->role == NODE_ATTENTION) {
         renew_callers(h);
+        if (j->borrows)
+            tell_lending(h, lending_side_joins(&h->lending, n->id));
         hub_attention_add(h, n);
+        return;
+    }
+    if (j->role == NODE_CONTEXT) {
+        tell_lending(h, lending_host_joins(&h->lending, n->id, j->memory_bytes));
         return;
     }
     struct placement_newcomer new = {
@@ -197,9 +215,17 @@ static void take_report(struct hub *h, const struct node *n, enum node_state bef
         hub_tell(h, EVENTS_WARN, "node draining", "%s", n->join.name);
         log_info("node.draining", "name=%s id=%u", n->join.name, n->id);
     }
+    if (n->join.role == NODE_CONTEXT) {
+        if (drains_now && !h->draining)
+            tell_lending(h, lending_host_gone(&h->lending, n->id));
+        return;
+    }
     if (n->join.role == NODE_ATTENTION) {
-        if (drains_now)
+        hub_attention_pages(h, n->id, b->kv_pages);
+        if (drains_now) {
+            lending_side_leaves(&h->lending, n->id);
             hub_attention_drain(h, n->id);
+        }
         return;
     }
     if (drains_now) {
@@ -226,11 +252,21 @@ static bool side_may_leave(struct hub *h, const struct node *n)
     return sched_side_seqs(&h->sched, n->id) == 0 || !sched_has_heirs(&h->sched, n->id);
 }
 
+/* No table names it any more, and every side has such a table. */
+static bool context_may_leave(struct hub *h, const struct node *n)
+{
+    if (h->draining)
+        return !is_busy(h);
+    return !lending_find(&h->lending, n->id) && oldest_epoch(h) >= h->placement.epoch;
+}
+
 /* When the whole cluster ends nobody takes anything over, but what runs needs its experts. */
 static bool may_leave(struct hub *h, const struct node *n)
 {
     if (n->join.role == NODE_ATTENTION)
         return side_may_leave(h, n);
+    if (n->join.role == NODE_CONTEXT)
+        return context_may_leave(h, n);
     if (placement_is_drained(&h->placement, n->id))
         return true;
     bool is_end = h->draining || !placement_has_heirs(&h->placement);
@@ -364,6 +400,25 @@ static void on_holdings(void *ud, struct server_call *call, const struct server_
     mem_free(bitmap);
 }
 
+/* What is lent; `contexts` has room for all. */
+static uint32_t list_contexts(const struct hub *h, struct wire_table_context *contexts)
+{
+    uint32_t n_contexts = 0;
+    for (int i = 0; i < h->lending.n_hosts; i++) {
+        const struct lending_host *l = &h->lending.hosts[i];
+        const struct node *n = members_find(&h->members, l->node_id);
+        if (!n || l->borrower == 0)
+            continue;
+        struct wire_table_context *c = &contexts[n_contexts++];
+        *c = (struct wire_table_context){
+            .node_id = n->id, .incarnation = n->join.incarnation, .borrower = l->borrower};
+        memcpy(c->name, n->join.name, sizeof c->name);
+        memcpy(c->endpoint, n->join.endpoint, sizeof c->endpoint);
+        memcpy(c->public_key, n->join.public_key, sizeof c->public_key);
+    }
+    return n_contexts;
+}
+
 static void on_table(void *ud, struct server_call *call, const struct server_request *r)
 {
     struct hub *h = ud;
@@ -375,6 +430,10 @@ static void on_table(void *ud, struct server_call *call, const struct server_req
     uint16_t *holders = mem_array((size_t)p->n_total * WIRE_MAX_REPLICAS, sizeof *holders);
     struct wire_table table;
     placement_table(p, nodes, holders, &table);
+    struct wire_table_context *contexts =
+        mem_array((size_t)h->lending.n_hosts + 1, sizeof *contexts);
+    table.contexts = contexts;
+    table.n_contexts = list_contexts(h, contexts);
     struct buf message = {0};
     struct blob *payload = NULL;
     wire_table_encode(&table, &message, &payload);
@@ -382,6 +441,7 @@ static void on_table(void *ud, struct server_call *call, const struct server_req
         &call, &(struct server_answer){.message = &message, .payloads = &payload, .n_payloads = 1});
     blob_unref(&payload);
     buf_fini(&message);
+    mem_free(contexts);
     mem_free(nodes);
     mem_free(holders);
 }

@@ -291,6 +291,8 @@ static void write_nodes(struct metrics *m, const struct hub *h)
     gauge(m, "nodes_expert", members_count(all, NODE_EXPERT), "Expert nodes that are alive.");
     gauge(m, "nodes_attention", members_count(all, NODE_ATTENTION),
           "Attention sides that are alive.");
+    gauge(m, "nodes_context", members_count(all, NODE_CONTEXT),
+          "Nodes that lend memory for contexts and are alive.");
     counter(m, "joins_total", h->counters.joins, "Nodes that joined.");
     counter(m, "joins_refused_total", h->counters.joins_refused, "Joins that were refused.");
     counter(m, "nodes_lost_total", h->counters.nodes_lost, "Nodes that left or were lost.");

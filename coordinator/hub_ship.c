@@ -219,10 +219,11 @@ json_t *hub_ship_object(const struct hub *h)
     for (int i = 0; h->ship && i < SHIP_MAX_STANDBYS; i++) {
         const struct ship_standby *b = &h->ship->machine.standbys[i];
         if (b->instance)
-            json_array_append_new(all, json_pack("{ss, sb, sb, sI}", "name", b->name, "in_step",
-                                                 b->in_step, "recorded",
-                                                 b->is_recorded && b->in_step, "lag_bytes",
-                                                 (json_int_t)ship_lag_bytes(&h->ship->machine, b)));
+            json_array_append_new(all,
+                                  json_pack("{ss, sb, sb, sI, sI}", "name", b->name, "in_step",
+                                            b->in_step, "recorded", b->is_recorded && b->in_step,
+                                            "has_bytes", (json_int_t)b->have, "lag_bytes",
+                                            (json_int_t)ship_lag_bytes(&h->ship->machine, b)));
     }
     return all;
 }

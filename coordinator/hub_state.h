@@ -12,6 +12,7 @@
 #include "coordinator/http.h"
 #include "coordinator/hub.h"
 #include "coordinator/journal.h"
+#include "coordinator/lending.h"
 #include "coordinator/members.h"
 #include "coordinator/openai.h"
 #include "coordinator/placement.h"
@@ -134,6 +135,7 @@ struct hub {
 
     struct members members;
     struct placement placement;
+    struct lending lending;
     bool settled; /* all copies that are wanted are live */
     struct sched sched;
     struct list requests;          /* struct hub_request */
@@ -317,6 +319,8 @@ int hub_cluster_drain(struct hub *h, const char *name, bool restart, struct err 
 /* hub_attention.c: attention sides. */
 void hub_attention_add(struct hub *h, const struct node *n);
 void hub_attention_remove(struct hub *h, uint32_t node_id);
+/* It says how many KV pages it has now. */
+void hub_attention_pages(struct hub *h, uint32_t node_id, uint32_t pages);
 /* Its sequences are handed over. */
 void hub_attention_drain(struct hub *h, uint32_t node_id);
 void hub_attention_tick(struct hub *h, int64_t now_ns);

@@ -308,6 +308,11 @@ uint64_t journal_durable(const struct journal *j)
     return j->durable;
 }
 
+uint64_t journal_appended(const struct journal *j)
+{
+    return j->appended;
+}
+
 const char *journal_why_stopped(const struct journal *j)
 {
     return j->is_stopped ? j->why : NULL;

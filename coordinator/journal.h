@@ -60,6 +60,8 @@ void journal_close(struct journal **j);
  * least that. */
 uint64_t journal_append(struct journal *j, uint8_t type, struct str payload);
 uint64_t journal_durable(const struct journal *j);
+/* The position of the latest record. */
+uint64_t journal_appended(const struct journal *j);
 /* NULL while the log works. */
 const char *journal_why_stopped(const struct journal *j);
 

@@ -199,7 +199,7 @@ static bool is_missed(const struct members *m, const struct node *n)
 static bool has_died(const struct members *m, const struct node *n, int64_t now_ns)
 {
     int64_t missed_ns = m->config.missed_ns;
-    return n->join.role == NODE_EXPERT && missed_ns > 0 && now_ns - n->seen_ns > missed_ns &&
+    return n->join.role != NODE_ATTENTION && missed_ns > 0 && now_ns - n->seen_ns > missed_ns &&
            is_missed(m, n);
 }
 

@@ -28,7 +28,7 @@ struct members_config {
     struct format_set formats; /* resolved: checkpoint_formats() */
     enum combine_mode combine;
     int64_t lease_ns;
-    /* The lease of an expert node whose connection to an attention side broke; 0: the same. */
+    /* The lease of an expert or context node whose connection to an attention side broke; 0: the same. */
     int64_t missed_ns;
 };
 

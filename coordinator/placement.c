@@ -613,6 +613,12 @@ static bool is_quiet(const struct placement *p)
     return p->n_retiring == 0;
 }
 
+void placement_renew_table(struct placement *p)
+{
+    p->table_changed = true;
+    finish(p);
+}
+
 void placement_tick(struct placement *p, uint64_t oldest_epoch, int64_t now_ns)
 {
     pass_time(p, now_ns);

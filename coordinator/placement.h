@@ -140,6 +140,8 @@ void placement_trust(struct placement *p, uint32_t node_id, enum node_trust trus
 void placement_report(struct placement *p, uint32_t node_id, uint64_t version);
 /* How often each expert was chosen, [n_layers][n_experts]. */
 void placement_observe(struct placement *p, const uint16_t *counts);
+/* Something else that the table tells sides has changed: a new epoch. */
+void placement_renew_table(struct placement *p);
 /* Time passes.  `oldest_epoch`: the lowest that any live attention side has installed;
  * UINT64_MAX without attention sides. */
 void placement_tick(struct placement *p, uint64_t oldest_epoch, int64_t now_ns);

@@ -325,7 +325,7 @@ static void side_up(struct sched *s, const struct sched_side_limits *l)
     d->limits = *l;
     if (d->limits.max_seqs > WIRE_MAX_SEQS)
         d->limits.max_seqs = WIRE_MAX_SEQS;
-    d->pages_free = l->pages;
+    d->pages_free = d->pages_said = l->pages;
     d->draft_permille = DRAFT_PERMILLE;
     d->retry_ns = INT64_MIN;
     list_init(&d->prefilling);
@@ -344,6 +344,16 @@ static void side_leaves(struct sched *s, uint32_t id)
     struct sched_side *d = find_side(s, id);
     if (d)
         d->is_leaving = true;
+}
+
+static void side_has_pages(struct sched *s, const struct sched_side_limits *l)
+{
+    struct sched_side *d = find_side(s, l->id);
+    if (!d || l->pages == 0)
+        return;
+    d->pages_said = l->pages;
+    if (d->limits.pages < l->pages)
+        d->limits.pages = l->pages;
 }
 
 static void side_down(struct sched *s, const struct sched_event *e, struct sched_actions *out)
@@ -716,6 +726,9 @@ static void tick(struct sched *s, int64_t now_ns, struct sched_actions *out)
         end_patience(s, &d->prefilling, now_ns, out);
         end_patience(s, &d->decoding, now_ns, out);
     }
+    for (int i = 0; i < s->n_sides; i++)
+        if (s->sides[i]->step == 0 && s->sides[i]->pages_said < s->sides[i]->limits.pages)
+            sched_shrink(s, s->sides[i], now_ns, out);
     sched_bequeath(s);
     sched_admit(s, now_ns, out);
     for (int i = 0; i < s->n_sides; i++)
@@ -743,6 +756,9 @@ void sched_step(struct sched *s, const struct sched_event *e, struct sched_actio
         break;
     case SCHED_SIDE_LEAVING:
         side_leaves(s, e->side.id);
+        break;
+    case SCHED_SIDE_PAGES:
+        side_has_pages(s, &e->side);
         break;
     case SCHED_STEP_DONE:
     case SCHED_STEP_FAILED:

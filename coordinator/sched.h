@@ -94,6 +94,9 @@ enum sched_event_kind {
     /* It will go as soon as it may: it gets no more sequences, and those that it has are handed over
      * to others.  Until SIDE_DOWN. */
     SCHED_SIDE_LEAVING,
+    /* It has `side.pages` KV pages now, because it has borrowed or lost memory.  What it cannot hold
+     * any more is replayed, there or elsewhere. */
+    SCHED_SIDE_PAGES,
     SCHED_STEP_DONE,   /* results of `step` */
     SCHED_STEP_FAILED, /* `code`, as the side gave it or as the way there broke */
     SCHED_TICK, /* time passes; only this starts steps, so that what a result led to is known */
@@ -103,7 +106,7 @@ struct sched_event {
     int64_t now_ns;
     struct sched_submit submit;
     uint64_t seq;
-    struct sched_side_limits side; /* for all but SIDE_UP only the id counts */
+    struct sched_side_limits side; /* for all but SIDE_UP and SIDE_PAGES only the id counts */
     uint64_t step;
     const struct wire_step_reply *reply;
     int code;

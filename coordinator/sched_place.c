@@ -323,6 +323,28 @@ static struct sched_side *make_room(struct sched *s, const struct sched_seq *q, 
     return NULL;
 }
 
+static void lose_too_long(struct sched *s, struct sched_side *d, struct list *head,
+                          struct sched_actions *out)
+{
+    for (struct list *l = head->next, *next; l != head; l = next) {
+        next = l->next;
+        struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
+        if (q->life_pages > d->limits.pages)
+            preempt(s, q, out);
+    }
+}
+
+void sched_shrink(struct sched *s, struct sched_side *d, int64_t now_ns, struct sched_actions *out)
+{
+    must(d->step == 0 && d->pages_said > 0);
+    d->pages_free = 0; /* not known */
+    d->limits.pages = d->pages_said;
+    lose_too_long(s, d, &d->prefilling, out);
+    lose_too_long(s, d, &d->decoding, out);
+    while (d->pages_reserved > d->limits.pages)
+        preempt(s, last_on(s, d, now_ns), out);
+}
+
 bool sched_give_page(struct sched *s, struct sched_seq *q, int64_t now_ns,
                      struct sched_actions *out)
 {

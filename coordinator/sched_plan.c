@@ -11,6 +11,8 @@ enum {
     MOST_DRAFTS = 32,
     /* An heir that lacks no more takes over with its next step, which is hardly longer for it. */
     CLOSING_ROWS = 16,
+    /* In so many steps at most it leaves that to a later one, because others have far to go. */
+    MOST_HELD = 8,
 };
 
 static void put_token(struct sched_side *d, int32_t token)
@@ -142,13 +144,33 @@ static struct sched_seq *next_prompt(const struct sched *s, const struct sched_s
     return best;
 }
 
+/* What a prompt lacks that the side does not have. */
+static uint32_t lacks(const struct sched_side *d, const struct sched_seq *q)
+{
+    return sched_known(q) - (q->fed == 0 ? sched_prefix_match(d, q) : q->fed);
+}
+
+/* Heirs often come together, when a side leaves.  A step in which some of them are computed from the
+ * beginning is long, so the others stay where they are until it is over: their gap is their last step. */
+static bool has_long_heir(const struct sched_side *d)
+{
+    for (struct list *l = d->prefilling.next; l != &d->prefilling; l = l->next) {
+        const struct sched_seq *q = LIST_ITEM(l, struct sched_seq, link);
+        if (q->heir_of && lacks(d, q) > CLOSING_ROWS)
+            return true;
+    }
+    return false;
+}
+
 static void add_prompts(struct sched *s, struct sched_side *d, uint32_t rows, int64_t now_ns)
 {
     struct sched_seq *q;
+    bool is_long = has_long_heir(d);
     while (rows > 0 && (q = next_prompt(s, d, now_ns))) {
-        uint32_t there = q->fed == 0 ? sched_prefix_match(d, q) : q->fed;
-        uint32_t left = sched_known(q) - there, chunk = left < rows ? left : rows;
-        q->is_closing = q->heir_of && left == chunk && left <= CLOSING_ROWS;
+        uint32_t left = lacks(d, q), chunk = left < rows ? left : rows;
+        bool can_close = q->heir_of && left == chunk && left <= CLOSING_ROWS;
+        q->is_closing = can_close && (!is_long || q->n_held == MOST_HELD);
+        q->n_held += can_close && !q->is_closing;
         add_rows(d, q, chunk);
         rows -= chunk;
     }

@@ -40,6 +40,7 @@ struct sched_seq {
      * nowhere.  The heir's `heir_of` points back: it is nobody's sequence yet. */
     struct sched_seq *heir, *heir_of;
     int n_heirs; /* since the newest token */
+    int n_held;  /* steps in which an heir could have taken over, and others had far to go */
     int64_t submitted_ns, started_ns;
     int64_t stalled_ns; /* since when it makes no progress; SCHED_NEVER: it does */
     bool is_started, is_lost, has_begun;
@@ -58,6 +59,7 @@ struct sched_side {
     uint64_t pages_promised;
     uint64_t pages_free; /* as it said with its newest answer */
     uint32_t n_seqs;
+    uint32_t pages_said; /* fewer than limits.pages: those from when no step is in flight on */
     bool is_leaving;
     uint64_t step; /* in flight; 0: none */
     int64_t sent_ns, retry_ns, done_ns, failing_ns;
@@ -115,6 +117,8 @@ struct sched_side *sched_side_for(const struct sched *s, const struct sched_seq 
 void sched_settle_on(struct sched_seq *q, struct sched_side *d);
 /* Brings waiting sequences to sides, as far as there is room. */
 void sched_admit(struct sched *s, int64_t now_ns, struct sched_actions *out);
+/* The side has fewer pages now: who does not fit any more is lost. */
+void sched_shrink(struct sched *s, struct sched_side *d, int64_t now_ns, struct sched_actions *out);
 /* One more page for `q`, at the cost of those whose turn comes last: false if that is `q` itself,
  * which then waits again. */
 bool sched_give_page(struct sched *s, struct sched_seq *q, int64_t now_ns,

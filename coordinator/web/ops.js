@@ -154,7 +154,8 @@ function nodeCard(now, n) {
         ? [["experts", `${n.experts_live} live of ${n.experts_wanted}` + (n.experts_loading ? `, ${n.experts_loading} loading` : "")],
            ["memory", `${bytes(n.held_bytes)} of ${bytes(n.memory_bytes)}`], ...callFigures(now, n.name)]
         : []),
-      ...(n.kv_pages_total ? [["KV pages", `${n.kv_pages_total - n.kv_pages_free} of ${n.kv_pages_total}`], ["batch", `${n.max_rows} rows, ${n.max_seqs} sequences`]] : []),
+      ...(n.role === "context" && n.state !== "gone" ? [["lends", n.lent_to ? `${n.kv_pages_total} KV pages to ${n.lent_to}` : `${n.kv_pages_total} KV pages, to nobody yet`]] : []),
+      ...(n.role === "attention" && n.kv_pages_total ? [["KV pages", `${n.kv_pages_total - n.kv_pages_free} of ${n.kv_pages_total}`], ["batch", `${n.max_rows} rows, ${n.max_seqs} sequences`]] : []),
       ["heard of", n.heartbeat_age_ms < 10000 ? `${n.heartbeat_age_ms} ms ago` : `${Math.round(n.heartbeat_age_ms / 1000)} s ago`],
     ]));
   if (isExpert && n.memory_bytes && n.state !== "gone") {
@@ -173,7 +174,7 @@ function nodeCard(now, n) {
 
 function drawNodes(now) {
   const focused = document.activeElement?.dataset?.node;
-  const order = { expert: 0, attention: 1 };
+  const order = { expert: 0, attention: 1, context: 2 };
   const nodes = [...now.cluster.nodes].sort((a, b) =>
     (a.state === "gone") - (b.state === "gone") || order[a.role] - order[b.role] ||
     a.name.localeCompare(b.name, undefined, { numeric: true }));

@@ -40,7 +40,7 @@ only cblas       'cblas_[a-z]+\(|<cblas'                          'engine/gemm\.
 only microhttpd  '<microhttpd\.h>'                 'coordinator/http\.c'
 
 # Pure modules take time in their arguments and give actions back.
-pure='engine/|coordinator/(request|sched|members|placement|leader|ship|follow|records|token_log)\.|attn_node/(round|round_plan|round_sum|round_check|round_books|choice|pace|verify)\.|coordinator/placement_plan\.|expert_node/(batch|fault)\.'
+pure='engine/|coordinator/(request|sched|members|lending|placement|leader|ship|follow|records|token_log)\.|attn_node/(round|round_plan|round_sum|round_check|round_books|choice|pace|verify)\.|coordinator/placement_plan\.|expert_node/(batch|fault)\.'
 say 'a pure module reaches for the world' \
     "$(src '^#include "(base/(log|clock|conf|queue)|rpc/(link|loop|member|channel|server))\.h"' |
        grep -E "^($pure)")"

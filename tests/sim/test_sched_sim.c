@@ -6,7 +6,7 @@
  * seed, and of nothing else, as real ones do.  So every request has one right answer, known when
  * it is submitted, and every token is compared with it.  A request may end otherwise only
  * by a rule, which perform() checks.  Keys, classes and budgets are random, too; sides say what
- * they have left, and never run out of pages. */
+ * they have left, borrow pages and lose them with what lies there, and never run out of pages. */
 #include "base/err.h"
 #include "base/mem.h"
 #include "coordinator/sched.h"
@@ -64,7 +64,7 @@ struct sim {
     uint32_t last_side;
     int64_t now;
     bool calm; /* nothing goes wrong any more */
-    int ended, submitted, tokens, completed, moved, gave_up, refused, guessed, inherited;
+    int ended, submitted, tokens, completed, moved, gave_up, refused, guessed, inherited, resized;
     uint64_t cached;
 };
 
@@ -475,6 +475,18 @@ static void bring_up(struct sim *s, struct sim_side *d)
     feed(s, &(struct sched_event){.kind = SCHED_SIDE_UP, .side = d->limits});
 }
 
+/* It has borrowed pages, or lost borrowed ones with whatever lay in them. */
+static void resize(struct sim *s, struct sim_side *d)
+{
+    if (!d->up || d->stepping)
+        return;
+    d->limits.pages = 1 + (uint32_t)rng_below(&s->rng, 40);
+    while (pages_used(d) > d->limits.pages)
+        d->n_seqs--; /* whoever came last */
+    s->resized++;
+    feed(s, &(struct sched_event){.kind = SCHED_SIDE_PAGES, .side = d->limits});
+}
+
 static void side_event(struct sim *s, struct sim_side *d)
 {
     if (!d->up) {
@@ -542,6 +554,8 @@ static void random_event(struct sim *s)
         cancel(s);
     else if (dice < 25)
         side_event(s, d);
+    else if (dice < 26)
+        resize(s, d);
     else if (dice < 60)
         s->now += (int64_t)rng_below(&s->rng, 30) * MS;
     else if (dice < 130)
@@ -575,7 +589,7 @@ TEST_WITHIN(sched_keeps_its_promises_through_random_histories, 120)
     struct sim *s = mem_alloc(sizeof *s);
     struct rng rng = test_rng();
     int histories = test_is_slow_build() ? 60 : 600, completed = 0, moved = 0, gave_up = 0;
-    int inherited = 0;
+    int inherited = 0, resized = 0;
     uint64_t preempted = 0, refused = 0, cached_tokens = 0, guessed = 0;
     for (int h = 0; h < histories; h++) {
         *s = (struct sim){.rng = rng_stream(rng_next(&rng), 0)};
@@ -594,6 +608,7 @@ TEST_WITHIN(sched_keeps_its_promises_through_random_histories, 120)
         completed += s->completed;
         moved += s->moved;
         inherited += s->inherited;
+        resized += s->resized;
         gave_up += s->gave_up;
         refused += (uint64_t)s->refused;
         preempted += s->sched.n_preempted;
@@ -613,6 +628,7 @@ TEST_WITHIN(sched_keeps_its_promises_through_random_histories, 120)
     CHECK(completed > histories * 30);
     CHECK(moved > histories * 5);
     CHECK(inherited > histories);
+    CHECK(resized > histories);
     CHECK(gave_up > 0 && refused > 0);
     CHECK(preempted > (uint64_t)histories);
     CHECK(cached_tokens > (uint64_t)histories * 100);

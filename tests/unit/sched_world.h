@@ -10,7 +10,7 @@
 
 static struct sched sched;
 static struct sched_actions got;
-static const int32_t PROMPT[64] = {10, 11, 12, 13, 14, 15, 16, 17, 18, 19};
+static const int32_t PROMPT[512] = {10, 11, 12, 13, 14, 15, 16, 17, 18, 19};
 static const struct sampling SAMPLING = {.temperature = 1};
 static const int EOS[] = {99};
 enum { MAX_SEQ = 10, PATIENCE_NS = 100 };
@@ -47,6 +47,11 @@ static inline void side_up(uint32_t id, uint32_t pages, uint32_t max_rows, uint3
                                          .page_tokens = 4,
                                          .max_rows = max_rows,
                                          .max_seqs = max_seqs}});
+}
+
+static inline void side_pages(uint32_t id, uint32_t pages)
+{
+    event(&(struct sched_event){.kind = SCHED_SIDE_PAGES, .side = {.id = id, .pages = pages}});
 }
 
 static inline void submit(uint64_t seq, uint32_t n_prompt, uint32_t max_tokens)

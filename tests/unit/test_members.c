@@ -276,8 +276,12 @@ TEST(members_whose_connection_broke_have_one_heartbeat_left)
     members.config.missed_ns = 300 * CLOCK_MS;
     CHECK_INT(join("a", 1, 0), 0);
     struct node *a = joined.node;
-    CHECK_INT(join("b", 2, 0), 0);
+    /* A context node as well as an expert node. */
+    struct wire_join lends = joiner("b", 2);
+    lends.role = NODE_CONTEXT;
+    CHECK_INT(members_join(&members, &lends, 0, &joined, &e), 0);
     struct node *b = joined.node;
+    CHECK_INT(members_count(&members, NODE_CONTEXT), 1);
     struct wire_join side_joins = joiner("side", 9);
     side_joins.role = NODE_ATTENTION;
     CHECK_INT(members_join(&members, &side_joins, 0, &joined, &e), 0);

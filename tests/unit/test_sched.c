@@ -795,3 +795,83 @@ TEST(sched_lets_prompts_in_although_every_row_could_decode)
     CHECK_INT(s->seqs[1].seq, 3);
     finish();
 }
+
+/* What was let in because of borrowed pages goes on elsewhere when they are gone. */
+TEST(sched_follows_what_a_side_has_borrowed)
+{
+    begin(8);
+    side_up(1, 3, 16, 8);
+    side_up(2, 8, 16, 8);
+    submit(1, 10, 4); /* four pages in its life */
+    tick(0);
+    CHECK_INT(find(SCHED_STARTED)->side, 2);
+    answer(50);
+    side_pages(1, 20);
+    CHECK_INT(sched_capacity_tokens(&sched), 80);
+    side_pages(2, 3);
+    tick(0);
+    CHECK_INT(find(SCHED_RELEASE)->side, 2);
+    CHECK_INT(find(SCHED_MOVED)->side, 1);
+    CHECK_INT(find(SCHED_SEND)->side, 1);
+    answer(51);
+    CHECK_INT(find(SCHED_TOKEN)->sampled->token, 51);
+    submit(2, 40, 40);
+    CHECK(!find(SCHED_FAIL));
+    submit(3, 40, 42);
+    CHECK_INT(find(SCHED_FAIL)->code, E_RANGE);
+    finish();
+}
+
+TEST(sched_takes_pages_away_between_steps_from_the_last_in_line)
+{
+    begin(8);
+    side_up(1, 20, 16, 8);
+    submit(1, 4, 5);
+    submit(2, 4, 5);
+    submit(3, 4, 5);
+    tick(0);
+    CHECK_INT(count(SCHED_STARTED), 3);
+    struct sched_actions in_flight = got;
+    got = (struct sched_actions){0};
+    side_pages(1, 2); /* two for each life */
+    CHECK_INT(count(SCHED_RELEASE), 0);
+    tick(0);
+    CHECK_INT(count(SCHED_RELEASE), 0);
+    sched_actions_fini(&got);
+    got = in_flight;
+    answer(50);
+    tick(0);
+    CHECK_INT(count(SCHED_RELEASE), 2);
+    CHECK_INT(got.items[0].seq, 3);
+    CHECK_INT(sched_side_seqs(&sched, 1), 1);
+    CHECK_INT(find(SCHED_SEND)->step->seqs[0].seq, 1);
+    side_pages(77, 5); /* nobody's */
+    side_pages(1, 0);
+    finish();
+}
+
+TEST(sched_fails_what_no_side_can_hold_any_more)
+{
+    begin(8);
+    side_up(1, 20, 16, 8);
+    submit(1, 10, 20);
+    tick(0);
+    answer(50);
+    side_pages(1, 3);
+    tick(10);
+    CHECK_INT(count(SCHED_RELEASE), 1);
+    CHECK(!find(SCHED_FAIL) && !find(SCHED_SEND));
+    tick(9 + PATIENCE_NS);
+    CHECK(!find(SCHED_FAIL));
+    side_pages(1, 20); /* in time */
+    tick(11 + PATIENCE_NS);
+    CHECK_INT(find(SCHED_MOVED)->side, 1);
+    answer(51);
+    side_pages(1, 3);
+    tick(12 + PATIENCE_NS);
+    tick(13 + PATIENCE_NS);
+    tick(13 + 2 * PATIENCE_NS);
+    CHECK_INT(find(SCHED_FAIL)->code, E_UNAVAILABLE);
+    CHECK_HAS(find(SCHED_FAIL)->text, "could hold");
+    finish();
+}

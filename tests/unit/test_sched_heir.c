@@ -121,6 +121,68 @@ TEST(sched_heir_is_fed_in_chunks_while_the_old_side_decodes)
     check_goes_on_at(40 + (uint32_t)outputs[1].len - 1);
 }
 
+static const struct wire_step_seq *in_step(uint32_t side, uint64_t seq)
+{
+    for (uint32_t i = 0; steps[side].step != 0 && i < steps[side].n_seqs; i++)
+        if (steps[side].seqs[i].seq == seq)
+            return &steps[side].seqs[i];
+    return NULL;
+}
+
+/* Two sequences on a side that leaves; the other side takes 24 rows at a time, so that the short one is
+ * known there long before the other, of n_long. */
+static void begin_leaving_two(uint32_t n_long)
+{
+    memset(steps, 0, sizeof steps);
+    begin(8);
+    side_up(1, 200, 512, 8);
+    submit(1, 6, 100);
+    submit(2, n_long, 100);
+    pass(0);
+    finish_step(1, 50);
+    side_up(2, 200, 24, 8);
+    leave(1);
+}
+
+/* One step of each side, the new one's first; which sequences it closes. */
+static bool closes_in_step(uint64_t seq, int64_t now_ns)
+{
+    pass(now_ns);
+    const struct wire_step_seq *q = in_step(2, seq);
+    bool closes = q && q->sample;
+    if (steps[2].step != 0)
+        finish_step(2, 60);
+    if (steps[1].step != 0)
+        finish_step(1, 60);
+    return closes;
+}
+
+TEST(sched_heirs_wait_for_others_that_have_far_to_go)
+{
+    begin_leaving_two(60);
+    /* 7 and 17 of 61 rows, then 44 and one or two for the first, which could go with each of them. */
+    for (int i = 0; i < 3; i++) {
+        CHECK(!closes_in_step(1, 1 + i));
+        CHECK_INT(sched_side_seqs(&sched, 1), 2);
+    }
+    /* Together, in a step of a few rows. */
+    CHECK(closes_in_step(1, 4));
+    CHECK_INT(sched_side_seqs(&sched, 1), 0);
+    CHECK(steps[2].n_tokens < 8);
+    finish();
+}
+
+TEST(sched_heirs_do_not_wait_for_ever)
+{
+    begin_leaving_two(500);
+    int n = 0;
+    while (!closes_in_step(1, 1 + n))
+        CHECK(++n < 12);
+    CHECK(n > 4); /* about 21 would be needed for the other one */
+    CHECK_INT(sched_side_seqs(&sched, 1), 1);
+    finish();
+}
+
 TEST(sched_heir_goes_on_from_where_it_is_when_the_old_side_dies)
 {
     begin_leaving(40);
