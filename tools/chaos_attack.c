@@ -61,7 +61,7 @@ static void encode_some(struct attack *a, struct buf *message, const char **meth
 {
     uint64_t id = rng_next(&a->rng);
     uint32_t node = (uint32_t)below(a, 8);
-    struct wire_join join = {.role = (enum node_role)below(a, 2),
+    struct wire_join join = {.role = (enum node_role)below(a, 3),
                              .name = "expert-0",
                              .endpoint = "tcp://127.0.0.1:9",
                              .host = "elsewhere",

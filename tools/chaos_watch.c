@@ -38,6 +38,8 @@ static void count_node(const json_t *node, const struct chaos_crew *crew, struct
         return;
     c->n_ready++;
     c->n_crew += is_of(crew, number(node, "pid"));
+    if (strcmp(role, "context") == 0)
+        return; /* it has no table */
     if (strcmp(role, "expert") != 0) {
         c->n_behind += number(node, "epoch") < c->epoch;
         return;

@@ -24,6 +24,23 @@ static void usage(FILE *out)
           out);
 }
 
+/* What a node hands over before it goes, and under which key /cluster has how many. */
+struct thing {
+    const char *role, *name, *key;
+};
+
+static const struct thing *held_by(const json_t *node)
+{
+    static const struct thing things[] = {{"expert", "experts", "experts_wanted"},
+                                          {"context", "lent KV pages", "kv_pages_lent"},
+                                          {"attention", "sequences", "sequences"}};
+    const char *role = cluster_view_text(node, "role");
+    const struct thing *t = things;
+    while (strcmp(t->role, role) != 0 && strcmp(t->role, "attention") != 0)
+        t++;
+    return t;
+}
+
 /* Until the node is gone; says how far it is. */
 static int wait_until_gone(struct cluster_view *v, const char *name, int64_t deadline_ns,
                            struct err *e)
@@ -36,9 +53,9 @@ static int wait_until_gone(struct cluster_view *v, const char *name, int64_t dea
         const json_t *n = cluster_view_node(v, name);
         if (!n)
             return 0;
-        bool is_expert = strcmp(cluster_view_text(n, "role"), "expert") == 0;
-        const char *what = is_expert ? "experts" : "sequences";
-        long long left = cluster_view_number(n, is_expert ? "experts_wanted" : "sequences");
+        const struct thing *t = held_by(n);
+        const char *what = t->name;
+        long long left = cluster_view_number(n, t->key);
         if (left != said)
             printf("%s: %lld %s are still there\n", name, left, what);
         fflush(stdout);

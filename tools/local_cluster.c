@@ -84,7 +84,7 @@ static char *cluster_endpoint(const struct local_cluster *r)
 /* The standby is the last process, on the last host but the clients'. */
 static int standby_host(const struct local_cluster *r)
 {
-    return 1 + r->n_experts + r->n_attention;
+    return 1 + r->n_experts + r->n_attention + r->n_contexts;
 }
 
 static char *standby_endpoint(const struct local_cluster *r)
@@ -128,6 +128,8 @@ static struct local_process *add_node(struct local_cluster *r, const char *progr
 static void place_side(struct local_cluster *r, struct local_process *p, const char *prefix)
 {
     setting(p, mem_format("%s.threads=%d", prefix, r->plan.side_threads));
+    if (r->n_contexts > 0)
+        setting(p, mem_string("attention.borrows=true"));
     if (r->plan.is_crowded)
         setting(p, mem_string("attention.spin_us=0"));
 }
@@ -137,6 +139,18 @@ static void place_expert(struct local_cluster *r, struct local_process *p)
     setting(p, mem_format("compute.threads=%d", r->plan.expert_threads));
     if (r->plan.is_crowded)
         setting(p, mem_string("compute.spin_us=0"));
+}
+
+/* Its rows wait for it, so it has the CPUs of the side that it works for; all together take of the free
+ * memory what one on a machine of its own would. */
+static void place_context(struct local_cluster *r, struct local_process *p)
+{
+    setting(p, mem_string("attention.lends=true"));
+    setting(p, mem_format("compute.threads=%d", r->plan.side_threads));
+    setting(
+        p, mem_format("attention.kv_bytes=%zu", mem_available_bytes() / 4 / (size_t)r->n_contexts));
+    if (r->plan.is_crowded)
+        setting(p, mem_string("attention.spin_us=0"));
 }
 
 static struct local_process *add_coordinator(struct local_cluster *r, const char *name,
@@ -177,6 +191,11 @@ void local_cluster_plan(struct local_cluster *r)
     for (int i = 0; i < r->n_attention; i++) {
         p = add_node(r, "attn_node", "attn", i);
         place_side(r, p, "compute");
+        own_settings(r, p, "attn_node");
+    }
+    for (int i = 0; i < r->n_contexts; i++) {
+        p = add_node(r, "attn_node", "context", i);
+        place_context(r, p);
         own_settings(r, p, "attn_node");
     }
     if (r->standby_port)

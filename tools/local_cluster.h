@@ -19,7 +19,7 @@
 
 enum {
     LOCAL_CLUSTER_MAX_NODES = 64,
-    LOCAL_CLUSTER_MAX_PROCESSES = 2 * LOCAL_CLUSTER_MAX_NODES + 2,
+    LOCAL_CLUSTER_MAX_PROCESSES = 3 * LOCAL_CLUSTER_MAX_NODES + 2,
     LOCAL_CLUSTER_MAX_ARGUMENTS = 96,
     LOCAL_CLUSTER_MAX_SETTINGS = 192
 };
@@ -39,6 +39,7 @@ struct local_cluster {
     const char *settings[LOCAL_CLUSTER_MAX_SETTINGS];
     int n_settings;
     int n_experts, n_attention, port;
+    int n_contexts; /* nodes that lend memory to the attention sides, which borrow if there are any */
     /* A second coordinator, "standby", that waits for the first one's state directory (which a
      * setting names); it serves on this port then.  0: none. */
     int standby_port;
@@ -61,7 +62,7 @@ int local_cluster_free_port(void);
 int local_cluster_open(struct local_cluster *r, const char *dir, struct err *e);
 /* One more "WHO.KEY=VALUE"; false if there are too many. */
 bool local_cluster_set(struct local_cluster *r, const char *setting);
-/* Coordinator, expert nodes, attention nodes, standby with all their options; starts none. */
+/* Coordinator, expert, attention and context nodes, standby with all their options; starts none. */
 void local_cluster_plan(struct local_cluster *r);
 /* NULL if there is none of that name. */
 struct local_process *local_cluster_find(struct local_cluster *r, const char *name);

@@ -26,6 +26,9 @@ static void usage(FILE *out)
         "  --config FILE     a line for each kind of machine: name=big count=4 memory=64GiB\n"
         "                    read_gb_s=80 nodes=2 rack=a wire_gbit=10 round_trip_us=150\n"
         "                    (with neither: this machine alone)\n"
+        "  --kv GIB[+GIB]... memory of a side's KV cache, and of machines that lend it theirs: "
+        "says\n"
+        "                    how long a context may be\n"
         "  --probe           only measure this machine, and print its line for "
         "--config\n" PLAN_USAGE
         "\nExit code: 0, 1 (the model does not fit, or a file is bad), 2 misused.\n",
@@ -166,6 +169,33 @@ static void print_kinds(const struct plan_model *m)
            m->n_sparse_layers, m->index_bytes / 1024);
 }
 
+/* The longest context of a side alone, and with what it borrows. */
+static int64_t longest(const struct plan_options *o, const struct plan_model *m, bool borrows)
+{
+    int64_t bytes[1 + PLAN_MAX_LENDERS] = {o->kv.own_bytes};
+    int n = 1;
+    for (int i = 0; i < o->kv.n_lenders && borrows; i++)
+        bytes[n++] = o->kv.lent_bytes[i];
+    return plan_model_longest(m, bytes, n);
+}
+
+static void print_longest(const struct plan_options *o, const struct plan_model *m)
+{
+    if (o->kv.own_bytes == 0)
+        return;
+    printf("longest context: %lld positions in a side's own %.1f GiB",
+           (long long)longest(o, m, false), (double)o->kv.own_bytes / GIB);
+    if (o->kv.n_lenders > 0) {
+        printf(
+            ", %lld with what %d other%s (attention.lends)\n"
+            "  a token whose context is there, too, costs %.2f MB and %d calls one after the other "
+            "for each of them; not in the prediction below",
+            (long long)longest(o, m, true), o->kv.n_lenders,
+            o->kv.n_lenders == 1 ? " lends" : "s lend", m->far_bytes / 1e6, m->far_calls);
+    }
+    printf("\n");
+}
+
 static void print_model(const struct plan_options *o, const struct plan_scene *s)
 {
     const struct plan_model *m = &s->model;
@@ -180,6 +210,7 @@ static void print_model(const struct plan_options *o, const struct plan_scene *s
            "%.2f GiB for a stream of %lld (%.2f GiB with the weights)\n",
            o->n_sides, weights / GIB, m->position_bytes / 1024, stream / GIB, (long long)o->context,
            (weights + stream) / GIB);
+    print_longest(o, m);
     printf("experts: %.1f GiB once; placed %.2f times, each at least %d and at most %d times "
            "(planned in %.0f ms)\n\n",
            (double)f->placement.n_total * m->expert_bytes / GIB,
@@ -322,6 +353,12 @@ static void print_json(const struct plan_options *o, const struct plan_scene *s,
         m->max_positions, "copies", (json_int_t)f->n_copies, "copies_least", f->n_copies_least,
         "copies_most", f->n_copies_most, "plan_ms", f->plan_ms);
     must(root);
+    if (o->kv.own_bytes > 0)
+        must_zero(json_object_set_new(
+            root, "longest_context",
+            json_pack("{s:I,s:I,s:f,s:i}", "alone", (json_int_t)longest(o, m, false), "with_lent",
+                      (json_int_t)longest(o, m, true), "bytes_per_token_and_lender", m->far_bytes,
+                      "calls_per_token_and_lender", m->far_calls)));
     must_zero(json_object_set_new(root, "machines", hosts_json(s)));
     must_zero(json_object_set_new(root, "failures", losses_json(r)));
     must_zero(json_object_set_new(root, "predicted", steps_json(r)));
@@ -348,6 +385,7 @@ static int probe(const struct plan_options *o, struct err *e)
 int plan_main(int argc, char **argv)
 {
     static const struct option options[] = {PLAN_LONG_OPTIONS,
+                                            {"kv", required_argument, NULL, PLAN_KV},
                                             {"probe", no_argument, NULL, 'p'},
                                             {"help", no_argument, NULL, 'h'},
                                             {0}};

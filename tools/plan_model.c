@@ -98,6 +98,17 @@ static int set_cache(struct plan_model *m, const struct model_config *c, enum kv
     return 0;
 }
 
+/* In every layer q there, what is known of it there and back; where blocks are chosen, another call. */
+static void set_far(struct plan_model *m, const struct model_config *c)
+{
+    double q = 4.0 * c->n_heads * c->head_dim, states = q + 8.0 * c->n_heads;
+    double choice = 4.0 * c->sparse.n_heads * c->sparse.head_dim +
+                    8.0 * c->sparse.n_heads * (c->sparse.top_k - 1) +
+                    4.0 * c->n_kv_heads * c->sparse.top_k;
+    m->far_bytes = c->n_layers * (q + 2 * states) + m->n_sparse_layers * choice;
+    m->far_calls = c->n_layers + m->n_sparse_layers;
+}
+
 static int from_config(const struct model_config *c, const struct format_set *f, bool is_quantised,
                        struct plan_model *m, struct err *e)
 {
@@ -110,6 +121,7 @@ static int from_config(const struct model_config *c, const struct format_set *f,
     m->top_k = c->top_k;
     m->hidden = c->hidden_size;
     set_weights(m, c, f, is_quantised);
+    set_far(m, c);
     return set_cache(m, c, f->kv, e);
 }
 
@@ -149,6 +161,17 @@ int plan_model_check_context(const struct plan_model *m, int64_t context, struct
 double plan_model_stream_bytes(const struct plan_model *m, int64_t context)
 {
     return m->page_bytes * (double)((context + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS);
+}
+
+int64_t plan_model_longest(const struct plan_model *m, const int64_t *bytes, int n)
+{
+    int64_t n_pages = 0;
+    for (int i = 0; i < n; i++) {
+        int64_t pages = (int64_t)((double)bytes[i] / m->page_bytes);
+        n_pages += n == 1 ? pages : pages / KV_SPAN_PAGES * KV_SPAN_PAGES;
+    }
+    int64_t longest = n_pages * KV_PAGE_TOKENS;
+    return longest < m->max_positions ? longest : m->max_positions;
 }
 
 double plan_model_attention_bytes(const struct plan_model *m, double n_tokens, double context)

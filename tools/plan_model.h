@@ -25,7 +25,11 @@ struct plan_model {
     double read_fixed_bytes;    /* of the cache, read for a token at most ... */
     double read_position_bytes; /* ... beside so much for every position */
     bool reads_all;             /* dense attention: position_bytes for every position */
-    int group;                  /* of a row on the wire, 0: floats */
+    /* What a token costs at each machine that lends memory and has a part of its context
+     * (proto/context.proto): bytes both ways, calls one after the other. */
+    double far_bytes;
+    int far_calls;
+    int group; /* of a row on the wire, 0: floats */
 };
 
 /* `preset`: m2, m3, or one of `polymath synth`; or `dir`, which holds a config.json.  `format` as
@@ -37,6 +41,9 @@ int plan_model_open(const char *preset, const char *dir, const char *format, str
 int plan_model_check_context(const struct plan_model *m, int64_t context, struct err *e);
 /* Bytes of cache for one stream: whole pages. */
 double plan_model_stream_bytes(const struct plan_model *m, int64_t context);
+/* The longest context that these amounts of memory hold: one alone whole pages, several whole spans each
+ * (engine/kv.h), and never more than the model has. */
+int64_t plan_model_longest(const struct plan_model *m, const int64_t *bytes, int n);
 /* Bytes of weights that one step of n tokens reads on the attention side, and of cache at `context`
  * positions each. */
 double plan_model_attention_bytes(const struct plan_model *m, double n_tokens, double context);

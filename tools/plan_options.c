@@ -37,6 +37,27 @@ static bool read_whole(const char *text, double least, double most, int64_t *out
     return is_good;
 }
 
+/* "32" or "32+64+64", in GiB: a side's, and what others lend it. */
+static bool read_kv(const char *text, struct plan_kv *out)
+{
+    const double gib = 1024.0 * 1024 * 1024;
+    *out = (struct plan_kv){0};
+    for (int i = 0; i <= PLAN_MAX_LENDERS; i++) {
+        char *end;
+        double amount = strtod(text, &end);
+        if (end == text || !(amount > 0) || amount > 1e6 || (*end && *end != '+'))
+            return false;
+        if (i == 0)
+            out->own_bytes = (int64_t)(amount * gib);
+        else
+            out->lent_bytes[out->n_lenders++] = (int64_t)(amount * gib);
+        if (*end == 0)
+            return true;
+        text = end + 1;
+    }
+    return false;
+}
+
 static bool take_number(struct plan_options *o, int letter, const char *value)
 {
     int64_t n = 0;
@@ -55,6 +76,9 @@ static bool take_number(struct plan_options *o, int letter, const char *value)
     case PLAN_SIDES:
         is_good = read_whole(value, 1, 1024, &n);
         o->n_sides = (int)n;
+        break;
+    case PLAN_KV:
+        is_good = read_kv(value, &o->kv);
         break;
     case PLAN_LANES:
         is_good = strcmp(value, "auto") == 0 || read_whole(value, 1, 2, &n);

@@ -7,6 +7,8 @@
 
 #include "tools/forecast.h"
 
+enum { PLAN_MAX_LENDERS = 15 };
+
 struct plan_options {
     const char *preset, *dir, *format, *hosts, *config, *trace;
     double efficiency, attention_gb_s, skew;
@@ -14,6 +16,11 @@ struct plan_options {
     int replicas, n_sides, lanes; /* lanes 0: auto */
     int64_t context;
     uint64_t seed;
+    /* Memory for the KV cache: of an attention side (0: not told), and of machines that lend it. */
+    struct plan_kv {
+        int64_t own_bytes, lent_bytes[PLAN_MAX_LENDERS];
+        int n_lenders;
+    } kv;
     bool as_json;
 };
 void plan_options_defaults(struct plan_options *o);
@@ -28,6 +35,7 @@ enum plan_letter {
     PLAN_CONTEXT,
     PLAN_ATTENTION,
     PLAN_SIDES,
+    PLAN_KV, /* of polymath plan alone */
     PLAN_EFFICIENCY,
     PLAN_ROUND_TRIP,
     PLAN_WIRE,

@@ -30,7 +30,7 @@ static void usage(FILE *out)
           "live again comes the next.  An attention node's streams are taken over by others, so a\n"
           "single one is left alone.  `polymath up` and systemd units with Restart=always start\n"
           "a node again by themselves.\n\n"
-          "  NAME         only these nodes (default: every expert and attention node)\n"
+          "  NAME         only these nodes (default: every node)\n"
           "  --url URL    the coordinator (default http://127.0.0.1:8080)\n"
           "  --key FILE   holds an admin's API key, mode 0600\n"
           "  --hook CMD   run by the shell when a node has left, its name as $1, to start it\n"
@@ -69,9 +69,9 @@ static bool has_left(struct roll *r, const char *name, long long incarnation)
     return !n || cluster_view_number(n, "incarnation") != incarnation;
 }
 
-static bool is_expert(const json_t *node)
+static bool is_side(const json_t *node)
 {
-    return strcmp(cluster_view_text(node, "role"), "expert") == 0;
+    return strcmp(cluster_view_text(node, "role"), "attention") == 0;
 }
 
 static bool is_back(struct roll *r, const char *name, long long incarnation)
@@ -79,7 +79,7 @@ static bool is_back(struct roll *r, const char *name, long long incarnation)
     const json_t *n = cluster_view_node(&r->view, name);
     return n && cluster_view_number(n, "incarnation") != incarnation &&
            strcmp(cluster_view_text(n, "state"), "ready") == 0 &&
-           (is_expert(n) || json_is_true(json_object_get(n, "up"))) &&
+           (!is_side(n) || json_is_true(json_object_get(n, "up"))) &&
            cluster_view_is_settled(&r->view);
 }
 
@@ -142,12 +142,12 @@ static int count_sides(const json_t *nodes)
     int n = 0;
     for (size_t i = 0; i < json_array_size(nodes); i++) {
         const json_t *o = json_array_get(nodes, i);
-        n += !is_expert(o) && !is_gone(o);
+        n += is_side(o) && !is_gone(o);
     }
     return n;
 }
 
-/* All nodes of the moment that can be restarted, expert nodes first; names are copied. */
+/* All nodes of the moment that can be restarted, attention sides last; names are copied. */
 static int list_all(struct roll *r, char **names, int most, struct err *e)
 {
     int rc = cluster_view_read(&r->view, e), n = 0;
@@ -155,13 +155,13 @@ static int list_all(struct roll *r, char **names, int most, struct err *e)
         return rc;
     const json_t *nodes = json_object_get(r->view.root, "nodes");
     bool has_spare_side = count_sides(nodes) > 1;
-    for (int experts = 1; experts >= 0; experts--)
+    for (int sides = 0; sides <= 1; sides++)
         for (size_t i = 0; i < json_array_size(nodes) && n < most; i++) {
             const json_t *o = json_array_get(nodes, i);
             bool is_embedded = strncmp(cluster_view_text(o, "endpoint"), "inproc:", 7) == 0;
-            if (is_expert(o) != (experts == 1) || is_gone(o) || is_embedded)
+            if (is_side(o) != (sides == 1) || is_gone(o) || is_embedded)
                 continue;
-            if (is_expert(o) || has_spare_side)
+            if (!is_side(o) || has_spare_side)
                 names[n++] = mem_string(cluster_view_text(o, "name"));
             else
                 printf("%-22s is left alone: there is no other attention side\n",

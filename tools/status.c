@@ -5,11 +5,11 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/clock.h"
 #include "tools/cluster_view.h"
 #include "tools/status_forecast.h"
+#include "tools/status_text.h"
 
 /* --model: over which steps are seen. */
 #define INTERVAL_NS (2 * CLOCK_S)
@@ -18,7 +18,9 @@ static void usage(FILE *out)
 {
     fputs(
         "usage: polymath status [--url URL] [--key FILE] [--json | --model DIR]\n\n"
-        "Shows a running cluster: nodes and their states, placement, requests.\n\n"
+        "Shows a running cluster: nodes with their states, hosts and racks, placement, requests,\n"
+        "how far the token log is on disk and at standbys, and who runs which build where they\n"
+        "differ (a rolling upgrade).  Endpoints, processes and the rest: --json.\n\n"
         "  --url URL         the coordinator (default http://127.0.0.1:8080)\n"
         "  --key FILE        holds an admin's API key, mode 0600\n"
         "  --json            the coordinator's answer as it is\n"
@@ -30,79 +32,12 @@ static void usage(FILE *out)
         out);
 }
 
-static void print_node(const json_t *node)
-{
-    char held[48] = "-", reads[24] = "-";
-    if (cluster_view_number(node, "read_bytes_s") > 0)
-        snprintf(reads, sizeof reads, "%.1f",
-                 (double)cluster_view_number(node, "read_bytes_s") / 1e9);
-    if (strcmp(cluster_view_text(node, "role"), "expert") == 0)
-        snprintf(held, sizeof held, "%lld/%lld", cluster_view_number(node, "experts_held"),
-                 cluster_view_number(node, "experts_wanted"));
-    else
-        snprintf(held, sizeof held, "%lld KV pages", cluster_view_number(node, "kv_pages_free"));
-    printf("  %-22s %-10s %-11s %7lld  %-15s %9.1f  %7s  %8lld  %s\n",
-           cluster_view_text(node, "name"), cluster_view_text(node, "role"),
-           cluster_view_text(node, "state"), cluster_view_number(node, "pid"), held,
-           (double)cluster_view_number(node, "held_bytes") / (1 << 20), reads,
-           cluster_view_number(node, "heartbeat_age_ms"), cluster_view_text(node, "endpoint"));
-}
-
-/* Copies, and what is under way. */
-static void print_placement(const json_t *p)
-{
-    const json_t *replicas = json_object_get(p, "replicas");
-    char wish[24] = "auto";
-    if (json_is_integer(replicas))
-        snprintf(wish, sizeof wish, "%lld", (long long)json_integer_value(replicas));
-    printf("  copies: %lld live, at least %lld of each (wish %s, memory gives %lld); %s",
-           cluster_view_number(p, "copies"), cluster_view_number(p, "lowest"), wish,
-           cluster_view_number(p, "wanted_lowest"),
-           json_is_true(json_object_get(p, "settled")) ? "nothing moves\n" : "");
-    if (!json_is_true(json_object_get(p, "settled")))
-        printf("%lld to load (%.1f MiB), %lld to give up\n", cluster_view_number(p, "to_load"),
-               (double)cluster_view_number(p, "to_load_bytes") / (1 << 20),
-               cluster_view_number(p, "retiring"));
-}
-
-/* Only where there are several coordinators. */
-static void print_leadership(const json_t *o)
-{
-    if (!json_object_get(o, "etcd"))
-        return;
-    printf("  this coordinator: %s; leader: %s %s; etcd: %s\n", cluster_view_text(o, "role"),
-           cluster_view_text(o, "leader"), cluster_view_text(o, "leader_url"),
-           cluster_view_text(o, "etcd"));
-    size_t i;
-    const json_t *standby;
-    json_array_foreach(json_object_get(o, "standbys"), i, standby) printf(
-        "  standby %s: %s, lacks %lld bytes of the token log\n", cluster_view_text(standby, "name"),
-        json_is_true(json_object_get(standby, "in_step")) ? "in step" : "catching up",
-        cluster_view_number(standby, "lag_bytes"));
-}
-
 static void print_cluster(const json_t *root)
 {
-    const json_t *model = json_object_get(root, "model");
-    const json_t *coverage = json_object_get(root, "coverage");
-    const json_t *requests = json_object_get(root, "requests");
-    const json_t *nodes = json_object_get(root, "nodes");
-    bool ready = json_is_true(json_object_get(root, "ready"));
-
-    printf("%s: %s%s\n", cluster_view_text(model, "name"),
-           ready ? "ready" : "not ready: ", ready ? "" : cluster_view_text(root, "reason"));
-    printf("  epoch %lld, experts %lld of %lld placed, weights %s, combine %s, fingerprint %s\n",
-           cluster_view_number(root, "epoch"), cluster_view_number(coverage, "live"),
-           cluster_view_number(coverage, "experts"), cluster_view_text(model, "format"),
-           cluster_view_text(model, "combine"), cluster_view_text(model, "fingerprint"));
-    print_leadership(json_object_get(root, "leadership"));
-    print_placement(json_object_get(root, "placement"));
-    printf("  requests: %lld running, %lld queued\n\n", cluster_view_number(requests, "running"),
-           cluster_view_number(requests, "queued"));
-    printf("  %-22s %-10s %-11s %7s  %-15s %9s  %7s  %8s  %s\n", "node", "role", "state", "pid",
-           "experts/free KV", "MiB", "GB/s", "seen ms", "endpoint");
-    for (size_t i = 0; i < json_array_size(nodes); i++)
-        print_node(json_array_get(nodes, i));
+    struct buf text = {0};
+    status_text(root, &text);
+    fwrite(text.data, 1, text.len, stdout);
+    buf_fini(&text);
 }
 
 static int print_forecast(struct cluster_view *v, const char *model_dir, double round_trip_us,

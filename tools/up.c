@@ -53,6 +53,8 @@ static void usage(FILE *out)
           "  --experts N      expert nodes (default 4)\n"
           "  --attn N         attention nodes beside the coordinator's own; with N > 0 the\n"
           "                   coordinator runs none itself (default 0)\n"
+          "  --contexts N     nodes that lend memory for contexts that are too long for one\n"
+          "                   attention side; the sides borrow it (default 0)\n"
           "  --port P         HTTP port (default 8080; 0: any free one)\n"
           "  --host ADDRESS   HTTP address (default 127.0.0.1)\n"
           "  --format F       how weights and the KV cache are held (default native,kv=bf16):\n"
@@ -82,13 +84,14 @@ static bool process_ended(struct up *u, struct local_process *p, int wait_status
         snprintf(how, sizeof how, "was killed by signal %d", WTERMSIG(wait_status));
     else
         snprintf(how, sizeof how, "ended with exit code %d", WEXITSTATUS(wait_status));
-    bool is_expert = strncmp(p->name, "expert-", 7) == 0, is_exit = WIFEXITED(wait_status);
-    if (is_expert && is_exit && WEXITSTATUS(wait_status) == 0) {
+    bool is_drained = strncmp(p->name, "expert-", 7) == 0 || strncmp(p->name, "context-", 8) == 0;
+    bool is_exit = WIFEXITED(wait_status);
+    if (is_drained && is_exit && WEXITSTATUS(wait_status) == 0) {
         fprintf(stderr, "%s was drained and stays away\n", p->name);
         f->restart_ns = CLOCK_NEVER;
         return true;
     }
-    if (is_expert && is_exit && WEXITSTATUS(wait_status) == EXIT_RESTART) {
+    if (is_drained && is_exit && WEXITSTATUS(wait_status) == EXIT_RESTART) {
         fprintf(stderr, "%s was drained to be started again\n", p->name);
         f->restart_ns = now;
         return true;
@@ -198,6 +201,8 @@ static void announce(struct up *u)
     printf("ready: %s  (%d expert node%s", r->url, r->n_experts, r->n_experts == 1 ? "" : "s");
     if (r->n_attention)
         printf(", %d attention node%s", r->n_attention, r->n_attention == 1 ? "" : "s");
+    if (r->n_contexts)
+        printf(", %d that lend%s memory", r->n_contexts, r->n_contexts == 1 ? "s" : "");
     printf(")\n");
     printf("  %d CPUs, which attention and experts take turns on: %d thread%s for each attention "
            "side, "
@@ -253,19 +258,14 @@ static bool parse_count(const char *text, int least, int most, int *out)
 /* -1: go on; else the exit code. */
 static int parse_options(struct up *u, int argc, char **argv, const char **dir)
 {
-    static const struct option options[] = {{"model", required_argument, NULL, 'm'},
-                                            {"experts", required_argument, NULL, 'e'},
-                                            {"attn", required_argument, NULL, 'a'},
-                                            {"port", required_argument, NULL, 'p'},
-                                            {"host", required_argument, NULL, 'H'},
-                                            {"threads", required_argument, NULL, 't'},
-                                            {"format", required_argument, NULL, 'f'},
-                                            {"set", required_argument, NULL, 's'},
-                                            {"dir", required_argument, NULL, 'd'},
-                                            {"replicas", required_argument, NULL, 'r'},
-                                            {"ask", required_argument, NULL, 'q'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            {0}};
+    static const struct option options[] = {
+        {"model", required_argument, NULL, 'm'},    {"experts", required_argument, NULL, 'e'},
+        {"attn", required_argument, NULL, 'a'},     {"contexts", required_argument, NULL, 'c'},
+        {"port", required_argument, NULL, 'p'},     {"host", required_argument, NULL, 'H'},
+        {"threads", required_argument, NULL, 't'},  {"format", required_argument, NULL, 'f'},
+        {"set", required_argument, NULL, 's'},      {"dir", required_argument, NULL, 'd'},
+        {"replicas", required_argument, NULL, 'r'}, {"ask", required_argument, NULL, 'q'},
+        {"help", no_argument, NULL, 'h'},           {0}};
     int replicas;
     optind = 1;
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
@@ -279,6 +279,9 @@ static int parse_options(struct up *u, int argc, char **argv, const char **dir)
             break;
         case 'a':
             fine = parse_count(optarg, 0, LOCAL_CLUSTER_MAX_NODES, &u->cluster.n_attention);
+            break;
+        case 'c':
+            fine = parse_count(optarg, 0, LOCAL_CLUSTER_MAX_NODES, &u->cluster.n_contexts);
             break;
         case 'p':
             fine = parse_count(optarg, 0, 65535, &u->cluster.port);

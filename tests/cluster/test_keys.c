@@ -52,16 +52,17 @@ static void check_same(struct cluster *c, const struct buf *want)
     buf_fini(&got);
 }
 
-/* Starts a node with these settings beside the usual ones. */
-static void start_node(struct cluster *c, const char *program, const char *name, const char *key,
-                       const char *server_key)
+/* Starts a node with these settings beside the usual ones; `more` may be NULL. */
+static void start_node_with(struct cluster *c, const char *program, const char *name,
+                            const char *key, const char *server_key, const char *more)
 {
     char endpoint[256];
     cluster_endpoint("coordinator", "ev=cluster.listening", endpoint, sizeof endpoint);
     char *coordinator = mem_format("coordinator.endpoint=%s", endpoint);
     char *key_file = mem_format("security.key_file=%s", key);
     char *server = mem_format("security.server_key=%s", server_key);
-    const char *settings[] = {"node.listen=tcp://127.0.0.1:0", coordinator, key_file, server, NULL};
+    const char *settings[] = {
+        "node.listen=tcp://127.0.0.1:0", coordinator, key_file, server, more, NULL};
     if (!key[0])
         settings[2] = NULL;
     cluster_node_settings(settings);
@@ -70,6 +71,12 @@ static void start_node(struct cluster *c, const char *program, const char *name,
     mem_free(coordinator);
     mem_free(key_file);
     mem_free(server);
+}
+
+static void start_node(struct cluster *c, const char *program, const char *name, const char *key,
+                       const char *server_key)
+{
+    start_node_with(c, program, name, key, server_key, NULL);
 }
 
 static const char *const with_keys[] = {"cluster.listen=tcp://127.0.0.1:0",
@@ -137,6 +144,30 @@ TEST_WITHIN(an_attention_node_is_let_in_by_expert_nodes, 120)
     buf_fini(&log);
     cluster_stop(&c);
     buf_fini(&want);
+}
+
+/* Likewise a node that lends, and the side that borrows. */
+TEST_WITHIN(an_attention_node_is_let_in_by_nodes_that_lend, 120)
+{
+    struct cluster c;
+    make_keys();
+    const char *settings[8] = {"attention.embedded=false"};
+    for (int i = 0; with_keys[i]; i++)
+        settings[1 + i] = with_keys[i];
+    cluster_launch(&c, 0, 0, settings);
+    start_node(&c, "expert_node", "expert-0", "expert-0.key", "coordinator.pub");
+    start_node_with(&c, "attn_node", "attn-0", "attn-0.key", "coordinator.pub",
+                    "attention.borrows=true");
+    cluster_wait_ready(&c, 40);
+    start_node_with(&c, "attn_node", "lender", "expert-1.key", "coordinator.pub",
+                    "attention.lends=true");
+    cluster_wait_log("attn-0", "ev=context.opened name=lender");
+    struct buf log = cluster_log("lender"), got = {0};
+    CHECK_HAS(log.data, "ev=auth.callers keys=1");
+    buf_fini(&log);
+    ask(&c, &got);
+    buf_fini(&got);
+    cluster_stop(&c);
 }
 
 TEST_WITHIN(strangers_are_refused_counted_and_named_while_others_go_on, 120)

@@ -63,11 +63,12 @@ static pid_t process_of(const struct buf *log, const char *name)
 
 TEST_WITHIN(up_serves_restarts_what_dies_and_ends_orderly, 120)
 {
-    static const char *const more[] = {"--experts", "2", "--ask", "Hello", NULL};
+    static const char *const more[] = {"--experts", "2", "--contexts", "1", "--ask", "Hello", NULL};
     pid_t up = start_up(cluster_model(), more);
     struct buf log = wait_for_text(up, "ready: http://");
     char url[64];
     CHECK(sscanf(strstr(log.data, "ready: ") + 7, "%63[^ ]", url) == 1);
+    CHECK_HAS(log.data, "2 expert nodes, 1 that lends memory");
     pid_t victim = process_of(&log, "expert-1");
     buf_fini(&log);
 
@@ -78,6 +79,8 @@ TEST_WITHIN(up_serves_restarts_what_dies_and_ends_orderly, 120)
     buf_reset(&output);
     CHECK_INT(cluster_run("polymath", status, &output), 0);
     CHECK_HAS(output.data, "expert-1");
+    CHECK_HAS(output.data, "context-0");
+    CHECK_HAS(output.data, " lent ");
     CHECK_HAS(output.data, "ready");
 
     CHECK(kill(victim, SIGKILL) == 0);

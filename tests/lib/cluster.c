@@ -145,7 +145,8 @@ static void spawn(struct cluster *c, const char *program, const char *name,
     mem_free(log);
 }
 
-void cluster_start_node(struct cluster *c, const char *program, const char *name)
+static void start_node(struct cluster *c, const char *program, const char *name,
+                       const char *kv_bytes)
 {
     char *model = mem_format("model.path=%s", c->model);
     char *node = mem_format("node.name=%s", name);
@@ -157,12 +158,27 @@ void cluster_start_node(struct cluster *c, const char *program, const char *name
                                     listen,
                                     "coordinator.endpoint=ipc://cluster.sock",
                                     "compute.threads=1",
-                                    is_expert ? "memory.read_bytes_s=10GiB" : NULL,
+                                    is_expert  ? "memory.read_bytes_s=10GiB"
+                                    : kv_bytes ? "attention.lends=true"
+                                               : NULL,
+                                    kv_bytes,
                                     NULL};
     spawn(c, program, name, settings);
     mem_free(model);
     mem_free(node);
     mem_free(listen);
+}
+
+void cluster_start_node(struct cluster *c, const char *program, const char *name)
+{
+    start_node(c, program, name, NULL);
+}
+
+void cluster_start_lender(struct cluster *c, const char *name, const char *kv_bytes)
+{
+    char *setting = mem_format("attention.kv_bytes=%s", kv_bytes);
+    start_node(c, "attn_node", name, setting);
+    mem_free(setting);
 }
 
 struct buf cluster_log(const char *name)

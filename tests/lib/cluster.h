@@ -51,6 +51,8 @@ void cluster_start(struct cluster *c, int n_experts, int n_attention, const char
 void cluster_launch(struct cluster *c, int n_experts, int n_attention, const char *const *settings);
 /* Starts one more node, or the one of that name again after its death. */
 void cluster_start_node(struct cluster *c, const char *program, const char *name);
+/* Likewise an attn_node that lends; `kv_bytes` as "2MiB". */
+void cluster_start_lender(struct cluster *c, const char *name, const char *kv_bytes);
 void cluster_kill(struct cluster *c, const char *name, int signal_number);
 /* One that waits for the death of the first, with the same state directory; nodes must have been
  * told of both (cluster_node_settings()). */

@@ -87,6 +87,24 @@ TEST(plan_knows_what_a_million_positions_take)
 }
 
 /* A directory is planned as the cache and the weights of the engine that opens it are. */
+/* One host alone has whole pages of 64, several have spans of 8 pages each; a model has an end. */
+TEST(plan_knows_how_long_a_context_may_be)
+{
+    struct plan_model m;
+    struct err e = {0};
+    CHECK_INT(plan_model_open("m3", NULL, "q8", &m, &e), 0);
+    int64_t page = (int64_t)m.page_bytes;
+    CHECK_INT(plan_model_longest(&m, (int64_t[]){15 * page}, 1), 15 * 64);
+    CHECK_INT(plan_model_longest(&m, (int64_t[]){15 * page, 23 * page, 7 * page}, 3), 24 * 64);
+    CHECK_INT(plan_model_longest(&m, (int64_t[]){page * 1000000}, 1), 1 << 20);
+    /* 64 heads of 128: q, and twice o with its maximum and sum; 57 layers choose 15 of each of 4 heads'
+     * blocks by queries of 128. */
+    double layer = 3 * 4 * 64 * 128 + 2 * 8 * 64;
+    double choice = 4 * 4 * 128 + 8 * 4 * 15 + 4 * 4 * 16;
+    CHECK(m.far_bytes == 60 * layer + 57 * choice);
+    CHECK_INT(m.far_calls, 60 + 57);
+}
+
 TEST(plan_of_a_folder_is_what_the_engine_takes)
 {
     static const char *const formats[] = {"f32", "bf16,kv=bf16", "fp8,kv=int8", "bf16,kv=f32"};
