@@ -4,17 +4,22 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/must.h"
 
 enum { BUCKETS = 512 };
 
 struct peers {
     struct peer *buckets[BUCKETS];
-    int n;
+    struct peer *records, *unused; /* [capacity]; chained by `next` */
+    int capacity, n_touched, n;
 };
 
-struct peers *peers_new(void)
+struct peers *peers_new(int max_open)
 {
-    return mem_alloc(sizeof(struct peers));
+    struct peers *p = mem_alloc(sizeof(*p));
+    p->capacity = PEERS_MAX_IDLE + max_open;
+    p->records = mem_array((size_t)p->capacity, sizeof(*p->records));
+    return p;
 }
 
 void peers_free(struct peers **peers)
@@ -23,11 +28,7 @@ void peers_free(struct peers **peers)
     if (!p)
         return;
     *peers = NULL;
-    for (int i = 0; i < BUCKETS; i++)
-        for (struct peer *at = p->buckets[i], *next; at; at = next) {
-            next = at->next;
-            mem_free(at);
-        }
+    mem_free(p->records);
     mem_free(p);
 }
 
@@ -50,9 +51,26 @@ static void forget_idle(struct peers *p)
                 continue;
             }
             *at = peer->next;
-            mem_free(peer);
+            peer->next = p->unused;
+            p->unused = peer;
             p->n--;
         }
+}
+
+/* A record that nobody has; there is one, because those with open calls do not take all. */
+static struct peer *take(struct peers *p)
+{
+    if (p->n == p->capacity)
+        forget_idle(p);
+    struct peer *peer = p->unused;
+    if (peer)
+        p->unused = peer->next;
+    else
+        peer = &p->records[p->n_touched++];
+    must(p->n < p->capacity && p->n_touched <= p->capacity);
+    p->n++;
+    *peer = (struct peer){0};
+    return peer;
 }
 
 struct peer *peers_of(struct peers *p, const struct message *m)
@@ -61,9 +79,7 @@ struct peer *peers_of(struct peers *p, const struct message *m)
     for (struct peer *at = p->buckets[bucket]; at; at = at->next)
         if (at->id_bytes == m->peer_bytes && memcmp(at->id, m->peer, m->peer_bytes) == 0)
             return at;
-    if (p->n >= PEERS_MAX_IDLE)
-        forget_idle(p);
-    struct peer *peer = mem_alloc(sizeof(*peer));
+    struct peer *peer = take(p);
     memcpy(peer->id, m->peer, m->peer_bytes);
     peer->id_bytes = m->peer_bytes;
     const char *key = message_key(m);
@@ -71,7 +87,6 @@ struct peer *peers_of(struct peers *p, const struct message *m)
         memcpy(peer->key, key, KEY_TEXT_BYTES);
     peer->next = p->buckets[bucket];
     p->buckets[bucket] = peer;
-    p->n++;
     return peer;
 }
 

@@ -2,7 +2,9 @@
  * open.
  *
  * A ROUTER never says that a peer has gone, so idle records are forgotten when there are many:
- * a peer that comes back gets a new one.  Owner: the server's thread. */
+ * a peer that comes back gets a new one.  The records are one block of memory: single ones that
+ * stay, among the frames that come and go, would keep the heap from ever shrinking.
+ * Owner: the server's thread. */
 #pragma once
 
 #include <stdbool.h>
@@ -23,7 +25,8 @@ struct peer {
 };
 
 struct peers;
-struct peers *peers_new(void);
+/* `max_open`: calls, of all peers together. */
+struct peers *peers_new(int max_open);
 void peers_free(struct peers **p);
 /* The sender of a message; makes a record of a new one.  Valid while its n_open is not 0, or
  * until the next call here. */

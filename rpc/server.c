@@ -106,9 +106,9 @@ int server_open(const struct server_options *o, struct server **out, struct err 
     owner_take(&s->owner);
     s->link = link;
     s->auth = o->auth;
-    s->peers = peers_new();
     s->name = mem_string(o->name ? o->name : "server");
     s->max_calls = s->n_free = o->max_calls > 0 ? o->max_calls : SERVER_DEFAULT_CALLS;
+    s->peers = peers_new(s->max_calls);
     s->max_peer_calls = o->max_peer_calls > 0 ? o->max_peer_calls : (s->max_calls + 1) / 2;
     s->calls = mem_array((size_t)s->max_calls, sizeof(*s->calls));
     s->free_calls = mem_array((size_t)s->max_calls, sizeof(*s->free_calls));
