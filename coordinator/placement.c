@@ -219,6 +219,31 @@ static bool is_served(const struct placement *p, struct placement_expert *x)
     return x->want[0] != NOBODY;
 }
 
+/* A wanted copy has no place to come to, because others have all: after several drains at once
+ * there may be more of those than there are places to spare. */
+static bool lacks_place(struct placement_expert *x)
+{
+    if (count_state(x, PLACE_NONE) + count_state(x, PLACE_RETIRING) > 0)
+        return false;
+    for (int k = 0; k < WIRE_MAX_REPLICAS && x->want[k] != NOBODY; k++)
+        if (!place_at(x, x->want[k]))
+            return true;
+    return false;
+}
+
+/* One that is not wanted goes before its successor is there, if another answers. */
+static void make_place(struct placement *p, struct placement_expert *x)
+{
+    for (int k = 0; k < PLACEMENT_PLACES; k++) {
+        struct placement_place *l = &x->places[k];
+        if (l->state != PLACE_LIVE || is_wanted(x, l->node) ||
+            count_answering(p, x) - answers(p, l) == 0)
+            continue;
+        set_retiring(p, l);
+        return;
+    }
+}
+
 /* What is not wanted goes, as far as nobody depends on it; true if something must stay yet. */
 static bool let_go(struct placement *p, struct placement_expert *x)
 {
@@ -238,6 +263,8 @@ static bool let_go(struct placement *p, struct placement_expert *x)
             is_left = true;
         }
     }
+    if (is_left && lacks_place(x))
+        make_place(p, x);
     return is_left;
 }
 

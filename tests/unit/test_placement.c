@@ -344,6 +344,36 @@ TEST(placement_empties_a_draining_node_without_a_gap)
     }
 }
 
+/* Four copies with three of their nodes about to go, and three new ones: more than an expert has
+ * places for. */
+TEST(placement_empties_nodes_that_drain_together)
+{
+    enum { NODES = 8, FIRST = 5, GOING = 3 };
+    uint32_t ids[NODES];
+    begin(4);
+    for (int i = 0; i < NODES; i++)
+        ids[i] = (uint32_t)i + 1;
+    for (int i = 0; i < FIRST; i++)
+        join(ids[i], (char[]){(char)('a' + i), 0}, 1000);
+    converge(ids, FIRST);
+    CHECK_INT(place.lowest, 4);
+    for (int i = 0; i < GOING; i++)
+        placement_drain(&place, ids[i]);
+    for (int i = FIRST; i < NODES; i++)
+        join(ids[i], (char[]){(char)('a' + i), 0}, 1000);
+    for (int round = 0; round < 12; round++) {
+        settle(place.epoch);
+        CHECK(place.lowest >= 4);
+        for (int i = GOING; i < NODES; i++)
+            load(ids[i]);
+    }
+    settle(place.epoch);
+    for (int i = 0; i < GOING; i++)
+        CHECK(placement_is_drained(&place, ids[i]));
+    CHECK(placement_is_settled(&place));
+    placement_fini(&place);
+}
+
 TEST(placement_holds_a_draining_node_until_its_experts_have_room)
 {
     begin(1);
