@@ -360,7 +360,6 @@ static void check_converged(struct sim *s)
     check_hosts(s);
     /* Then nothing moves any more. */
     uint64_t epoch = p->epoch, version = p->last_version;
-    s->p.config.rebalance_ns = 0;
     calm(s, 10);
     CHECK_INT(p->epoch, epoch);
     CHECK_INT(p->last_version, version);
@@ -386,6 +385,8 @@ static uint64_t play(struct sim *s, uint64_t seed, int n_events)
     }
     forgive(s);
     calm(s, 80);
+    s->p.config.rebalance_ns = 0; /* what it has begun ends, too */
+    calm(s, 40);
     check_converged(s);
     uint64_t trace = s->trace;
     finish(s);
