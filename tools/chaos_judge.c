@@ -300,15 +300,23 @@ static void miss_whole(const struct chaos_target *t, const struct chaos_measures
             took_s, (double)m->lease_ns / CLOCK_S, (double)m->start_ns / CLOCK_S);
 }
 
+struct bench_summary chaos_rate_percent(const struct chaos_measures *m)
+{
+    struct bench_series percent = bench_ratio(&m->after_per_s, &m->remaining_per_s);
+    for (int i = 0; i < percent.n; i++)
+        percent.values[i] *= 100;
+    return bench_summarise(&percent);
+}
+
 void chaos_misses(const struct chaos_verdict *v, const struct chaos_target *t,
                   const struct chaos_measures *m, struct buf *out)
 {
-    double percent = m->remaining_per_s > 0 ? 100 * m->after_per_s / m->remaining_per_s : 0;
+    double percent = chaos_rate_percent(m).median;
     miss_streams(v, t, out);
     miss_whole(t, m, out);
     if (t->rate_percent > 0 && percent < t->rate_percent)
         buf_printf(clause(out), "%.0f tokens/s afterwards, %.0f %% of what the others give alone",
-                   m->after_per_s, percent);
+                   bench_summarise(&m->after_per_s).median, percent);
     if (t->growth_mib > 0 && m->growth_bytes > (int64_t)t->growth_mib << 20)
         buf_printf(clause(out), "a process grew by %.1f MiB, at most %d",
                    (double)m->growth_bytes / (1 << 20), t->growth_mib);

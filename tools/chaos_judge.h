@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "base/buf.h"
+#include "tools/bench_stats.h"
 
 enum { CHAOS_ERROR_BYTES = 112, CHAOS_ERROR_KINDS = 8, CHAOS_MAX_FAULTS = 1024 };
 enum { CHAOS_KNOWN_OUTAGES = 8 };
@@ -71,8 +72,8 @@ struct chaos_measures {
     int64_t start_ns; /* from the first process's start to full redundancy */
     int64_t lease_ns; /* after which a silent node is given up */
     int64_t whole_ns; /* longest time back to it after a fault; -1: it never came back */
-    /* all clients' tokens a second after the fault, and with the same nodes without it */
-    double after_per_s, remaining_per_s;
+    /* all clients' tokens a second after each fault, and then with the same nodes without it */
+    struct bench_series after_per_s, remaining_per_s;
     int64_t growth_bytes; /* of the process that grew most, while it was attacked */
     long long n_attacks;
     int64_t stalled_ns; /* longest that chaos itself waited for a CPU while clients streamed */
@@ -84,10 +85,13 @@ struct chaos_target {
     bool outage_once;          /* at most one outage for each fault */
     int whole_s;               /* full redundancy again within this time; 0: not asked */
     bool whole_as_start; /* and, after the lease, within the time in which all was read first */
-    int rate_percent;    /* after_per_s is at least so much of remaining_per_s; 0: not asked */
+    int rate_percent;    /* chaos_rate_percent()'s median is at least this; 0: not asked */
     int growth_mib;      /* no process grows by more; 0: not asked */
     const char *refusal; /* requests were refused for this reason; NULL: not asked */
 };
+/* How fast the others are after a fault, in percent of what they give alone: each pair of
+ * windows is one repetition, since rates a minute apart differ by more than is looked for. */
+struct bench_summary chaos_rate_percent(const struct chaos_measures *m);
 /* The longest pause that is allowed; -1: any. */
 int64_t chaos_most_pause_ns(const struct chaos_verdict *v, const struct chaos_target *t);
 /* Appends one clause for each promise that was not kept ("2 requests lost; ..."). */

@@ -67,6 +67,13 @@ static void print_numbers(const struct chaos_scenario *s, const struct chaos_res
                v->still_tokens_per_s, v->tokens_per_s, retries, hedges, replays);
 }
 
+static void share_of_others(const struct chaos_measures *m, struct buf *out)
+{
+    struct bench_summary percent = chaos_rate_percent(m);
+    buf_printf(out, "%.0f %% [%.0f..%.0f] of what the others give alone", percent.median,
+               percent.least, percent.most);
+}
+
 /* What only some scenarios measure. */
 static void print_findings(const struct chaos_scenario *s, const struct chaos_result *r,
                            struct buf *out)
@@ -80,10 +87,12 @@ static void print_findings(const struct chaos_scenario *s, const struct chaos_re
     if (r->outcome == CHAOS_MISSED && m->stalled_ns > CHAOS_OUTAGE_NS)
         buf_printf(out, "%sthe machine was busy with other work: %.0f ms without a CPU\n", indent,
                    ms(m->stalled_ns));
-    if (m->remaining_per_s > 0)
-        buf_printf(out,
-                   "%s%.0f tokens/s without the silent node, %.0f %% of what the others give\n",
-                   indent, m->after_per_s, 100 * m->after_per_s / m->remaining_per_s);
+    if (m->remaining_per_s.n > 0) {
+        buf_printf(out, "%s%.0f tokens/s without the silent node, ", indent,
+                   bench_summarise(&m->after_per_s).median);
+        share_of_others(m, out);
+        buf_puts(out, "\n");
+    }
     if (m->n_attacks > 0)
         buf_printf(out, "%s%lld attacks; no process grew by more than %.1f MiB\n", indent,
                    m->n_attacks, (double)m->growth_bytes / (1 << 20));
@@ -124,9 +133,10 @@ static void row_findings(const struct chaos_result *r, struct buf *out)
     buf_printf(out, "%d requests", v->n_requests);
     if (v->n_faults > 1)
         buf_printf(out, ", %d faults", v->n_faults);
-    if (m->remaining_per_s > 0)
-        buf_printf(out, "; then %.0f %% of what the others give alone",
-                   100 * m->after_per_s / m->remaining_per_s);
+    if (m->remaining_per_s.n > 0) {
+        buf_puts(out, "; then ");
+        share_of_others(m, out);
+    }
     if (m->n_attacks > 0)
         buf_printf(out, "; %lld attacks, no process grew by more than %.1f MiB", m->n_attacks,
                    (double)m->growth_bytes / (1 << 20));
@@ -194,15 +204,23 @@ static json_t *verdict_object(const struct chaos_verdict *v)
     return o;
 }
 
+static json_t *series_array(const struct bench_series *s)
+{
+    json_t *a = json_array();
+    for (int i = 0; i < s->n; i++)
+        must_zero(json_array_append_new(a, json_real(s->values[i])));
+    return a;
+}
+
 static void set_measures(json_t *o, const struct chaos_measures *m)
 {
     set(o, "stalled_ms", json_real(ms(m->stalled_ns)));
     set(o, "start_s", json_real((double)m->start_ns / CLOCK_S));
     if (m->whole_ns != 0)
         set(o, "whole_s", m->whole_ns < 0 ? json_null() : json_real((double)m->whole_ns / CLOCK_S));
-    if (m->remaining_per_s > 0) {
-        set(o, "after_tokens_per_s", json_real(m->after_per_s));
-        set(o, "remaining_tokens_per_s", json_real(m->remaining_per_s));
+    if (m->remaining_per_s.n > 0) {
+        set(o, "after_tokens_per_s", series_array(&m->after_per_s));
+        set(o, "remaining_tokens_per_s", series_array(&m->remaining_per_s));
     }
     if (m->n_attacks > 0) {
         set(o, "attacks", json_integer(m->n_attacks));

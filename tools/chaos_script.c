@@ -167,12 +167,12 @@ static int act_fill(struct chaos_state *r, bool fills, struct err *e)
     return rc;
 }
 
-static int act_rate(struct chaos_state *r, int for_ms, double *per_s, struct err *e)
+static int act_rate(struct chaos_state *r, int for_ms, struct bench_series *per_s, struct err *e)
 {
     int64_t begun_ns = clock_now_ns(), n = chaos_load_tokens(r->load);
     int rc = chaos_pass(r, begun_ns + for_ms * CLOCK_MS, e);
-    *per_s =
-        (double)(chaos_load_tokens(r->load) - n) * CLOCK_S / (double)(clock_now_ns() - begun_ns);
+    bench_series_add(per_s, (double)(chaos_load_tokens(r->load) - n) * CLOCK_S /
+                                (double)(clock_now_ns() - begun_ns));
     return rc;
 }
 

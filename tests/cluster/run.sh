@@ -7,8 +7,9 @@
 #             true size (4 GiB of random q4 weights, made for the run)
 #   local     all that can be, on this host over ipc sockets
 #
-# OPTIONs go to `polymath chaos`, such as --seconds 120.  LANES='hosts local' chooses, LIMIT_S is
-# the most seconds that a lane may take (1200; long --seconds want more).
+# What goes on and on, or is repeated until its figure is more than noise, does so for 90 seconds.
+# OPTIONs go to `polymath chaos`, such as --seconds 300.  LANES='hosts local' chooses, LIMIT_S is
+# the most seconds that a lane may take (1800; long --seconds want more).
 # What this machine cannot do is skipped, and says so.  Everything is gone afterwards, also when
 # interrupted: namespaces and interfaces end with their processes, processes with this script.
 #
@@ -19,7 +20,7 @@ set -u
 bin=$1
 shift
 lanes=${LANES:-hosts geometry local}
-limit_s=${LIMIT_S:-1200}
+limit_s=${LIMIT_S:-1800}
 work=$(mktemp -d "${TMPDIR:-/tmp}/polymath-cluster-XXXXXX") || exit 1
 child=''
 passed=0 failed=0 skipped=0
@@ -55,7 +56,7 @@ chaos() {
     : >"$work/table"
     tail -n +1 -f --pid=$$ "$work/table" 2>/dev/null &
     local shown=$!
-    run "$bin/polymath" chaos --rows "$work/rows" "$@" >"$work/table"
+    run "$bin/polymath" chaos --rows "$work/rows" --seconds 90 "$@" >"$work/table"
     code=$?
     sleep 0.2
     kill "$shown" 2>/dev/null

@@ -201,18 +201,20 @@ TEST(chaos_measures_have_limits_too)
     struct chaos_measures m = {.start_ns = 3 * CLOCK_S,
                                .lease_ns = CLOCK_S,
                                .whole_ns = 3 * CLOCK_S,
-                               .after_per_s = 96,
-                               .remaining_per_s = 100,
+                               .after_per_s = {3, {96, 70, 130}},
+                               .remaining_per_s = {3, {100, 100, 100}},
                                .growth_bytes = 2 << 20};
     CHECK_STR(all_misses(fine, t, m), "");
     m.whole_ns = 5 * CLOCK_S;
     CHECK_HAS(all_misses(fine, t, m), "after 5.0 s; the lease is 1.0 s, reading all took 3.0 s");
     m.whole_ns = 0;
-    m.after_per_s = 90;
+    m.after_per_s.values[2] = 90;
     CHECK_HAS(all_misses(fine, t, m), "90 tokens/s afterwards, 90 % of what the others give");
-    m.after_per_s = m.remaining_per_s = 0;
+    m.remaining_per_s.values[0] = 120; /* the median of 80, 70 and 90 */
+    CHECK_HAS(all_misses(fine, t, m), "90 tokens/s afterwards, 80 % of what the others give");
+    m.after_per_s = m.remaining_per_s = (struct bench_series){0};
     CHECK_HAS(all_misses(fine, t, m), "0 tokens/s afterwards");
-    m.after_per_s = m.remaining_per_s = 100;
+    m.after_per_s = m.remaining_per_s = (struct bench_series){1, {100}};
     m.growth_bytes++;
     CHECK_HAS(all_misses(fine, t, m), "a process grew by 2.0 MiB, at most 2");
     m.growth_bytes = 0;
